@@ -1,0 +1,99 @@
+"""What every script does around a run: overrides in, a table out, an exit code that means something.
+
+0 done; 2 a config, data or checkpoint error, in one message; 130 / 143 stopped by a signal, state
+saved; anything else is a bug and keeps its traceback (exit 1).
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import yaml
+
+from psy_agents_noaug.config.loading import (
+    CONFIG_DIR,
+    compose_config,
+    load_evaluate_config,
+    load_train_config,
+)
+from psy_agents_noaug.errors import Interrupted, PsyAgentsError
+
+if TYPE_CHECKING:
+    from psy_agents_noaug.runs import RunResult
+
+
+def run_train(config_name: str, argv: Sequence[str]) -> int:
+    """Train with `configs/<config_name>.yaml` and the overrides in `argv`; return the exit code."""
+
+    def run() -> "RunResult":
+        config = load_train_config(config_name, argv)
+        # Imported late: torch takes seconds, and a wrong key should be told at once.
+        from psy_agents_noaug.runs import train
+
+        return train(config)
+
+    return _run(config_name, argv, run)
+
+
+def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
+    """Evaluate the `checkpoint=` in `argv`; return the exit code."""
+
+    def run() -> "RunResult":
+        evaluation, explicit = load_evaluate_config(config_name, argv)
+        from psy_agents_noaug.runs import evaluate
+
+        return evaluate(evaluation, task_name=config_name.split("/")[0], explicit=explicit)
+
+    return _run(config_name, argv, run)
+
+
+def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) -> int:
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True
+    )
+    logging.getLogger("psy_agents_noaug").setLevel(logging.INFO)
+    try:
+        if {"--help", "-h"} & set(argv):
+            _print(_help(config_name, [item for item in argv if item not in ("--help", "-h")]))
+            return 0
+        result = run()
+    except PsyAgentsError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped before training began.\n")
+        return 130
+    _print(f"\n{result.summary}\n\nrun directory: {result.directory}")
+    return 0
+
+
+def _help(config_name: str, overrides: Sequence[str]) -> str:
+    groups = [
+        f"  {folder.name}: "
+        + ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_")))
+        for folder in sorted(CONFIG_DIR.iterdir())
+        if folder.is_dir() and not (folder / "train.yaml").is_file()
+    ]
+    composed = yaml.safe_dump(compose_config(config_name, overrides), sort_keys=False)
+    return "\n".join(
+        [
+            f"usage: {sys.argv[0]} [GROUP=CHOICE | KEY=VALUE]...",
+            "",
+            "Overrides are in Hydra's syntax: data=redsm5 data.dir=DIR training.epochs=3.",
+            "What each key does stands beside it in the files of configs/.",
+            "",
+            "groups and their choices:",
+            *groups,
+            "",
+            "keys and their values, with the overrides given here:",
+            *(f"  {line}" for line in composed.splitlines()),
+        ]
+    )
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")

@@ -1,0 +1,230 @@
+"""From the Hydra tree and a command line to a checked, typed configuration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from psy_agents_noaug.errors import ConfigError, faults_message
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+    from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
+
+CONFIG_DIR = Path(__file__).parents[3] / "configs"
+
+
+def load_train_config(config_name: str, overrides: Sequence[str]) -> "TrainConfig":
+    """Compose `configs/<config_name>.yaml` with `overrides` (Hydra's syntax) and check it.
+
+    `best_config=FILE` puts that file's values under the other overrides, so the command line wins.
+
+    Raises:
+        ConfigError: with every unknown key, missing value and wrong type in one message.
+    """
+    from psy_agents_noaug.config.schema import TrainConfig
+
+    return validate(TrainConfig, compose_config(config_name, overrides))
+
+
+def load_evaluate_config(
+    config_name: str, overrides: Sequence[str]
+) -> tuple["EvaluateConfig", dict[str, Any]]:
+    """Return what to evaluate, and the values given explicitly, to lay over the checkpoint's own.
+
+    The second part maps dotted keys to values (`{"data": {...}, "training.amp": "off"}`): a group
+    choice replaces its whole section, a value override one key.
+    """
+    from psy_agents_noaug.config.schema import EvaluateConfig
+
+    composed = compose_config(config_name, overrides)
+    own = {key: composed[key] for key in EvaluateConfig.model_fields if key in composed}
+    evaluation = validate(EvaluateConfig, own)
+    explicit = {
+        override.key_or_group: _lookup(composed, override.key_or_group)
+        for override in _parse(overrides)
+        if override.key_or_group not in EvaluateConfig.model_fields
+    }
+    return evaluation, explicit
+
+
+def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainConfig":
+    """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced."""
+    from psy_agents_noaug.config.schema import TrainConfig
+
+    merged = OmegaConf.create(dict(config))
+    for key, value in explicit.items():
+        OmegaConf.update(merged, key, value, merge=False, force_add=True)
+    return validate(TrainConfig, _plain(merged))
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose the tree without a schema: plain dictionaries, interpolations resolved.
+
+    A value that must be given and is not stays `???`, for `validate` to report.
+    """
+    parsed = _parse(overrides)
+    best = [override.value() for override in parsed if override.key_or_group == "best_config"]
+    from_file = _flat_overrides(Path(str(best[-1]))) if best and best[-1] is not None else []
+    arguments = [*from_file, *(_unrestricted(override) for override in parsed)]
+    try:
+        with initialize_config_dir(str(_config_dir()), version_base="1.3"):
+            config = compose(config_name, overrides=arguments)
+        return _plain(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"The configuration cannot be composed: {_one_line(error)}") from error
+
+
+def validate(schema: type[ModelT], values: Mapping[str, Any]) -> ModelT:
+    """Check `values` against `schema`; all faults in one ConfigError."""
+    from pydantic import ValidationError
+
+    faults = [f"`{key}` must be given: {key}=..." for key in _missing("", values)]
+    try:
+        validated = schema.model_validate(dict(values))
+    except ValidationError as error:
+        faults += [fault for fault in _faults(error, values) if fault not in faults]
+    if faults:
+        raise ConfigError(faults_message("The configuration is not valid:", faults))
+    return validated
+
+
+def to_yaml(config: "BaseModel") -> str:
+    """Render a configuration as YAML that `load_train_config` reads back to an equal one."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    keys: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            keys += _missing(f"{prefix}{key}.", value)
+        elif value == "???":
+            keys.append(prefix + key)
+    return keys
+
+
+def _faults(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
+    """One line a fault; a key whose alternatives all fail is named once with all of them."""
+    reasons: dict[str, list[str]] = {}
+    for fault in error.errors(include_url=False):
+        key = _existing_key(fault["loc"], values)
+        message = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            message = "is not a known key"
+        elif fault["type"] == "missing":
+            message = "must be given"
+        elif fault["type"] != "value_error":
+            message = f"is {fault['input']!r}: {message[0].lower()}{message[1:]}"
+        if message not in reasons.setdefault(key, []):
+            reasons[key].append(message)
+    return [f"`{key}` {'; or '.join(messages)}" if key else "; ".join(messages)
+            for key, messages in reasons.items()]
+
+
+def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
+    """Cut pydantic's names of union alternatives off the end of a location."""
+    known: list[str] = []
+    here: Any = values
+    for part in location:
+        if isinstance(here, Mapping) and (part in here or len(known) == 0):
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int):
+            here = here[part]
+        elif isinstance(here, Mapping) and location[-1] == part:
+            here = None
+        else:
+            break
+        known.append(str(part))
+    return ".".join(known)
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(
+            f"The command line must hold key=value pairs: {_one_line(error)}"
+        ) from error
+
+
+def _unrestricted(override: Override) -> str:
+    """Let an unknown value key through composing, so that the schema reports it with the rest."""
+    line = override.input_line or ""
+    is_group = (_config_dir() / override.key_or_group).is_dir()
+    return line if is_group or line.startswith(("+", "~")) else f"++{line}"
+
+
+def _flat_overrides(path: Path) -> list[str]:
+    """Read a YAML file of nested or dotted keys as value overrides."""
+    if not path.is_file():
+        raise ConfigError(f"`best_config` must be a file, but {path} is not there.")
+    try:
+        content = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"`best_config` {path} is not YAML: {_one_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
+    return _flatten("", _plain(content))
+
+
+def _flatten(prefix: str, values: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            lines += _flatten(f"{dotted}.", value)
+        elif (_config_dir() / dotted).is_dir():
+            lines.append(f"{dotted}={value}")
+        else:
+            lines.append(f"++{dotted}={_hydra_literal(value)}")
+    return lines
+
+
+def _hydra_literal(value: Any) -> str:
+    """Spell a YAML value in Hydra's override grammar."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    if isinstance(value, list):
+        return f"[{','.join(_hydra_literal(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{_hydra_literal(v)}" for k, v in value.items()) + "}"
+    return {None: "null", True: "true", False: "false"}.get(value, repr(value))
+
+
+def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
+    here: Any = values
+    for part in dotted.split("."):
+        here = here[part]
+    return here
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).split("Config search path")[0]
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _config_dir() -> Path:
+    if not CONFIG_DIR.is_dir():
+        raise ConfigError(
+            f"The configuration tree {CONFIG_DIR} is not there: install the project from its "
+            "checkout with `pip install -e .`."
+        )
+    return CONFIG_DIR

@@ -1,0 +1,180 @@
+"""Every setting, its type and its bounds. `configs/` holds the values, this file holds the rules.
+
+Unknown keys are refused and types are strict: `training.epochs=2.5` or `amp: yes` is an error, not
+a guess.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+TableColumns = dict[Literal["posts", "annotations", "criteria"], dict[str, str]]
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataConfig(Section):
+    """Where the corpus lies and how pairs are made of it (`configs/data/`)."""
+
+    name: str
+    source: Literal["bundled", "files", "hub"]
+    dir: str | None = None
+    posts: str | None = None
+    annotations: str | None = None
+    criteria: str | None = None
+    splits: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    columns: TableColumns = {}
+    ignored_criteria: list[str] = []
+    unit: Literal["post", "sentence"]
+    unannotated_pairs: Literal["negative", "drop"]
+    negatives: Literal["all"] | Annotated[float, Field(gt=0.0)]
+    split_fractions: Annotated[list[float], Field(min_length=3, max_length=3)]
+    split_seed: Annotated[int, Field(ge=0)]
+    fuzzy_threshold: Annotated[float, Field(ge=0.0, le=100.0)]
+    near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+
+    @model_validator(mode="after")
+    def _names_its_source(self) -> "DataConfig":
+        needed = {"bundled": (), "files": ("posts", "annotations"), "hub": ("repo",)}[self.source]
+        missing = [key for key in needed if getattr(self, key) is None]
+        if missing:
+            keys = ", ".join(f"`data.{key}`" for key in missing)
+            raise ValueError(f"{keys} must be given for `data.source={self.source}`.")
+        if abs(sum(self.split_fractions) - 1.0) > 1e-6 or min(self.split_fractions) <= 0.0:
+            raise ValueError(
+                "`data.split_fractions` must be three positive numbers that sum to 1, "
+                f"but is {self.split_fractions} instead."
+            )
+        return self
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the encoder (Hu et al. 2022), through `peft`."""
+
+    rank: Positive = 8
+    alpha: Annotated[float, Field(gt=0.0)] = 16.0
+    dropout: Fraction = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Section):
+    """The encoder and the head (`configs/model/`)."""
+
+    pretrained_model: str
+    revision: str | None = None
+    max_length: Annotated[int, Field(ge=8)]
+    pooling: Literal["cls", "mean", "max", "attention"]
+    head_layers: Positive
+    head_width: Positive | None
+    head_dropout: Fraction
+    encoder_dropout: Fraction | None
+    lora: LoraConfig | None
+
+
+class CriteriaTaskConfig(Section):
+    """Loss and decision rule of the criteria task (`configs/task/criteria.yaml`)."""
+
+    name: Literal["criteria"]
+    loss: Literal["cross_entropy", "focal"]
+    focal_gamma: Annotated[float, Field(ge=0.0)]
+    class_weights: (
+        Literal["none", "balanced"]
+        | Annotated[
+            list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)
+        ]
+    )
+    thresholds: Literal["global", "per_criterion"]
+    threshold_min_support: Positive
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+
+
+class EarlyStoppingConfig(Section):
+    """Stop after `patience` evaluations without an improvement of more than `min_delta`."""
+
+    patience: Positive
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+class TrainingConfig(Section):
+    """The optimisation, the precision and the machine (`configs/training/`)."""
+
+    epochs: Positive
+    max_steps: Positive | None
+    train_batch_size: Positive
+    eval_batch_size: Positive
+    micro_batch_size: Positive | None
+    micro_batch_tokens: Positive
+    learning_rate: Annotated[float, Field(gt=0.0)]
+    head_learning_rate: Annotated[float, Field(gt=0.0)] | None
+    weight_decay: Annotated[float, Field(ge=0.0)]
+    adam_beta1: Fraction
+    adam_beta2: Fraction
+    adam_epsilon: Annotated[float, Field(gt=0.0)]
+    max_grad_norm: Annotated[float, Field(gt=0.0)] | None
+    scheduler: str
+    warmup_ratio: Fraction
+    monitor: str
+    monitor_mode: Literal["max", "min"]
+    early_stopping: EarlyStoppingConfig | None
+    eval_steps: Positive | None
+    save_steps: Positive | None
+    device: str
+    amp: Literal["off", "fp16", "bf16", "auto"]
+    deterministic: bool
+    deterministic_warn_only: bool
+    cudnn_benchmark: bool
+    tf32: bool
+    compile: bool
+    gradient_checkpointing: bool
+    num_workers: Annotated[int, Field(ge=0)] | None
+    pin_memory: bool | None
+    persistent_workers: bool | None
+    prefetch_factor: Positive | None
+
+    @model_validator(mode="after")
+    def _does_not_contradict_itself(self) -> "TrainingConfig":
+        if self.deterministic and self.cudnn_benchmark:
+            raise ValueError(
+                "`training.cudnn_benchmark` picks kernels by timing, which `training.deterministic` "
+                "forbids: turn one of them off."
+            )
+        return self
+
+
+class TrackingConfig(Section):
+    """Where metrics go besides the run directory (`configs/tracking/`)."""
+
+    name: Literal["mlflow", "none"]
+    uri: str | None = None
+    experiment: str | None = None
+    system_metrics: bool = True
+
+
+class TrainConfig(Section):
+    """Everything one training run depends on."""
+
+    task: CriteriaTaskConfig
+    data: DataConfig
+    model: ModelConfig
+    training: TrainingConfig
+    tracking: TrackingConfig
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    output_dir: str
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None
+    resume: str | None
+    best_config: str | None
+
+
+class EvaluateConfig(Section):
+    """What an evaluation reads beside the checkpoint's own configuration."""
+
+    checkpoint: str
+    split: Literal["train", "val", "test"]

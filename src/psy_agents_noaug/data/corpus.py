@@ -1,0 +1,276 @@
+"""The corpus: posts, annotations and criteria, checked as a whole before anything uses them."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
+from psy_agents_noaug.data.tables import read_hub, read_table
+from psy_agents_noaug.data.validation import (
+    Fault,
+    Table,
+    annotation_faults,
+    column_faults,
+    criteria_faults,
+    criterion_names,
+    parse_offset,
+    parse_status,
+    post_faults,
+    raise_faults,
+    rename_columns,
+    resolve_criterion,
+    shown,
+    split_aliases,
+)
+from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.utils.files import sha256_of_json
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """A post; `group_id` is what a split must not divide, the post itself where none is given."""
+
+    post_id: str
+    text: str
+    group_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A judgement: `status` 1 is met, 0 explicitly not. Offsets are code points, half-open.
+
+    `row` is the 1-based record in the annotations file, which reports refer to.
+    """
+
+    post_id: str
+    criterion_id: str
+    status: int
+    evidence_text: str | None
+    start_char: int | None
+    end_char: int | None
+    sentence_id: str | None
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """A valid corpus, in an order that does not depend on the order of the files.
+
+    `posts` are sorted by identifier, `annotations` by content, `criteria` by identifier with
+    numbers as numbers (A.2 before A.10). `ignored` counts the rows left out of the labels.
+    `fingerprint` is a SHA-256 of the content, whatever the file format, row order and column names.
+    """
+
+    posts: tuple[Post, ...]
+    annotations: tuple[Annotation, ...]
+    criteria: tuple[Criterion, ...]
+    ignored: dict[str, int]
+    fingerprint: str
+
+
+def load_corpus(
+    *,
+    posts: Path,
+    annotations: Path,
+    criteria: Path | None,
+    columns: Mapping[str, Mapping[str, str]],
+    ignored_criteria: Sequence[str],
+) -> Corpus:
+    """Read and check the three tables; `criteria` None stands for the nine of `dsm5`.
+
+    `columns` maps, per table ("posts", "annotations", "criteria"), our column names to the file's.
+    `ignored_criteria` are labels that are counted and left out, regardless of case.
+
+    Raises DataError with every fault of every table, and ConfigError for an impossible setting.
+    """
+    frames: dict[str, tuple[str, pd.DataFrame]] = {}
+    unread: list[Fault] = []
+    paths = {"posts": posts, "annotations": annotations, "criteria": criteria}
+    for kind, path in paths.items():
+        if path is not None:
+            _read_into(frames, unread, kind=kind, path=path)
+    return _corpus(
+        frames,
+        unread,
+        default_criteria=criteria is None,
+        columns=columns,
+        ignored_criteria=ignored_criteria,
+    )
+
+
+def load_hub_corpus(
+    *,
+    repo: str,
+    revision: str | None,
+    criteria: Path | None,
+    columns: Mapping[str, Mapping[str, str]],
+    ignored_criteria: Sequence[str],
+) -> Corpus:
+    """Like `load_corpus`, with posts and annotations from the Hugging Face hub (`read_hub`)."""
+    posts, annotations = read_hub(repo, revision=revision, columns=columns)
+    frames = {
+        "posts": (f"{repo} posts", posts),
+        "annotations": (f"{repo} annotations", annotations),
+    }
+    unread: list[Fault] = []
+    if criteria is not None:
+        _read_into(frames, unread, kind="criteria", path=criteria)
+    return _corpus(
+        frames,
+        unread,
+        default_criteria=criteria is None,
+        columns=columns,
+        ignored_criteria=ignored_criteria,
+    )
+
+
+def _read_into(
+    frames: dict[str, tuple[str, pd.DataFrame]], unread: list[Fault], *, kind: str, path: Path
+) -> None:
+    try:
+        frames[kind] = (path.name, read_table(path))
+    except DataError as error:  # reported together with the faults of the other tables
+        unread.append(Fault(kind, "cannot be read", str(error)))
+
+
+def _corpus(
+    frames: Mapping[str, tuple[str, pd.DataFrame]],
+    unread: Sequence[Fault],
+    *,
+    default_criteria: bool,
+    columns: Mapping[str, Mapping[str, str]],
+    ignored_criteria: Sequence[str],
+) -> Corpus:
+    faults = list(unread)
+    tables: dict[str, Table] = {}
+    bad: dict[str, set[tuple[int, str]]] = {}
+    for kind, (file, frame) in frames.items():
+        tables[kind], missing = rename_columns(
+            frame, file=file, kind=kind, columns=columns.get(kind, {})
+        )
+        cells = column_faults(tables[kind])
+        bad[kind] = {(row, column) for row, column, _ in cells}
+        faults += [*missing, *(fault for _, _, fault in cells)]
+
+    posts = tables.get("posts")
+    texts: dict[str | None, str | None] | None = None
+    if posts is not None and "post_id" in posts.frame:
+        faults += post_faults(posts)
+        texts = dict(zip(posts.values("post_id"), posts.values("text"), strict=True))
+    criteria: tuple[Criterion, ...] = MAJOR_DEPRESSIVE_EPISODE if default_criteria else ()
+    if "criteria" in tables:
+        faults += criteria_faults(tables["criteria"])
+        criteria = _criteria(tables["criteria"])
+    names = criterion_names(criteria)
+    _check_ignored(ignored_criteria, names)
+    if "annotations" in tables:
+        faults += annotation_faults(
+            tables["annotations"],
+            bad=bad["annotations"],
+            texts=texts,
+            names=names or None,
+            ignored=ignored_criteria,
+        )
+    raise_faults("The corpus breaks the data contract:", faults)
+    return _valid_corpus(tables, criteria=criteria, ignored_criteria=ignored_criteria)
+
+
+def _valid_corpus(
+    tables: Mapping[str, Table], *, criteria: tuple[Criterion, ...], ignored_criteria: Sequence[str]
+) -> Corpus:
+    """Build the corpus from tables without faults."""
+    table = tables["posts"]
+    rows = zip(*(table.values(name) for name in ("post_id", "text", "group_id")), strict=True)
+    posts = [
+        Post(post_id, text, group_id or post_id)
+        for post_id, text, group_id in rows
+        if post_id is not None and text is not None
+    ]
+    names = criterion_names(criteria)
+    spelling = {label.casefold(): label for label in ignored_criteria}
+    annotations: list[Annotation] = []
+    ignored: Counter[str] = Counter()
+    table = tables["annotations"]
+    columns = ("post_id", "criterion_id", "status", "evidence_text", "start_char", "end_char")
+    cells = zip(*(table.values(name) for name in (*columns, "sentence_id")), strict=True)
+    for row, (post_id, label, status, evidence_text, start, end, sentence_id) in enumerate(cells):
+        assert post_id is not None
+        assert label is not None
+        assert status is not None
+        criterion_id = resolve_criterion(label, names)
+        if criterion_id is None:
+            ignored[spelling[label.casefold()]] += 1
+            continue
+        annotations.append(
+            Annotation(
+                post_id=post_id,
+                criterion_id=criterion_id,
+                status=parse_status(status),
+                evidence_text=evidence_text,
+                start_char=parse_offset(start),
+                end_char=parse_offset(end),
+                sentence_id=sentence_id,
+                row=row + 1,
+            )
+        )
+    posts.sort(key=lambda post: post.post_id)
+    annotations.sort(key=lambda annotation: (_content(annotation), annotation.row))
+    content = {
+        "posts": [[post.post_id, post.text, post.group_id] for post in posts],
+        "annotations": [_content(annotation) for annotation in annotations],
+        "criteria": [[c.criterion_id, c.name, c.text, sorted(c.aliases)] for c in criteria],
+        "ignored": ignored,
+    }
+    return Corpus(
+        posts=tuple(posts),
+        annotations=tuple(annotations),
+        criteria=criteria,
+        ignored=dict(sorted(ignored.items())),
+        fingerprint=sha256_of_json(content),
+    )
+
+
+def _content(annotation: Annotation) -> tuple[str | int, ...]:
+    """Everything but the row, in a form that sorts: None becomes "" or -1, which no value is."""
+    return (
+        annotation.post_id,
+        annotation.criterion_id,
+        annotation.status,
+        -1 if annotation.start_char is None else annotation.start_char,
+        -1 if annotation.end_char is None else annotation.end_char,
+        annotation.evidence_text or "",
+        annotation.sentence_id or "",
+    )
+
+
+def _criteria(table: Table) -> tuple[Criterion, ...]:
+    columns = ("criterion_id", "name", "text", "aliases")
+    cells = zip(*(table.values(column) for column in columns), strict=True)
+    criteria = [
+        Criterion(criterion_id, name or "", text or "", split_aliases(aliases))
+        for criterion_id, name, text, aliases in cells
+        if criterion_id is not None
+    ]
+    return tuple(sorted(criteria, key=lambda criterion: _natural(criterion.criterion_id)))
+
+
+def _natural(identifier: str) -> tuple[list[tuple[bool, int, str]], str]:
+    """Sort key with numbers as numbers: A.2 before A.10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", identifier)
+    keys = [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
+    return keys, identifier
+
+
+def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
+    for label in labels:
+        criterion_id = resolve_criterion(label, names)
+        if criterion_id is not None:
+            # Its posts would turn into negatives; leaving a criterion out is the criteria table's.
+            raise ConfigError(
+                f"`ignored_criteria` must be labels that are no criterion, but {shown(label)} is "
+                f"criterion {criterion_id}. To leave it out, give a criteria table without it."
+            )

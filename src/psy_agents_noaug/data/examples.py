@@ -1,0 +1,194 @@
+"""From annotations to examples: one (post or sentence, criterion) pair each.
+
+The label comes from `status`, the evidence from the evidence columns, never one from the other.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from psy_agents_noaug.data.alignment import Span
+from psy_agents_noaug.data.corpus import Annotation, Corpus
+from psy_agents_noaug.data.validation import Fault, raise_faults, shown
+
+Unit = Literal["post", "sentence"]
+UnannotatedPairs = Literal["negative", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A pair to be judged.
+
+    `example_id` is "post_id/criterion_id", or "post_id/sentence_id/criterion_id" where the unit is
+    the sentence. `annotated` tells an explicit label from the negative of an unannotated pair.
+    `evidence` (from rows of status 1) and `hard_negative_spans` (status 0) are sorted, without
+    repetition, in code points of the post; both are empty where the unit is the sentence. A met
+    criterion without evidence means that its evidence is unknown, not that there is none.
+    """
+
+    example_id: str
+    post_id: str
+    group_id: str
+    criterion_id: str
+    text: str
+    label: int
+    annotated: bool
+    evidence: tuple[Span, ...]
+    hard_negative_spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelReport:
+    """What the labels are made of; the mappings have every criterion.
+
+    `n_annotations` counts rows, without the `ignored` ones (rows by label). `contradictions` are
+    the examples with both a status 1 and a status 0, whose label is 1.
+    """
+
+    n_posts: int
+    n_annotations: int
+    n_pairs: int
+    positives: Mapping[str, int]
+    explicit_negatives: Mapping[str, int]
+    unannotated: Mapping[str, int]
+    contradictions: Sequence[str]
+    ignored: Mapping[str, int]
+    posts_without_annotation: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain containers, for a JSON file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What a criterion is judged on: a post, or one of its sentences."""
+
+    post_id: str
+    part: str
+    group_id: str
+    text: str
+
+
+def build_examples(
+    corpus: Corpus,
+    *,
+    unit: Unit,
+    unannotated_pairs: UnannotatedPairs,
+    spans: Mapping[int, Span],
+) -> tuple[list[Example], LabelReport]:
+    """Merge the annotations of each pair, and add the unannotated pairs as negatives if asked to.
+
+    `unit` "post": the text is the post, and all posts are paired. `unit` "sentence": the texts are
+    the annotated sentences (`evidence_text`, or the text at the offsets), told apart by
+    `sentence_id`, or by content where that is missing. `spans` are the aligned spans by annotation
+    row (`align_corpus`). The examples are sorted by post, sentence and the order of the criteria.
+
+    Raises DataError, listing all rows, if a sentence has no text or two texts, or if identifiers
+    with slashes make two examples look the same.
+    """
+    if unit == "post":
+        texts = {
+            (post.post_id, ""): _Text(post.post_id, "", post.group_id, post.text)
+            for post in corpus.posts
+        }
+        parts = {annotation.row: "" for annotation in corpus.annotations}
+    else:
+        texts, parts = _sentences(corpus)
+    pairs: dict[tuple[str, str, str], list[Annotation]] = {}
+    for annotation in corpus.annotations:
+        key = (annotation.post_id, parts[annotation.row], annotation.criterion_id)
+        pairs.setdefault(key, []).append(annotation)
+
+    examples: list[Example] = []
+    contradictions: list[str] = []
+    for (post_id, part), text in sorted(texts.items()):
+        for criterion in corpus.criteria:
+            criterion_id = criterion.criterion_id
+            rows = pairs.get((post_id, part, criterion_id), [])
+            if not rows and unannotated_pairs == "drop":
+                continue
+            example = _example(text, criterion_id, rows, spans=spans if unit == "post" else {})
+            examples.append(example)
+            if {row.status for row in rows} == {0, 1}:
+                contradictions.append(example.example_id)
+    _check_unique(examples)
+    return examples, _report(corpus, examples, contradictions)
+
+
+def _example(
+    text: _Text, criterion_id: str, rows: Sequence[Annotation], *, spans: Mapping[int, Span]
+) -> Example:
+    found = {
+        status: tuple(sorted({spans[r.row] for r in rows if r.status == status and r.row in spans}))
+        for status in (0, 1)
+    }
+    return Example(
+        example_id="/".join(filter(None, (text.post_id, text.part, criterion_id))),
+        post_id=text.post_id,
+        group_id=text.group_id,
+        criterion_id=criterion_id,
+        text=text.text,
+        label=int(any(row.status == 1 for row in rows)),
+        annotated=bool(rows),
+        evidence=found[1],
+        hard_negative_spans=found[0],
+    )
+
+
+def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, str]]:
+    """The annotated sentences by (post, sentence), and the sentence of each annotation row."""
+    posts = {post.post_id: post for post in corpus.posts}
+    texts: dict[tuple[str, str], _Text] = {}
+    parts: dict[int, str] = {}
+    faults: list[Fault] = []
+    for annotation in sorted(corpus.annotations, key=lambda a: a.row):
+        post = posts[annotation.post_id]
+        place = f"annotations, row {annotation.row}"
+        text = annotation.evidence_text
+        if text is None and annotation.start_char is not None:
+            text = post.text[annotation.start_char : annotation.end_char]
+        if text is None:
+            rule = "must have evidence_text or offsets where the unit is the sentence"
+            faults.append(Fault(place, rule))
+            continue
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        part = annotation.sentence_id or f"text-{digest}"
+        sentence = _Text(post.post_id, part, post.group_id, text)
+        if texts.setdefault((post.post_id, part), sentence) != sentence:
+            rule = "must have the same text as the other rows of its sentence"
+            faults.append(Fault(place, rule, shown(part)))
+        parts[annotation.row] = part
+    raise_faults("The annotations cannot be used sentence by sentence:", faults)
+    return texts, parts
+
+
+def _check_unique(examples: Sequence[Example]) -> None:
+    counts = Counter(example.example_id for example in examples)
+    faults = [
+        Fault(shown(name), "must name one example; rename posts, sentences or criteria with a /")
+        for name, count in counts.items()
+        if count > 1
+    ]
+    raise_faults("Some examples cannot be told apart:", faults)
+
+
+def _report(
+    corpus: Corpus, examples: Sequence[Example], contradictions: Sequence[str]
+) -> LabelReport:
+    counts = Counter((e.criterion_id, e.label, e.annotated) for e in examples)
+    criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
+    annotated_posts = {annotation.post_id for annotation in corpus.annotations}
+    return LabelReport(
+        n_posts=len(corpus.posts),
+        n_annotations=len(corpus.annotations),
+        n_pairs=len(examples),
+        positives={name: counts[name, 1, True] for name in criterion_ids},
+        explicit_negatives={name: counts[name, 0, True] for name in criterion_ids},
+        unannotated={name: counts[name, 0, False] for name in criterion_ids},
+        contradictions=list(contradictions),
+        ignored=dict(corpus.ignored),
+        posts_without_annotation=sum(p.post_id not in annotated_posts for p in corpus.posts),
+    )

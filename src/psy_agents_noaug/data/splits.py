@@ -1,0 +1,279 @@
+"""Train, val and test: divided by group, stratified over criteria, reproducible from a file."""
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psy_agents_noaug.data.corpus import Post
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.validation import Fault, raise_faults, shown
+from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.utils.files import sha256_of_json, write_json
+
+SPLIT_NAMES = ("train", "val", "test")
+FILE_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The post identifiers of each split, sorted; `origin` tells where the division is from."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+    fingerprint: str
+    origin: str
+
+    def by_name(self) -> dict[str, tuple[str, ...]]:
+        """Return the three lists by split name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    def split_of(self) -> dict[str, str]:
+        """Return the split name of each post."""
+        return {post_id: name for name, ids in self.by_name().items() for post_id in ids}
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Posts that stay together, and how many of them are positive for each label."""
+
+    group_id: str
+    post_ids: tuple[str, ...]
+    labels: Mapping[str, int]
+
+
+def make_splits(
+    examples: Sequence[Example],
+    *,
+    posts: Sequence[Post],
+    fractions: tuple[float, float, float],
+    seed: int,
+) -> Splits:
+    """Divide all `posts` by iterative stratification over groups.
+
+    Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011):
+    the rarest label first, each of its groups to the split that still wants most of it. Two things
+    are added: a split takes no more posts than its share while another has room, so that single
+    posts divide into the asked numbers exactly, and no split stays empty. `posts` without examples
+    are divided too. `fractions` are the shares of posts in train, val and test.
+
+    The result depends on `seed`, identifiers, groups and labels, not on any order.
+
+    Raises ConfigError for impossible fractions, DataError for fewer than three groups.
+    """
+    proper = len(fractions) == len(SPLIT_NAMES) and min(fractions) > 0
+    if not proper or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+        raise ConfigError(
+            "`fractions` must be three positive numbers with the sum 1, "
+            f"but are {fractions} instead."
+        )
+    groups = _groups(examples, posts)
+    if len(groups) < len(SPLIT_NAMES):
+        raise DataError(
+            f"A division needs at least 3 groups (authors, or posts), but there are {len(groups)}."
+        )
+    assigned = _stratify(groups, fractions=fractions, seed=seed)
+    members: list[list[str]] = [[] for _ in SPLIT_NAMES]
+    for group, split in zip(groups, assigned, strict=True):
+        members[split].extend(group.post_ids)
+    shares = ",".join(f"{fraction:g}" for fraction in fractions)
+    return _splits(members, origin=f"generated seed={seed} fractions={shares}")
+
+
+def read_splits(path: Path, *, posts: Sequence[Post]) -> Splits:
+    """Read `{"format": 1, "train": [...], "val": [...], "test": [...]}` and use it as it is.
+
+    Raises DataError with all faults: not JSON, a missing, wrong or empty list, posts that are
+    unknown, in no split or in two, a divided group, or a `fingerprint` that fits other lists.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    try:
+        content = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        raise DataError(f"{path}: a split file must be UTF-8 JSON, but is not.") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a split file must be a JSON object, but is not.")
+    faults: list[Fault] = []
+    if content.get("format") != FILE_FORMAT:
+        faults.append(Fault("format", f"must be {FILE_FORMAT}"))
+    members: list[list[str]] = []
+    for name in SPLIT_NAMES:
+        listed = content.get(name)
+        if not isinstance(listed, list) or not listed:
+            faults.append(Fault(name, "must be a list of post ids that is not empty"))
+            listed = []
+        not_text = sum(not isinstance(post_id, str) for post_id in listed)
+        if not_text:
+            faults.append(Fault(name, "must hold text only", f"{not_text} entries do not"))
+        members.append([post_id for post_id in listed if isinstance(post_id, str)])
+    faults += _membership_faults(members, posts)
+    splits = _splits(members, origin=f"given: {path.name}")
+    if not faults and content.get("fingerprint", splits.fingerprint) != splits.fingerprint:
+        rule = "must fit the lists; remove it if they were edited on purpose"
+        faults.append(Fault("fingerprint", rule))
+    raise_faults(f"{path} does not divide the posts:", faults)
+    return splits
+
+
+def write_splits(path: Path, splits: Splits) -> None:
+    """Write what `read_splits` reads, with the fingerprint and the origin."""
+    lists = {name: list(post_ids) for name, post_ids in splits.by_name().items()}
+    described = {"fingerprint": splits.fingerprint, "origin": splits.origin}
+    write_json(path, {"format": FILE_FORMAT, **described, **lists})
+
+
+def split_summary(
+    splits: Splits, examples: Sequence[Example], *, criterion_ids: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Count posts, pairs and positive pairs per criterion in each split.
+
+    Returns {split: {"posts", "pairs", "positives": {criterion_id: count}}}, and a warning for each
+    criterion without a positive pair in val or test: its scores there say nothing.
+    """
+    split_of = splits.split_of()
+    pairs = Counter(split_of[example.post_id] for example in examples)
+    positives = Counter(
+        (split_of[example.post_id], example.criterion_id) for example in examples if example.label
+    )
+    summary = {
+        name: {
+            "posts": len(post_ids),
+            "pairs": pairs[name],
+            "positives": {
+                criterion_id: positives[name, criterion_id] for criterion_id in criterion_ids
+            },
+        }
+        for name, post_ids in splits.by_name().items()
+    }
+    warnings = [
+        f"Criterion {criterion_id} has no positive pair in {name}."
+        for name in ("val", "test")
+        for criterion_id in criterion_ids
+        if positives[name, criterion_id] == 0
+    ]
+    return summary, warnings
+
+
+def _groups(examples: Sequence[Example], posts: Sequence[Post]) -> list[_Group]:
+    labels_of: dict[str, set[str]] = defaultdict(set)
+    for example in examples:
+        # Posts with pairs are a label of their own, as not all posts have any under "drop".
+        labels_of[example.post_id].add("has pairs")
+        if example.label:
+            labels_of[example.post_id].add(f"positive {example.criterion_id}")
+    members: dict[str, list[str]] = defaultdict(list)
+    for post in posts:
+        members[post.group_id].append(post.post_id)
+    return [
+        _Group(
+            group_id,
+            tuple(sorted(post_ids)),
+            Counter(label for post_id in post_ids for label in labels_of[post_id]),
+        )
+        for group_id, post_ids in members.items()
+    ]
+
+
+def _stratify(groups: Sequence[_Group], *, fractions: Sequence[float], seed: int) -> list[int]:
+    """The split index of each group."""
+    keys = [_tie_break(seed, group.group_id) for group in groups]
+    order = sorted(range(len(groups)), key=lambda g: (-len(groups[g].post_ids), keys[g]))
+    room = _shares(sum(len(group.post_ids) for group in groups), fractions)
+    totals = Counter[str]()
+    for group in groups:
+        totals.update(group.labels)
+    wanted = {label: [total * f for f in fractions] for label, total in totals.items()}
+    assigned = [-1] * len(groups)
+    filled: set[int] = set()
+    left = len(groups)
+
+    def assign(g: int, label: str | None) -> None:
+        nonlocal left
+        size = len(groups[g].post_ids)
+        empty = [split for split in range(len(fractions)) if split not in filled]
+        options = empty if left <= len(empty) else list(range(len(fractions)))
+        most = max(room[split] for split in options)
+        # Where the group fits nowhere, it goes where most room is.
+        options = [split for split in options if room[split] >= min(size, most)]
+        split = max(
+            options,
+            key=lambda s: (
+                wanted[label][s] if label is not None else room[s],
+                room[s],
+                _tie_break(seed, f"{groups[g].group_id}\0{s}"),
+            ),
+        )
+        assigned[g] = split
+        filled.add(split)
+        left -= 1
+        room[split] -= size
+        for name, count in groups[g].labels.items():
+            wanted[name][split] -= count
+
+    remaining = Counter(totals)
+    while any(remaining.values()):
+        rarest = min(
+            (name for name, count in remaining.items() if count), key=lambda n: (remaining[n], n)
+        )
+        for g in order:
+            if assigned[g] < 0 and rarest in groups[g].labels:
+                assign(g, rarest)
+                remaining.subtract(groups[g].labels)
+    for g in order:
+        if assigned[g] < 0:
+            assign(g, None)
+    return assigned
+
+
+def _shares(total: int, fractions: Sequence[float]) -> list[int]:
+    """Whole numbers of posts that sum to `total`, at least one each (largest remainders)."""
+    exact = [total * fraction for fraction in fractions]
+    shares = [max(1, math.floor(share + 1e-9)) for share in exact]
+    while sum(shares) < total:
+        shares[max(range(len(shares)), key=lambda s: (exact[s] - shares[s], -s))] += 1
+    while sum(shares) > total:
+        shares[
+            max(range(len(shares)), key=lambda s: (shares[s] > 1, shares[s] - exact[s], -s))
+        ] -= 1
+    return shares
+
+
+def _tie_break(seed: int, name: str) -> str:
+    return hashlib.sha256(f"{seed}\0{name}".encode()).hexdigest()
+
+
+def _splits(members: Sequence[Sequence[str]], *, origin: str) -> Splits:
+    train, val, test = (tuple(sorted(post_ids)) for post_ids in members)
+    lists = {"train": train, "val": val, "test": test}
+    return Splits(train, val, test, fingerprint=sha256_of_json(lists), origin=origin)
+
+
+def _membership_faults(members: Sequence[Sequence[str]], posts: Sequence[Post]) -> list[Fault]:
+    faults: list[Fault] = []
+    group_of = {post.post_id: post.group_id for post in posts}
+    placed: dict[str, str] = {}
+    for name, post_ids in zip(SPLIT_NAMES, members, strict=True):
+        for post_id in post_ids:
+            if post_id not in group_of:
+                faults.append(Fault(name, "must hold known posts only", shown(post_id)))
+            elif post_id in placed:
+                detail = f"{shown(post_id)} is in {placed[post_id]} already"
+                faults.append(Fault(name, "must hold a post once, in one split", detail))
+            else:
+                placed[post_id] = name
+    for post_id in sorted(group_of.keys() - placed.keys()):
+        faults.append(Fault(f"post {shown(post_id)}", "must be in a split"))
+    splits_of_group: dict[str, set[str]] = defaultdict(set)
+    for post_id, name in placed.items():
+        splits_of_group[group_of[post_id]].add(name)
+    for group_id, names in sorted(splits_of_group.items()):
+        if len(names) > 1:
+            detail = ", ".join(name for name in SPLIT_NAMES if name in names)
+            faults.append(Fault(f"group {shown(group_id)}", "must be in one split", detail))
+    return faults

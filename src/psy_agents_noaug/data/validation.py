@@ -1,0 +1,305 @@
+"""Every rule a corpus must keep, and all breaches of them in one error.
+
+A fault names the file, the row (the Nth record after the header), the column and the rule. It never
+quotes a cell, except for identifiers that look like identifiers.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+from pandera.config import ValidationDepth, config_context
+
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.errors import ConfigError, DataError, faults_message
+
+REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "posts": ("post_id", "text"),
+    "annotations": ("post_id", "criterion_id", "status"),
+    "criteria": ("criterion_id", "name", "text"),
+}
+OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "posts": ("group_id",),
+    "annotations": ("evidence_text", "start_char", "end_char", "sentence_id", "explanation"),
+    "criteria": ("aliases",),
+}
+MAX_FAULTS_LISTED = 50
+
+_STATUS = {
+    **dict.fromkeys(("1", "1.0", "True", "true"), 1),
+    **dict.fromkeys(("0", "0.0", "False", "false"), 0),
+}
+_INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
+_IDENTIFIER = re.compile(r"[!-~]{1,64}")
+_UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One breach: `place` (file, row, column), the `rule`, and what of it may be told."""
+
+    place: str
+    rule: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.rule}{f' ({self.detail})' if self.detail else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as read: `frame` has our column names, and its cells are str or None."""
+
+    file: str
+    kind: str
+    frame: pd.DataFrame
+
+    def place(self, row: int, column: str) -> str:
+        """Name the cell in the 0-based `row`, counting records from 1 as messages do."""
+        return f"{self.file}, row {row + 1}, column {column}"
+
+    def values(self, column: str) -> list[str | None]:
+        """Return a column's cells, all None where the file does not have it."""
+        if column not in self.frame:
+            return [None] * len(self.frame)
+        return list(self.frame[column])
+
+
+def raise_faults(headline: str, faults: Sequence[Fault]) -> None:
+    """Raise one DataError for all `faults`: the first 50 in full, the rest counted by rule."""
+    if not faults:
+        return
+    lines = [str(fault) for fault in faults[:MAX_FAULTS_LISTED]]
+    rest = Counter(fault.rule for fault in faults[MAX_FAULTS_LISTED:])
+    lines += [f"and {count} more of: {rule}" for rule, count in rest.items()]
+    raise DataError(faults_message(headline, lines))
+
+
+def shown(identifier: str) -> str:
+    """Quote an identifier, unless it might be text that stands where an identifier should."""
+    if _IDENTIFIER.fullmatch(identifier):
+        return f"'{identifier}'"
+    return f"<{len(identifier)} characters, not shown>"
+
+
+def shown_columns(names: Sequence[str]) -> str:
+    """List column names; a file without a header has text where they should be."""
+    return ", ".join(shown(name) for name in names) or "none"
+
+
+def rename_columns(
+    frame: pd.DataFrame, *, file: str, kind: str, columns: Mapping[str, str]
+) -> tuple[Table, list[Fault]]:
+    """Give a table our column names, and find the columns that are missing.
+
+    `columns` maps our names to the file's; a name that is not mapped is the same in the file.
+    Optional columns may be absent, unless they are mapped to another name: that is taken as a
+    statement that the file has them.
+
+    Raises ConfigError if `columns` maps a name that the table does not have.
+    """
+    known = (*REQUIRED_COLUMNS[kind], *OPTIONAL_COLUMNS[kind])
+    unknown = sorted(set(columns) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"`columns.{kind}` must map {', '.join(known)}, but maps {', '.join(unknown)} instead."
+        )
+    ours: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for name in known:
+        source = columns.get(name, name)
+        if source in frame:
+            ours[name] = frame[source]
+        elif name in REQUIRED_COLUMNS[kind] or source != name:
+            found = f"the file has {shown_columns(list(frame.columns))}"
+            faults.append(Fault(f"{file}, column {source}", "is missing", found))
+    return Table(file, kind, pd.DataFrame(ours, index=frame.index, dtype=object)), faults
+
+
+def parse_status(value: str) -> int:
+    """Return 1 (met) or 0 (explicitly not met)."""
+    return _STATUS[value]
+
+
+def parse_offset(value: str | None) -> int | None:
+    """Return an offset in code points; `3.0`, as pandas writes integers beside gaps, is 3."""
+    return None if value is None else int(value.split(".")[0])
+
+
+def column_faults(table: Table) -> list[tuple[int, str, Fault]]:
+    """Check each cell on its own; returns (0-based row, column, fault)."""
+    found: list[tuple[int, str, Fault]] = []
+    frame = table.frame.copy()
+    for column in map(str, frame.columns):
+        # Before pandera, whose reports cannot carry such text.
+        for row, value in enumerate(frame[column]):
+            if value is not None and _UNREADABLE.search(value):
+                rule = "must not hold NUL or unpaired surrogates"
+                found.append((row, column, Fault(table.place(row, column), rule)))
+                frame.loc[row, column] = None
+    unreadable = {(row, column) for row, column, _ in found}
+    try:
+        # The environment can switch pandera off; these rules it cannot.
+        with config_context(
+            validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA
+        ):
+            _SCHEMAS[table.kind].validate(frame, lazy=True)
+    except pa.errors.SchemaErrors as errors:
+        cases = errors.failure_cases
+        for row, column, rule in zip(cases["index"], cases["column"], cases["check"], strict=True):
+            if (row, column) not in unreadable:
+                text = "must not be missing" if rule == "not_nullable" else str(rule)
+                found.append((int(row), column, Fault(table.place(int(row), column), text)))
+    if table.frame.empty and table.kind != "criteria":
+        found.append((0, "", Fault(table.file, "must have at least one row")))
+    return sorted(found, key=lambda fault: (fault[0], fault[1]))
+
+
+def post_faults(posts: Table) -> list[Fault]:
+    """Find posts whose identifier another row has already."""
+    return _duplicate_faults(posts, "post_id")
+
+
+def criteria_faults(criteria: Table) -> list[Fault]:
+    """Find identifiers that occur twice, and aliases that could mean two criteria."""
+    faults = _duplicate_faults(criteria, "criterion_id")
+    if criteria.frame.empty:
+        faults.append(Fault(criteria.file, "must have at least one row"))
+    owners: dict[str, int] = {}
+    for row, criterion_id in enumerate(criteria.values("criterion_id")):
+        if criterion_id is not None:
+            owners.setdefault(criterion_id.casefold(), row)
+    for row, aliases in enumerate(criteria.values("aliases")):
+        for alias in split_aliases(aliases):
+            owner = owners.setdefault(alias.casefold(), row)
+            if owner != row:
+                detail = f"{shown(alias)} is also a name of row {owner + 1}"
+                rule = "must be no name of another criterion"
+                faults.append(Fault(criteria.place(row, "aliases"), rule, detail))
+    return faults
+
+
+def annotation_faults(
+    annotations: Table,
+    *,
+    bad: set[tuple[int, str]],
+    texts: Mapping[str | None, str | None] | None,
+    names: Mapping[str, str] | None,
+    ignored: Sequence[str],
+) -> list[Fault]:
+    """Check annotations against posts and criteria, and their offsets against the text.
+
+    `bad` are the cells already faulted; `texts` the posts by identifier, `names` the criterion
+    identifiers by every name (aliases casefolded), each None where that table could not be read.
+    """
+    faults: list[Fault] = []
+    skipped = {label.casefold() for label in ignored}
+    columns = ("post_id", "criterion_id", "evidence_text", "start_char", "end_char")
+    cells = zip(*(annotations.values(column) for column in columns), strict=True)
+    for row, (post_id, label, evidence, start_cell, end_cell) in enumerate(cells):
+
+        def fault(column: str, rule: str, detail: str = "", row: int = row) -> None:
+            faults.append(Fault(annotations.place(row, column), rule, detail))
+
+        if texts is not None and post_id is not None and post_id not in texts:
+            fault("post_id", "must be in the posts", shown(post_id))
+        if (
+            names is not None
+            and label is not None
+            and (row, "criterion_id") not in bad
+            and resolve_criterion(label, names) is None
+            and label.casefold() not in skipped
+        ):
+            fault("criterion_id", "must be a criterion or an alias", shown(label))
+        if bad & {(row, "start_char"), (row, "end_char")}:
+            continue
+        start, end = parse_offset(start_cell), parse_offset(end_cell)
+        if start is None and end is None:
+            continue
+        if start is None or end is None:
+            fault("start_char" if start is None else "end_char", "must come with the other offset")
+            continue
+        text = None if texts is None or post_id is None else texts.get(post_id)
+        if start < 0:
+            fault("start_char", "must not be negative", str(start))
+        elif start >= end:
+            fault("end_char", "must be greater than start_char", f"{start} and {end}")
+        elif text is not None and end > len(text):
+            detail = f"{end}, but the text has {len(text)} characters"
+            fault("end_char", "must not be beyond the text", detail)
+        elif text is not None and not text[start:end].strip():
+            fault("start_char", "must begin a span that is more than whitespace")
+        elif (
+            text is not None
+            and evidence is not None
+            and (row, "evidence_text") not in bad
+            and _plain(evidence) != _plain(text[start:end])
+        ):
+            fault("evidence_text", "must be the text at start_char and end_char")
+    return faults
+
+
+def split_aliases(cell: str | None) -> tuple[str, ...]:
+    """Split the `|`-separated aliases of a criterion."""
+    return tuple(alias.strip() for alias in (cell or "").split("|") if alias.strip())
+
+
+def criterion_names(criteria: Sequence[Criterion]) -> dict[str, str]:
+    """Map identifiers as they are, and aliases casefolded, to identifiers."""
+    names = {a.casefold(): c.criterion_id for c in criteria for a in c.aliases}
+    return names | {c.criterion_id: c.criterion_id for c in criteria}
+
+
+def resolve_criterion(label: str, names: Mapping[str, str]) -> str | None:
+    """Return the identifier that a label of an annotation means, or None."""
+    return names.get(label) or names.get(label.casefold())
+
+
+def _duplicate_faults(table: Table, column: str) -> list[Fault]:
+    first: dict[str, int] = {}
+    faults = []
+    for row, value in enumerate(table.values(column)):
+        if value is not None and first.setdefault(value, row) != row:
+            detail = f"{shown(value)} is in row {first[value] + 1} too"
+            faults.append(Fault(table.place(row, column), "must be unique", detail))
+    return faults
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _cell(*rules: tuple[str, Callable[[str], bool]], required: bool) -> pa.Column:
+    checks = [
+        pa.Check(accepts, name=rule, element_wise=True, ignore_na=True) for rule, accepts in rules
+    ]
+    return pa.Column(checks=checks, nullable=not required, required=False)
+
+
+_NOT_BLANK = ("must not be only whitespace", lambda value: bool(value.strip()))
+_STATUS_RULE = ("must be 0 or 1", lambda value: value in _STATUS)
+_OFFSET_RULE = ("must be an integer", lambda value: bool(_INTEGER.fullmatch(value)))
+_TEXT = _cell(_NOT_BLANK, required=True)
+_OPTIONAL_TEXT = _cell(_NOT_BLANK, required=False)
+_OFFSET = _cell(_OFFSET_RULE, required=False)
+
+# Columns are not required here, as `rename_columns` has already told which are missing.
+_SCHEMAS: Mapping[str, pa.DataFrameSchema] = {
+    "posts": pa.DataFrameSchema({"post_id": _TEXT, "text": _TEXT, "group_id": _OPTIONAL_TEXT}),
+    "annotations": pa.DataFrameSchema(
+        {
+            "post_id": _TEXT,
+            "criterion_id": _TEXT,
+            "status": _cell(_STATUS_RULE, required=True),
+            "evidence_text": _OPTIONAL_TEXT,
+            "sentence_id": _OPTIONAL_TEXT,
+            "start_char": _OFFSET,
+            "end_char": _OFFSET,
+        }
+    ),
+    "criteria": pa.DataFrameSchema({"criterion_id": _TEXT, "name": _TEXT, "text": _TEXT}),
+}

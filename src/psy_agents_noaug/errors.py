@@ -1,0 +1,39 @@
+"""The errors a user can cause and mend; entry points print them without a traceback (exit 2)."""
+
+from collections.abc import Sequence
+
+
+class PsyAgentsError(Exception):
+    """Base of every error whose message is written for the user."""
+
+
+class ConfigError(PsyAgentsError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(PsyAgentsError):
+    """An input file breaks the data contract. Its message never quotes the text of a post."""
+
+
+class CheckpointError(PsyAgentsError):
+    """A checkpoint is damaged, unsafe, or does not fit what it is used for."""
+
+
+class NonFiniteError(PsyAgentsError):
+    """A loss or gradient became NaN or infinite; names the examples of the step."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to stop, and its state is saved.
+
+    Derives from `BaseException`, as `KeyboardInterrupt` does: nobody should catch it by accident.
+    """
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def faults_message(headline: str, faults: Sequence[str]) -> str:
+    """One message for all faults: the headline, then a line each."""
+    return "\n".join([headline, *(f"  - {fault}" for fault in faults)])

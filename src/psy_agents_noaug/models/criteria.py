@@ -1,0 +1,42 @@
+"""The criteria model: an encoder, a pooling, a two-class head."""
+
+from torch import Tensor, nn
+
+from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+
+
+class CriteriaModel(nn.Module):
+    """Judges (criterion, text) pairs: logits `[B, 2]` for not met and met.
+
+    Args:
+        encoder: a Hugging Face encoder whose output has `last_hidden_state` `[B, T, H]`.
+        hidden_size: H.
+        pooling: cls | mean | max | attention.
+        head_layers, head_width, head_dropout: see `ClassificationHead`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        hidden_size: int,
+        pooling: str,
+        head_layers: int,
+        head_width: int | None,
+        head_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = Pooling(pooling, hidden_size)
+        self.head = ClassificationHead(
+            hidden_size, classes=2, layers=head_layers, width=head_width, dropout=head_dropout
+        )
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Take `[B, T]` token ids, mask and (where the encoder has them) segments."""
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments)
+        logits: Tensor = self.head(self.pooling(outputs.last_hidden_state, attention_mask))
+        return logits

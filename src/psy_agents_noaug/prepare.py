@@ -1,0 +1,158 @@
+"""From a data configuration to labelled examples of train, val and test, with a report on each step."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from psy_agents_noaug.config.schema import DataConfig
+from psy_agents_noaug.data import sample
+from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus
+from psy_agents_noaug.data.corpus import Corpus, load_corpus, load_hub_corpus
+from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
+from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
+from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A corpus cut into examples, and what was found on the way."""
+
+    corpus: Corpus
+    splits: Splits
+    examples: dict[str, list[Example]]
+    alignment: AlignmentReport
+    labels: LabelReport
+    duplicates: DuplicateReport
+    counts: dict[str, dict[str, Any]]
+    warnings: list[str]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return hashes of the corpus's content and of its division."""
+        return {"corpus": self.corpus.fingerprint, "splits": self.splits.fingerprint}
+
+    def report(self) -> dict[str, Any]:
+        """Return everything that `alignment.json` holds: ids and counts, no text."""
+        return {
+            "alignment": self.alignment.to_json(),
+            "labels": self.labels.to_json(),
+            "duplicates_across_splits": self.duplicates.to_json(),
+            "splits": self.counts,
+            "warnings": self.warnings,
+        }
+
+
+def prepare_data(config: DataConfig) -> PreparedData:
+    """Load, check, align, label and divide the corpus; log what a user should know of it.
+
+    Raises:
+        DataError: with every fault of the files.
+    """
+    corpus = _load(config)
+    spans, alignment = align_corpus(corpus, fuzzy_threshold=config.fuzzy_threshold)
+    examples, labels = build_examples(
+        corpus, unit=config.unit, unannotated_pairs=config.unannotated_pairs, spans=spans
+    )
+    splits = _divide(config, corpus, examples)
+    duplicates = find_duplicates_across_splits(
+        corpus.posts, splits, threshold=config.near_duplicate_threshold
+    )
+    criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
+    counts, warnings = split_summary(splits, examples, criterion_ids=criterion_ids)
+    split_of = splits.split_of()
+    by_split: dict[str, list[Example]] = {name: [] for name in splits.by_name()}
+    for example in examples:
+        by_split[split_of[example.post_id]].append(example)
+    prepared = PreparedData(
+        corpus, splits, by_split, alignment, labels, duplicates, counts, warnings
+    )
+    _log(prepared)
+    return prepared
+
+
+def _load(config: DataConfig) -> Corpus:
+    folder = _folder(config)
+    criteria = folder / config.criteria if config.criteria else None
+    columns: dict[str, dict[str, str]] = {**config.columns}
+    if config.source == "hub":
+        assert config.repo is not None
+        return load_hub_corpus(
+            repo=config.repo,
+            revision=config.revision,
+            criteria=criteria,
+            columns=columns,
+            ignored_criteria=config.ignored_criteria,
+        )
+    assert config.posts is not None
+    assert config.annotations is not None
+    return load_corpus(
+        posts=folder / config.posts,
+        annotations=folder / config.annotations,
+        criteria=criteria,
+        columns=columns,
+        ignored_criteria=config.ignored_criteria,
+    )
+
+
+def _divide(config: DataConfig, corpus: Corpus, examples: list[Example]) -> Splits:
+    if config.splits is not None:
+        return read_splits(_folder(config) / config.splits, posts=corpus.posts)
+    train, val, test = config.split_fractions
+    return make_splits(
+        examples, posts=corpus.posts, fractions=(train, val, test), seed=config.split_seed
+    )
+
+
+def _folder(config: DataConfig) -> Path:
+    if config.source == "bundled":
+        return Path(sample.__path__[0])
+    return Path(config.dir or ".").expanduser()
+
+
+def _log(prepared: PreparedData) -> None:
+    labels, alignment = prepared.labels, prepared.alignment
+    ignored = ", ".join(f"{count} {label}" for label, count in labels.ignored.items())
+    logger.info(
+        "Read %d posts and %d annotations%s: %d pairs, of which %d met, %d explicitly not met, "
+        "%d unannotated; %d contradictions (status 1 and 0 of one pair, counted as met).",
+        labels.n_posts,
+        labels.n_annotations + sum(labels.ignored.values()),
+        f" ({ignored}, left out of the labels)" if ignored else "",
+        labels.n_pairs,
+        sum(labels.positives.values()),
+        sum(labels.explicit_negatives.values()),
+        sum(labels.unannotated.values()),
+        len(labels.contradictions),
+    )
+    logger.info(
+        "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives).",
+        ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
+        alignment.hard_negatives,
+    )
+    if lost := alignment.ids["lost"]:
+        logger.warning(
+            "The evidence of %d annotations is not in their posts (post/criterion/row): %s",
+            len(lost),
+            ", ".join(lost),
+        )
+    logger.info(
+        "Splits (%s): %s.",
+        prepared.splits.origin,
+        "; ".join(
+            f"{name} {count['posts']} posts, {count['pairs']} pairs, "
+            f"{sum(count['positives'].values())} met"
+            for name, count in prepared.counts.items()
+        ),
+    )
+    for kind, pairs in prepared.duplicates.to_json().items():
+        if pairs:
+            logger.warning(
+                "%d %s duplicates of a text in different splits: %s",
+                len(pairs),
+                kind,
+                ", ".join(f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs),
+            )
+    for warning in prepared.warnings:
+        logger.warning(warning)

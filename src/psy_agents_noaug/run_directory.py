@@ -1,0 +1,202 @@
+"""The folder that a run leaves behind: its name, its lock, and going on where a run stopped."""
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from psy_agents_noaug.config.loading import to_yaml
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import ConfigError, faults_message
+from psy_agents_noaug.training.train_loop import BEST, LAST
+from psy_agents_noaug.utils.files import write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+# What may differ between a run and its resumption, because no result depends on it.
+_FREE_KEYS = {
+    "run_name",
+    "resume",
+    "best_config",
+    "output_dir",
+    "tracking",
+    "training.save_steps",
+    "training.num_workers",
+    "training.pin_memory",
+    "training.persistent_workers",
+    "training.prefetch_factor",
+}
+
+
+class RunDirectory:
+    """Paths of a run's files, and how they are written. See `docs` for what each holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.manifest = path / "manifest.json"
+        self.metrics = path / "metrics.json"
+        self.history = path / "history.csv"
+        self.splits = path / "splits.json"
+        self.alignment = path / "alignment.json"
+        self.looks = path / "looks.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / BEST
+        self.last_checkpoint = self.checkpoints / LAST
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest, empty where there is none yet."""
+        return _read_json(self.manifest)
+
+    def add_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Put `metrics` into metrics.json, replacing all figures of the same splits."""
+        splits = {key.split("/")[0] for key in metrics}
+        kept = {
+            key: value
+            for key, value in _read_json(self.metrics).items()
+            if key.split("/")[0] not in splits
+        }
+        write_json(self.metrics, {**kept, **metrics})
+
+    def write_predictions(self, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
+        """Write predictions/<split>.jsonl and return its path."""
+        folder = self.path / "predictions"
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{split}.jsonl"
+        write_text(path, "".join(json.dumps(record) + "\n" for record in records))
+        return path
+
+    def record_look(self, split: str, *, weights_sha256: str) -> int:
+        """Note that somebody looks at `split` now. Return how often that has happened here."""
+        look = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "split": split,
+            "weights_sha256": weights_sha256,
+        }
+        with self.looks.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(look) + "\n")
+        lines = self.looks.read_text(encoding="utf-8").splitlines()
+        return sum(json.loads(line)["split"] == split for line in lines)
+
+
+@contextmanager
+def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
+    """Make or reopen the run's directory and hold its lock.
+
+    Raises:
+        ConfigError: another process trains there, a run is there already, or the run to be resumed
+            was made with another configuration.
+    """
+    directory = RunDirectory(_choose(config))
+    directory.checkpoints.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory.path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"Another process is training in {directory.path}. Wait for it, stop it, or choose another "
+            "`run_name`."
+        ) from None
+    try:
+        _check_resumable(directory, config)
+        write_text(directory.config, to_yaml(config))
+        yield directory
+    finally:
+        lock.release()
+
+
+def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
+    """Let `<output_dir>/checkpoints` lead to this run's checkpoints."""
+    link = output_dir / "checkpoints"
+    if link.exists() and not link.is_symlink():
+        logger.warning("%s is not a link, so it is left as it is.", link)
+        return
+    temporary = output_dir / f".checkpoints.{os.getpid()}"
+    temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
+    temporary.replace(link)
+
+
+def _choose(config: TrainConfig) -> Path:
+    runs = Path(config.output_dir) / config.task.name
+    if config.resume not in (None, "auto"):
+        return _run_of(Path(config.resume))
+    if config.run_name is None:
+        unfinished = _unfinished(runs, config) if config.resume == "auto" else None
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        return unfinished or runs / f"{stamp}-seed{config.seed}-{secrets.token_hex(2)}"
+    path = runs / config.run_name
+    if config.resume is None and RunDirectory(path).config.exists():
+        raise ConfigError(
+            f"There is a run in {path} already. Go on with it by `resume=auto`, or choose another "
+            "`run_name`."
+        )
+    return path
+
+
+def _run_of(path: Path) -> Path:
+    """Accept a run directory or a checkpoint in it."""
+    run = path.resolve().parent.parent if path.is_file() else path
+    if not RunDirectory(run).config.is_file():
+        raise ConfigError(
+            f"`resume` must be auto or the directory of a run, but {path} holds no config.yaml."
+        )
+    return run
+
+
+def _unfinished(runs: Path, config: TrainConfig) -> Path | None:
+    """The latest run of this very configuration that has not finished."""
+    found = []
+    for path in runs.glob("*/config.yaml"):
+        directory = RunDirectory(path.parent)
+        finished = directory.read_manifest().get("status") == "finished"
+        if not finished and not _differences(directory, config):
+            found.append(directory)
+    latest = max(found, key=lambda directory: directory.config.stat().st_mtime, default=None)
+    return latest.path if latest else None
+
+
+def _check_resumable(directory: RunDirectory, config: TrainConfig) -> None:
+    if not directory.config.exists():
+        return
+    if differences := _differences(directory, config):
+        raise ConfigError(
+            faults_message(
+                f"The run in {directory.path} cannot go on with another configuration:", differences
+            )
+        )
+
+
+def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
+    before = dict(_leaves(yaml.safe_load(directory.config.read_text(encoding="utf-8"))))
+    now = dict(_leaves(yaml.safe_load(to_yaml(config))))
+    return [
+        f"`{key}` was {before.get(key)!r}, but is {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        dotted = prefix + key
+        if dotted in _FREE_KEYS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{dotted}.")
+        else:
+            yield dotted, value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content

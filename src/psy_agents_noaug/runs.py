@@ -1,0 +1,507 @@
+"""The story of a run: `train` and `evaluate`. Every entry point comes here."""
+
+import csv
+import io
+import logging
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psy_agents_noaug.config.loading import lay_over
+from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.splits import write_splits
+from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted
+from psy_agents_noaug.models.encoder import Encoder, load_encoder, rebuild_encoder
+from psy_agents_noaug.prepare import PreparedData, prepare_data
+from psy_agents_noaug.run_directory import RunDirectory, open_run_directory, point_to_latest
+from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.tasks.criteria import build_criteria_task
+from psy_agents_noaug.tracking.base import NullTracker, Tracker
+from psy_agents_noaug.tracking.manifest import write_manifest
+from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.training.batching import TrainingSteps
+from psy_agents_noaug.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    weights_sha256,
+)
+from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.early_stopping import EarlyStopping
+from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.optim import build_optimizer, build_scheduler
+from psy_agents_noaug.training.precision import Precision
+from psy_agents_noaug.training.progress import ConsoleProgress, NullProgress
+from psy_agents_noaug.training.protocols import MetricValues
+from psy_agents_noaug.training.train_loop import Trainer, TrainingOutcome
+from psy_agents_noaug.utils.files import write_json, write_text
+from psy_agents_noaug.utils.reproducibility import (
+    get_device,
+    get_optimal_dataloader_kwargs,
+    set_seed,
+    set_tf32,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with: its directory, the figures (keys with their split), a table of them."""
+
+    directory: Path
+    metrics: dict[str, Any]
+    summary: str
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """The hardware as the configuration wants it used."""
+
+    processes: Processes
+    precision: Precision
+    loader_options: dict[str, Any]
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train, keep the best checkpoint by val, and judge it on val. Test is not looked at.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
+        Interrupted: stopped by a signal, state saved.
+        NonFiniteError: the loss or a gradient is NaN or infinite.
+    """
+    machine = _prepare_machine(config)
+    processes = machine.processes
+    with _run_directory(config, processes) as directory:
+        data = prepare_data(config.data)
+        checkpoint = _last_checkpoint(config, directory)
+        encoder = _encoder(config, checkpoint)
+        visible = {name: data.examples[name] for name in ("train", "val")}
+        task = _build_task(config, encoder, data, visible)
+        tracker = _tracker(config, directory, processes)
+        with _tracked(tracker):
+            if processes.is_main:
+                _write_beginning(config, directory, data, tracker)
+            outcome = _fit(config, machine, task, directory, data, tracker, checkpoint)
+            return _finish(config, machine, task, directory, data, tracker, outcome)
+
+
+def evaluate(
+    evaluation: EvaluateConfig, *, task_name: str, explicit: Mapping[str, Any]
+) -> RunResult:
+    """Judge a checkpoint of `task_name` on a split, as it was trained but for `explicit` settings.
+
+    Results go to the run's own directory; where the data differ from those of the training, to a
+    folder `evaluations/<data name>-<fingerprint>` in it.
+
+    Raises:
+        CheckpointError: the file is damaged, of another task, or was trained on another division of
+            the same corpus (whose test posts it may have seen).
+    """
+    path = Path(evaluation.checkpoint)
+    checkpoint = load_checkpoint(path, task=task_name)
+    config = lay_over(checkpoint.config, explicit)
+    machine = _prepare_machine(config)
+    data = prepare_data(config.data)
+    same_data = _check_data(checkpoint, data, path)
+    directory = _evaluation_directory(path, data, config, same_data=same_data)
+    task = _build_task(config, rebuild_encoder(checkpoint.metadata["encoder_files"]), data)
+    if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
+        raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
+    task.model.load_state_dict(checkpoint.weights)
+    machine.processes.wrap(task.model)
+    weights = weights_sha256(checkpoint.weights)
+    look = directory.record_look(evaluation.split, weights_sha256=weights)
+    logger.info("This is look %d at %s in %s.", look, evaluation.split, directory.path)
+    parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
+    tracker = _tracker(
+        config,
+        directory,
+        machine.processes,
+        run_name=f"{directory.path.name}-{evaluation.split}",
+        parent_run_id=parent,
+    )
+    with _tracked(tracker):
+        tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
+        return _judge(
+            _evaluator(config, machine, task),
+            task,
+            directory,
+            tracker,
+            split=evaluation.split,
+            checkpoint=checkpoint,
+        )
+
+
+def _prepare_machine(config: TrainConfig) -> _Machine:
+    training = config.training
+    set_seed(
+        config.seed,
+        deterministic=training.deterministic,
+        warn_only=training.deterministic_warn_only,
+        cudnn_benchmark=training.cudnn_benchmark,
+    )
+    try:
+        info = get_device(training.device)
+    except ValueError as error:
+        raise ConfigError(f"`training.device` is not usable: {error}") from None
+    set_tf32(training.tf32 and info.supports_tf32)
+    precision = Precision(
+        training.amp,
+        device=info.device,
+        supports_bf16=info.supports_bf16,
+        supports_fp16=info.supports_fp16,
+    )
+    logger.info("%s; mixed precision %s (%s).", info.describe(), precision.mode, precision.reason)
+    loader_options = get_optimal_dataloader_kwargs(
+        device=info.device,
+        num_workers=training.num_workers,
+        pin_memory=training.pin_memory,
+        persistent_workers=training.persistent_workers,
+        prefetch_factor=training.prefetch_factor,
+    )
+    return _Machine(Processes(device=info.device), precision, loader_options)
+
+
+@contextmanager
+def _run_directory(config: TrainConfig, processes: Processes) -> Iterator[RunDirectory]:
+    """Let the main process open the directory, and the others know which."""
+    with open_run_directory(config) if processes.is_main else nullcontext() as opened:
+        path = processes.from_main(opened.path if opened else None)
+        assert path is not None
+        yield opened or RunDirectory(path)
+
+
+def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint | None:
+    if config.resume is None or not directory.last_checkpoint.is_file():
+        return None
+    checkpoint = load_checkpoint(directory.last_checkpoint, task=config.task.name)
+    logger.info("Going on with %s from step %d.", directory.path, checkpoint.step)
+    return checkpoint
+
+
+def _encoder(config: TrainConfig, checkpoint: Checkpoint | None) -> Encoder:
+    if checkpoint is not None:
+        return rebuild_encoder(checkpoint.metadata["encoder_files"])
+    return load_encoder(
+        config.model.pretrained_model,
+        revision=config.model.revision,
+        dropout=config.model.encoder_dropout,
+    )
+
+
+def _build_task(
+    config: TrainConfig,
+    encoder: Encoder,
+    data: PreparedData,
+    examples: Mapping[str, list[Example]] | None = None,
+) -> ReportingTask:
+    task = build_criteria_task(
+        config,
+        encoder=encoder,
+        criteria=data.corpus.criteria,
+        examples=data.examples if examples is None else examples,
+    )
+    if config.training.gradient_checkpointing:
+        encoder.model.gradient_checkpointing_enable()  # type: ignore[operator]
+    if config.training.compile:
+        task.model.compile(dynamic=True)
+    return task
+
+
+def _tracker(
+    config: TrainConfig,
+    directory: RunDirectory,
+    processes: Processes,
+    *,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+) -> Tracker:
+    if config.tracking.name == "none" or not processes.is_main:
+        return NullTracker()
+    return MlflowTracker(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
+        run_name=run_name or directory.path.name,
+        output_dir=Path(config.output_dir),
+        run_id=None if run_name else directory.read_manifest().get("mlflow_run_id"),
+        parent_run_id=parent_run_id,
+        system_metrics=config.tracking.system_metrics,
+    )
+
+
+@contextmanager
+def _tracked(tracker: Tracker) -> Iterator[None]:
+    """End the tracker's run with the status that is true."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+
+
+def _write_beginning(
+    config: TrainConfig, directory: RunDirectory, data: PreparedData, tracker: Tracker
+) -> None:
+    write_splits(directory.splits, data.splits)
+    write_json(directory.alignment, data.report())
+    _write_manifest(config, directory, data, tracker, status="running", weights=None, extra={})
+    tracker.log_params(config.model_dump())
+    tracker.set_tags({f"data.{name}": value for name, value in data.fingerprints().items()})
+    for path in (directory.config, directory.splits, directory.alignment):
+        tracker.log_artifact(path)
+
+
+def _fit(
+    config: TrainConfig,
+    machine: _Machine,
+    task: ReportingTask,
+    directory: RunDirectory,
+    data: PreparedData,
+    tracker: Tracker,
+    checkpoint: Checkpoint | None,
+) -> TrainingOutcome:
+    training, processes = config.training, machine.processes
+    _check_monitor(training.monitor, task)
+    for split in ("train", "val"):
+        truncation = task.truncation(split)
+        logger.info(
+            "%s of %d texts of %s are truncated at %d tokens (%.1f %%).",
+            truncation["n_truncated_texts"],
+            len(task.source(split).ids),
+            split,
+            config.model.max_length,
+            100 * float(truncation["share_of_truncated_texts"] or 0.0),
+        )
+    model = processes.wrap(task.model)
+    optimizer = build_optimizer(
+        task.model,
+        learning_rate=training.learning_rate,
+        head_learning_rate=training.head_learning_rate,
+        weight_decay=training.weight_decay,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+    )
+
+    def steps(max_tokens: int) -> TrainingSteps:
+        return TrainingSteps(
+            task,
+            seed=config.seed,
+            train_batch_size=training.train_batch_size,
+            max_tokens=max_tokens,
+            max_examples=training.micro_batch_size,
+            rank=processes.rank,
+            world_size=processes.count,
+        )
+
+    total_steps = training.epochs * steps(training.micro_batch_tokens).steps_per_epoch
+    total_steps = min(total_steps, training.max_steps or total_steps)
+    stopping = training.early_stopping
+    trainer = Trainer(
+        task,
+        model,
+        steps=steps,
+        total_steps=total_steps,
+        max_tokens=training.micro_batch_tokens,
+        seed=config.seed,
+        optimizer=optimizer,
+        scheduler=build_scheduler(
+            training.scheduler,
+            optimizer,
+            total_steps=total_steps,
+            warmup_ratio=training.warmup_ratio,
+        ),
+        max_grad_norm=training.max_grad_norm,
+        monitor=training.monitor,
+        early_stopping=EarlyStopping(
+            mode=training.monitor_mode,
+            patience=stopping.patience if stopping else None,
+            min_delta=stopping.min_delta if stopping else 0.0,
+        ),
+        eval_steps=training.eval_steps,
+        save_steps=training.save_steps,
+        loader_options=machine.loader_options,
+        processes=processes,
+        precision=machine.precision,
+        evaluator=_evaluator(config, machine, task),
+        tracker=tracker,
+        progress=ConsoleProgress(
+            total_steps=total_steps, first_step=checkpoint.step if checkpoint else 0
+        )
+        if processes.is_main
+        else NullProgress(),
+        checkpoint_dir=directory.checkpoints,
+        config=config.model_dump(),
+        metadata={**task.metadata(), "fingerprints": data.fingerprints()},
+        on_evaluation=lambda history: _write_history(directory.history, history),
+    )
+    if checkpoint is not None:
+        trainer.restore(checkpoint)
+    return trainer.fit()
+
+
+def _finish(
+    config: TrainConfig,
+    machine: _Machine,
+    task: ReportingTask,
+    directory: RunDirectory,
+    data: PreparedData,
+    tracker: Tracker,
+    outcome: TrainingOutcome,
+) -> RunResult:
+    """Judge the best checkpoint on val and close the books."""
+    machine.processes.wait()
+    checkpoint = load_checkpoint(directory.best_checkpoint, task=config.task.name)
+    task.model.load_state_dict(checkpoint.weights)
+    evaluator = _evaluator(config, machine, task)
+    result = _judge(evaluator, task, directory, tracker, split="val", checkpoint=checkpoint)
+    if machine.processes.is_main:
+        _write_manifest(
+            config,
+            directory,
+            data,
+            tracker,
+            status="finished",
+            weights=weights_sha256(checkpoint.weights),
+            extra={
+                "steps": outcome.step,
+                "best_step": outcome.best_step,
+                "stopped_early": outcome.stopped_early,
+            },
+        )
+        for path in (directory.manifest, directory.history):
+            tracker.log_artifact(path)
+        point_to_latest(Path(config.output_dir), directory)
+    return result
+
+
+def _judge(
+    evaluator: Evaluator,
+    task: ReportingTask,
+    directory: RunDirectory,
+    tracker: Tracker,
+    *,
+    split: str,
+    checkpoint: Checkpoint,
+) -> RunResult:
+    """Evaluate, report, and write metrics and predictions of `split`."""
+    began = time.perf_counter()
+    evaluation = evaluator.evaluate(task.model, split, calibration=checkpoint.calibration)
+    logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
+    figures = task.report(
+        evaluation.predictions, split=split, calibration=evaluation.calibration
+    )
+    metrics: MetricValues = {f"{split}/{key}": value for key, value in figures.items()}
+    if evaluator.is_main:
+        directory.add_metrics(metrics)
+        records = task.records(
+            evaluation.predictions, split=split, calibration=evaluation.calibration
+        )
+        predictions = directory.write_predictions(split, records)
+        tracker.log_metrics(
+            {key: value for key, value in metrics.items() if not isinstance(value, str)},
+            step=checkpoint.step,
+        )
+        for path in (directory.metrics, predictions):
+            tracker.log_artifact(path)
+    return RunResult(directory.path, dict(metrics), task.summary(figures))
+
+
+def _evaluator(config: TrainConfig, machine: _Machine, task: ReportingTask) -> Evaluator:
+    return Evaluator(
+        task,
+        processes=machine.processes,
+        precision=machine.precision,
+        eval_batch_size=config.training.eval_batch_size,
+        max_tokens=config.training.micro_batch_tokens,
+        loader_options=machine.loader_options,
+    )
+
+
+def _check_monitor(monitor: str, task: ReportingTask) -> None:
+    known = {f"val/{name}" for name in task.metric_names()}
+    if monitor not in known:
+        shown = ", ".join(sorted(name for name in known if name.count("/") == 1))
+        raise ConfigError(
+            f"`training.monitor` must be a figure on val, but is {monitor!r} instead. There are: "
+            f"{shown}; and the same per criterion, e.g. val/per_criterion/A.1/f1."
+        )
+
+
+def _check_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> bool:
+    """Whether these are the data of the training; another division of them is refused."""
+    trained, now = checkpoint.metadata["fingerprints"], data.fingerprints()
+    if trained["corpus"] != now["corpus"]:
+        logger.warning("The data are not those that %s was trained on.", path)
+        return False
+    if trained["splits"] != now["splits"]:
+        raise CheckpointError(
+            f"{path} was trained on another division of this corpus, so these splits may hold posts "
+            "that it has seen. Use the same `data.splits`, `data.split_seed` and "
+            "`data.split_fractions` as in training."
+        )
+    return True
+
+
+def _evaluation_directory(
+    checkpoint: Path, data: PreparedData, config: TrainConfig, *, same_data: bool
+) -> RunDirectory:
+    folder = checkpoint.resolve().parent
+    run = folder.parent if RunDirectory(folder.parent).config.is_file() else folder
+    if same_data:
+        return RunDirectory(run)
+    name = f"{config.data.name}-{data.corpus.fingerprint[:8]}"
+    other = run / "evaluations" / name
+    other.mkdir(parents=True, exist_ok=True)
+    return RunDirectory(other)
+
+
+def _write_manifest(
+    config: TrainConfig,
+    directory: RunDirectory,
+    data: PreparedData,
+    tracker: Tracker,
+    *,
+    status: str,
+    weights: str | None,
+    extra: Mapping[str, object],
+) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_manifest(
+        directory.manifest,
+        task=config.task.name,
+        run_name=directory.path.name,
+        created_at=directory.read_manifest().get("created_at", now),
+        data={"name": config.data.name, **data.fingerprints(), "splits_origin": data.splits.origin},
+        weights_sha256=weights,
+        command=sys.argv,
+        extra={
+            "status": status,
+            "updated_at": now,
+            "mlflow_run_id": tracker.run_id,
+            "pretrained_model": config.model.pretrained_model,
+            "torch_threads": torch.get_num_threads(),
+            **extra,
+        },
+    )
+
+
+def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())

@@ -1,0 +1,1 @@
+"""What differs between tasks: tensors, model, loss, predictions, metrics."""

@@ -1,0 +1,375 @@
+"""The criteria task: is this criterion met in this text?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
+from psy_agents_noaug.metrics.classification import (
+    FIXED_THRESHOLD,
+    Metrics,
+    PairPredictions,
+    bootstrap_intervals,
+    classification_metrics,
+    classification_report,
+    fit_thresholds,
+)
+from psy_agents_noaug.models.criteria import CriteriaModel
+from psy_agents_noaug.models.encoder import Encoder, add_lora
+from psy_agents_noaug.models.losses import classification_loss
+from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.training.batching import derived_seed
+from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
+
+CLASSES = ("not met", "met")
+_SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
+_BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
+
+
+def build_criteria_task(
+    config: TrainConfig,
+    *,
+    encoder: Encoder,
+    criteria: Sequence[Criterion],
+    examples: Mapping[str, Sequence[Example]],
+) -> "CriteriaTask":
+    """Assemble the task from a configuration, an encoder and the examples of each split."""
+    if config.model.lora is not None:
+        body = add_lora(encoder.model, **config.model.lora.model_dump())
+    else:
+        body = encoder.model
+    model = CriteriaModel(
+        body,
+        hidden_size=encoder.hidden_size,
+        pooling=config.model.pooling,
+        head_layers=config.model.head_layers,
+        head_width=config.model.head_width,
+        head_dropout=config.model.head_dropout,
+    )
+    return CriteriaTask(
+        model,
+        encoder=encoder,
+        criteria=criteria,
+        examples=examples,
+        max_length=config.model.max_length,
+        negatives=config.data.negatives,
+        focal_gamma=config.task.focal_gamma if config.task.loss == "focal" else 0.0,
+        class_weights=config.task.class_weights,
+        thresholds=config.task.thresholds,
+        threshold_min_support=config.task.threshold_min_support,
+        bootstrap_resamples=config.task.bootstrap_resamples,
+        seed=config.seed,
+    )
+
+
+class PairSource:
+    """Labelled pairs, tokenised once, collated in any grouping."""
+
+    def __init__(self, examples: Sequence[Example], encoded: EncodedPairs) -> None:
+        self.examples = examples
+        self.encoded = encoded
+        self.ids = [example.example_id for example in examples]
+        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.encoded.lengths
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Return the padded pairs and their `labels` `[B]`."""
+        labels = torch.from_numpy(self.labels[list(indices)])
+        return {**self.encoded.pad(indices), "labels": labels}
+
+
+class CriteriaTask(ReportingTask):
+    """Binary decisions on (criterion, text) pairs.
+
+    Args:
+        examples: the labelled pairs of each split that may be looked at; tokenised when first used.
+        negatives: `all`, or how many unannotated negatives per positive an epoch of training draws.
+        class_weights: `none`, `balanced` (inverse frequency in an epoch, mean 1 over its examples),
+            or the weights of not met and met.
+        thresholds, threshold_min_support: see `fit_thresholds`.
+    """
+
+    name = "criteria"
+
+    def __init__(
+        self,
+        model: CriteriaModel,
+        *,
+        encoder: Encoder,
+        criteria: Sequence[Criterion],
+        examples: Mapping[str, Sequence[Example]],
+        max_length: int,
+        negatives: float | Literal["all"],
+        focal_gamma: float,
+        class_weights: Sequence[float] | Literal["none", "balanced"],
+        thresholds: Literal["global", "per_criterion"],
+        threshold_min_support: int,
+        bootstrap_resamples: int,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self._encoder = encoder
+        self._criteria = list(criteria)
+        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
+        self._examples = examples
+        self._max_length = max_length
+        self._negatives = negatives
+        self._focal_gamma = focal_gamma
+        self._thresholds = thresholds
+        self._threshold_min_support = threshold_min_support
+        self._bootstrap_resamples = bootstrap_resamples
+        self._seed = seed
+        self._sources: dict[str, PairSource] = {}
+        self._class_weights = self._resolve_weights(class_weights)
+
+    def source(self, split: str) -> PairSource:
+        if split not in self._sources:
+            examples = self._examples[split]
+            if not examples:
+                raise DataError(f"The split {split} has no pair; see the label report.")
+            reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
+            encoded = encode_pairs(
+                self._encoder.tokenizer,
+                [reads[example.criterion_id] for example in examples],
+                [example.text for example in examples],
+                max_length=self._max_length,
+            )
+            self._sources[split] = PairSource(examples, encoded)
+        return self._sources[split]
+
+    def epoch_pool(self, epoch: int) -> np.ndarray:
+        kept, unannotated, drawn = self._pools
+        if drawn == len(unannotated):
+            return np.arange(len(kept) + len(unannotated))
+        generator = np.random.default_rng(derived_seed(self._seed, epoch, _SAMPLING))
+        sample = generator.choice(unannotated, size=drawn, replace=False)
+        return np.sort(np.concatenate([kept, sample]))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        weights = self._class_weights
+        logits = model(**_inputs(batch))
+        return classification_loss(
+            logits,
+            batch["labels"],
+            class_weights=None if weights is None else weights.to(logits.device),
+            focal_gamma=self._focal_gamma,
+        )
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `probabilities`, float32 `[B]`: p(met)."""
+        return {"probabilities": model(**_inputs(batch)).float().softmax(dim=-1)[:, 1]}
+
+    def calibrate(self, predictions: Predictions) -> Calibration:
+        return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
+
+    def metrics(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        pairs = self._pairs(split, predictions["probabilities"])
+        return _flat(
+            classification_metrics(
+                pairs, criteria=self._criterion_ids, thresholds=calibration["thresholds"]
+            )
+        )
+
+    def report(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        pairs = self._pairs(split, predictions["probabilities"])
+        metrics = self._judge(pairs, calibration["thresholds"])
+        tfidf = self._tfidf_lr(split)
+        fitted = self._fit(tfidf if split == "val" else self._tfidf_lr("val"))
+        majority = majority_probabilities(
+            train_labels=self._labels("train"),
+            train_criterion_ids=self._pair_criteria("train"),
+            criterion_ids=self._pair_criteria(split),
+        )
+        baselines = {
+            "tfidf_lr": self._judge(tfidf, fitted),
+            "majority": self._judge(
+                self._pairs(split, majority),
+                dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
+            ),
+        }
+        for name, figures in baselines.items():
+            metrics |= {
+                f"baseline_{name}/{key}": value
+                for key, value in figures.items()
+                if key.startswith(_BASELINE_FIGURES)
+            }
+        return {**metrics, **self.truncation(split)}
+
+    def records(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> Iterator[dict[str, Any]]:
+        thresholds = calibration["thresholds"]
+        for example, value in zip(
+            self._examples[split], predictions["probabilities"].tolist(), strict=True
+        ):
+            threshold = thresholds[example.criterion_id]
+            yield {
+                "example_id": example.example_id,
+                "post_id": example.post_id,
+                "criterion_id": example.criterion_id,
+                "label": example.label,
+                "probability": value,
+                "decision": int(value >= threshold),
+                "threshold": threshold,
+            }
+
+    def truncation(self, split: str) -> MetricValues:
+        truncated = self.source(split).encoded.truncated
+        return {
+            "n_truncated_texts": int(truncated.sum()),
+            "share_of_truncated_texts": float(truncated.mean()),
+        }
+
+    def metric_names(self) -> set[str]:
+        halves = np.full(len(self._examples["val"]), 0.5)
+        thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
+        return set(
+            classification_metrics(
+                self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
+            ).values
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "classes": list(CLASSES),
+            "criteria": [
+                {"criterion_id": c.criterion_id, "name": c.name, "text": c.text}
+                for c in self._criteria
+            ],
+            "encoder_files": dict(self._encoder.files),
+        }
+
+    def summary(self, metrics: MetricValues) -> str:
+        per_criterion = classification_report(
+            {key: value for key, value in metrics.items() if not isinstance(value, str)},
+            criteria=self._criterion_ids,
+            names={criterion.criterion_id: criterion.name for criterion in self._criteria},
+        )
+        return f"{per_criterion}\n\n{_comparison(metrics)}"
+
+    @cached_property
+    def _pools(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """Training pairs always seen, those drawn from, and how many of these an epoch draws."""
+        examples = self._examples["train"]
+        drawn_from = np.asarray([not e.annotated and e.label == 0 for e in examples], dtype=bool)
+        kept, unannotated = np.flatnonzero(~drawn_from), np.flatnonzero(drawn_from)
+        if self._negatives == "all":
+            return kept, unannotated, len(unannotated)
+        n_positive = sum(example.label for example in examples)
+        return kept, unannotated, min(round(self._negatives * n_positive), len(unannotated))
+
+    def _resolve_weights(
+        self, class_weights: Sequence[float] | Literal["none", "balanced"]
+    ) -> Tensor | None:
+        if class_weights == "none" or "train" not in self._examples:
+            return None
+        if class_weights != "balanced":
+            return torch.tensor(class_weights, dtype=torch.float32)
+        kept, _, drawn = self._pools
+        labels = np.asarray([self._examples["train"][index].label for index in kept])
+        counts = np.asarray([len(labels) - labels.sum() + drawn, labels.sum()])
+        if not counts.all():
+            raise DataError(
+                "`task.class_weights=balanced` needs met and unmet pairs in train, but there are "
+                f"{counts[1]} met and {counts[0]} unmet ones."
+            )
+        return torch.from_numpy(counts.sum() / (2 * counts)).float()
+
+    def _labels(self, split: str) -> np.ndarray:
+        return np.asarray([example.label for example in self._examples[split]], dtype=np.int64)
+
+    def _pair_criteria(self, split: str) -> np.ndarray:
+        return np.asarray([example.criterion_id for example in self._examples[split]])
+
+    def _pairs(self, split: str, probabilities: np.ndarray) -> PairPredictions:
+        return PairPredictions(
+            labels=self._labels(split),
+            probabilities=probabilities.astype(np.float64),
+            criterion_ids=self._pair_criteria(split),
+            group_ids=np.asarray([example.post_id for example in self._examples[split]]),
+        )
+
+    def _fit(self, pairs: PairPredictions) -> dict[str, float]:
+        return fit_thresholds(
+            pairs,
+            criteria=self._criterion_ids,
+            mode=self._thresholds,
+            min_support=self._threshold_min_support,
+        )
+
+    def _judge(self, pairs: PairPredictions, thresholds: Mapping[str, float]) -> MetricValues:
+        """Figures and their intervals."""
+        criteria = self._criterion_ids
+        figures = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
+        intervals = bootstrap_intervals(
+            pairs,
+            criteria=criteria,
+            thresholds=thresholds,
+            n_resamples=self._bootstrap_resamples,
+            seed=self._seed,
+        )
+        return _flat(figures) | _flat(intervals)
+
+    def _tfidf_lr(self, split: str) -> PairPredictions:
+        return self._pairs(
+            split,
+            tfidf_lr_probabilities(
+                train_texts=[example.text for example in self._examples["train"]],
+                train_labels=self._labels("train"),
+                train_criterion_ids=self._pair_criteria("train"),
+                texts=[example.text for example in self._examples[split]],
+                criterion_ids=self._pair_criteria(split),
+                seed=self._seed,
+            ),
+        )
+
+
+def _comparison(metrics: MetricValues) -> str:
+    """The model beside the baselines: a row a system, 95 % intervals over resampled posts."""
+    systems = {
+        "model": "",
+        "TF-IDF + LR": "baseline_tfidf_lr/",
+        "majority": "baseline_majority/",
+    }
+    lines = [f"{'system':<12}  {'macro-F1 [95 % interval]':<25}  micro-F1   AUROC      AP  accuracy"]
+    for name, prefix in systems.items():
+        low, high = (_shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
+        interval = f"{_shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]"
+        rest = [
+            _shown(metrics[prefix + key])
+            for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
+        ]
+        lines.append(
+            f"{name:<12}  {interval:<25}  {rest[0]:>8}  {rest[1]:>6}  {rest[2]:>6}  {rest[3]:>8}"
+        )
+    return "\n".join(lines)
+
+
+def _shown(value: float | int | str | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _flat(metrics: Metrics) -> MetricValues:
+    """Put the reason of an undefined figure beside it."""
+    reasons = {f"{key}_undefined": reason for key, reason in metrics.undefined.items()}
+    return {**metrics.values, **reasons}

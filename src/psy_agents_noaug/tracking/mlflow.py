@@ -1,0 +1,348 @@
+"""Runs recorded in MLflow: a SQLite file by default, any MLflow store or server otherwise."""
+
+import hashlib
+import json
+import logging
+import os
+import posixpath
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.tracking.base import Status, without_private_parts
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+logger = logging.getLogger(__name__)
+
+_CONNECT_TIMEOUT_SECONDS = 10
+# Database drivers that take `connect_timeout`; others refuse arguments that they don't know.
+_DRIVERS_WITH_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+# Room in a key for "resumed." before it and a chunk number after it.
+_KEY_MARGIN = 16
+
+
+class MlflowTracker:
+    """Records one run; knows nothing of MLflow's global "active run", so several can coexist.
+
+    Params are flattened to dotted keys (`training.learning_rate`) and written as JSON, except
+    that strings stay bare. A value longer than MLflow takes continues under `key.1`, `key.2`, ...
+    A key with characters that MLflow refuses gets `_` for them, and a hash of the original.
+
+    An MLflow param cannot change. When a resumed run's settings differ, the new value becomes the
+    tag `resumed.<key>`.
+
+    When the store stops answering half-way, training goes on: a warning is logged, and what was
+    not delivered is sent along with the next call.
+
+    Args:
+        uri: MLflow tracking URI; None for `sqlite:///<output_dir>/mlflow.db`.
+        experiment: name of the experiment, created if new. With a database as `uri`, its
+            artifacts go below `<output_dir>/mlartifacts`; a server has its own place.
+        run_name: name shown for a new run.
+        output_dir: folder for the default store and artifacts.
+        run_id: reopen this run. If the store doesn't have it, a new one starts, with a warning.
+        parent_run_id: show a new run below this one (trials of a study).
+        system_metrics: sample CPU, memory, disk, network and (with `nvidia-ml-py`) GPU use every
+            10 s in a background thread.
+
+    Raises:
+        ConfigError: if MLflow isn't installed, the store cannot be reached, or the experiment has
+            been deleted.
+    """
+
+    def __init__(
+        self,
+        *,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        output_dir: Path,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+        system_metrics: bool = True,
+    ) -> None:
+        _import_mlflow()
+        import sqlalchemy
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils import validation
+
+        self._max_key = validation.MAX_ENTITY_KEY_LENGTH - _KEY_MARGIN
+        self._max_value = {
+            "params": validation.MAX_PARAM_VAL_LENGTH,
+            "tags": validation.MAX_TAG_VAL_LENGTH,
+        }
+        self._max_batch = {
+            "params": validation.MAX_PARAMS_TAGS_PER_BATCH,
+            "tags": validation.MAX_PARAMS_TAGS_PER_BATCH,
+            "metrics": validation.MAX_METRICS_PER_BATCH,
+        }
+        self._pending: dict[str, list[Any]] = {kind: [] for kind in self._max_batch}
+        self._finished = False
+
+        output_dir = output_dir.resolve()
+        if uri is None:
+            uri = f"sqlite:///{(output_dir / 'mlflow.db').as_posix()}"
+        try:
+            with _brief_http_retries():
+                self._client = _connect(uri)
+                run = None if run_id is None else _existing_run(self._client, run_id)
+                reopened = run is not None
+                if run is None:
+                    artifacts = (output_dir / "mlartifacts").as_uri() if _is_database(uri) else None
+                    run = self._client.create_run(
+                        _experiment_id(self._client, experiment, artifacts=artifacts),
+                        run_name=run_name,
+                        tags={} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id},
+                    )
+                else:
+                    self._client.update_run(run.info.run_id, status="RUNNING")
+        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                "`tracking.uri` must be an MLflow store that can be reached, but is "
+                f"{without_private_parts(uri)} instead ({without_private_parts(cause)}). "
+                "Start the server, set another `tracking.uri=...`, leave it unset for a local "
+                "file, or train without tracking: `tracking=none`."
+            ) from error
+        self._run_id: str = run.info.run_id
+        self._params: dict[str, str] = dict(run.data.params)
+        self._tags: set[str] = set(run.data.tags)
+        self._monitor = (
+            _start_monitor(uri, self._run_id, resume=reopened) if system_metrics else None
+        )
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id of the run."""
+        return self._run_id
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Record settings (see the class for how); again, or changed, after a resume is fine."""
+        from mlflow.entities import Param
+
+        changed: dict[str, str] = {}
+        for name, text in _flattened(params):
+            value = without_private_parts(text)
+            key = self._valid_key(name)
+            chunks = _chunked(key, value, limit=self._max_value["params"])
+            if key not in self._params:
+                self._params.update(chunks)
+                self._pending["params"] += [Param(*chunk) for chunk in chunks.items()]
+            # A tag from an earlier resume is brought up to date even when the value is back.
+            elif (
+                f"resumed.{key}" in self._tags or {k: self._params.get(k) for k in chunks} != chunks
+            ):
+                changed[f"resumed.{key}"] = value
+        self.set_tags(changed)
+
+    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
+        """Record metrics after `step` optimizer steps; None means undefined and is skipped."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending["metrics"] += [
+            Metric(self._valid_key(key), float(value), now, step)
+            for key, value in metrics.items()
+            if value is not None
+        ]
+        self._send_pending()
+
+    def log_artifact(self, path: Path) -> None:
+        """Copy a file, or a folder with all it holds, to the run's artifacts.
+
+        Raises:
+            FileNotFoundError: if `path` isn't there.
+        """
+        if not path.exists():
+            raise FileNotFoundError(f"`path` must be a file or folder, but {path} is not there.")
+        self._deliver(partial(self._client.log_artifact, self._run_id, str(path)))
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Label the run; long values are cut into chunks as params are."""
+        from mlflow.entities import RunTag
+
+        for name, value in tags.items():
+            chunks = _chunked(
+                self._valid_key(name), without_private_parts(value), limit=self._max_value["tags"]
+            )
+            self._tags.update(chunks)
+            self._pending["tags"] += [RunTag(*chunk) for chunk in chunks.items()]
+        self._send_pending()
+
+    def finish(self, status: Status) -> None:
+        """Stop sampling, send what is left, and close the run. A second call does nothing."""
+        if self._finished:
+            return
+        self._finished = True
+        if self._monitor is not None:
+            self._monitor.finish()
+        self._send_pending()
+        self._deliver(partial(self._client.set_terminated, self._run_id, status=status))
+
+    def _send_pending(self) -> None:
+        for kind, queue in self._pending.items():
+            while queue:
+                batch = queue[: self._max_batch[kind]]
+                send = partial(self._client.log_batch, self._run_id, synchronous=True)
+                if not self._deliver(partial(send, **{kind: batch})):
+                    return
+                del queue[: len(batch)]
+
+    def _deliver(self, send: Callable[[], object]) -> bool:
+        """Call `send`; False, and a warning, if the store failed (and not what we asked of it)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            send()
+        except MlflowException as error:
+            if error.get_http_status_code() < 500:
+                raise
+            logger.warning(
+                "MLflow does not answer; the run directory still has everything (%s).",
+                without_private_parts(str(error).splitlines()[0]),
+            )
+            return False
+        return True
+
+    def _valid_key(self, key: str) -> str:
+        valid = re.sub(r"[^/\w.\- ]", "_", key)
+        # MLflow also refuses what would be another path, such as "a//b" or "../a".
+        if posixpath.normpath(valid) != valid or valid == "." or valid.startswith(("/", "..")):
+            valid = "_" + valid.replace("/", "_")
+        if valid == key and len(key) <= self._max_key:
+            return key
+        # The hash keeps two criteria whose names differ in such a character apart.
+        return f"{valid[: self._max_key - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
+
+
+def _import_mlflow() -> None:
+    # Usage statistics would tell a third party that somebody trains here.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # It prints to stdout when a run on a server ends.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    try:
+        import mlflow  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "MLflow must be installed for `tracking=mlflow`: pip install mlflow, or train "
+            "without: `tracking=none`."
+        ) from error
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        # At INFO it reports each migration of a new SQLite file.
+        logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+@contextmanager
+def _brief_http_retries() -> Iterator[None]:
+    """Fail within seconds, where MLflow would retry for minutes; the user's settings win."""
+    brief = {
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_CONNECT_TIMEOUT_SECONDS),
+    }
+    ours = {name: value for name, value in brief.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
+
+
+def _is_database(uri: str) -> bool:
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    return uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
+
+
+def _connect(uri: str) -> "MlflowClient":
+    from mlflow import MlflowClient
+
+    if _is_database(uri):
+        _check_database(uri)
+    return MlflowClient(uri)
+
+
+def _check_database(uri: str) -> None:
+    """Connect once; MLflow itself would retry for 100 s, logging each exception."""
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    if url.get_backend_name() == "sqlite" and url.database:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    timed = url.get_driver_name() in _DRIVERS_WITH_TIMEOUT
+    engine = sqlalchemy.create_engine(
+        url,
+        poolclass=sqlalchemy.NullPool,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS} if timed else {},
+    )
+    engine.connect().close()
+
+
+def _existing_run(client: "MlflowClient", run_id: str) -> "Run | None":
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        logger.warning("MLflow has no run %s to resume; a new run starts.", run_id)
+        return None
+    if run.info.lifecycle_stage != "active":
+        logger.warning("MLflow's run %s was deleted; a new run starts.", run_id)
+        return None
+    return run
+
+
+def _experiment_id(client: "MlflowClient", name: str, *, artifacts: str | None) -> str:
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=artifacts))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was faster
+    if found.lifecycle_stage != "active":
+        raise ConfigError(
+            f"`tracking.experiment` must not be a deleted experiment, but {name!r} is one. "
+            f"Choose another name, or: mlflow experiments restore -x {found.experiment_id}"
+        )
+    return str(found.experiment_id)
+
+
+def _start_monitor(uri: str, run_id: str, *, resume: bool) -> Any:
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, resume_logging=resume, tracking_uri=uri)
+    monitor.start()
+    return monitor
+
+
+def _flattened(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, prefix=f"{prefix}{key}.")
+        else:
+            bare = isinstance(value, str | os.PathLike)
+            text = str(value) if bare else json.dumps(value, default=str, ensure_ascii=False)
+            yield f"{prefix}{key}", text
+
+
+def _chunked(key: str, value: str, *, limit: int) -> dict[str, str]:
+    """Cut `value` into entries of at most `limit` characters: key, key.1, key.2, ..."""
+    starts = range(0, max(len(value), 1), limit)
+    return {
+        key if number == 0 else f"{key}.{number}": value[start : start + limit]
+        for number, start in enumerate(starts)
+    }

@@ -1,0 +1,1 @@
+"""One training loop and one evaluation loop, for any `Task`."""

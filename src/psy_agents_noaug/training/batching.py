@@ -1,0 +1,113 @@
+"""Which examples an update sees, and how they are cut into micro-batches.
+
+Everything is a pure function of (seed, epoch, position): nothing of it needs saving to resume.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from psy_agents_noaug.training.protocols import Batch, ExampleSource, Task
+
+
+class Step(NamedTuple):
+    """One process's share of one update.
+
+    batches: the collated micro-batches; indices: their examples; weights: 1, or 0 for a stand-in
+    that keeps a process without examples in step with the others; n_examples: those of the whole
+    update, over all processes; n_tokens: real tokens of this share.
+    """
+
+    batches: list[Batch]
+    indices: list[list[int]]
+    weight: float
+    n_examples: int
+    n_tokens: int
+
+
+def derived_seed(*parts: int) -> int:
+    """Mix integers into a seed of 63 bits, stable across machines (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def cut_by_tokens(
+    indices: Sequence[int], lengths: np.ndarray, *, max_tokens: int, max_examples: int | None = None
+) -> list[list[int]]:
+    """Sort by length, longest first, and cut so that a padded micro-batch fits the token budget.
+
+    A single example above the budget gets a micro-batch of its own. Ties keep the given order.
+    """
+    ordered = sorted(indices, key=lambda index: -int(lengths[index]))
+    batches: list[list[int]] = []
+    for index in ordered:
+        # The first of a micro-batch is its longest, so it sets the padded width.
+        fits = (
+            batches
+            and int(lengths[batches[-1][0]]) * (len(batches[-1]) + 1) <= max_tokens
+            and (max_examples is None or len(batches[-1]) < max_examples)
+        )
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+class TrainingSteps(Dataset[Step]):
+    """The whole training as a sequence: item k is update k, for one of `world_size` processes.
+
+    An epoch's pool is shuffled by (seed, epoch); update k takes the next `train_batch_size` examples,
+    sorts them by length, deals them to the processes in turn, and cuts each share into micro-batches.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        train_batch_size: int,
+        max_tokens: int,
+        max_examples: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._task = task
+        self._source = task.source("train")
+        self._seed = seed
+        self._train_batch_size = train_batch_size
+        self._max_tokens = max_tokens
+        self._max_examples = max_examples
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = -1
+        self._order = np.zeros(0, dtype=np.int64)
+        self.steps_per_epoch = -(-len(task.epoch_pool(0)) // train_batch_size)
+
+    def indices(self, step: int) -> list[int]:
+        """Return the examples of update `step` (from 0), over all processes, longest first."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            pool = self._task.epoch_pool(epoch)
+            generator = np.random.default_rng(derived_seed(self._seed, epoch))
+            self._order = pool[generator.permutation(len(pool))]
+            self._epoch = epoch
+        begin = position * self._train_batch_size
+        taken = self._order[begin : begin + self._train_batch_size].tolist()
+        return sorted(taken, key=lambda index: -int(self._source.lengths[index]))
+
+    def __getitem__(self, step: int) -> Step:
+        everyone = self.indices(step)
+        mine = everyone[self._rank :: self._world_size]
+        share = mine or everyone[-1:]
+        cut = cut_by_tokens(
+            share, self._source.lengths, max_tokens=self._max_tokens, max_examples=self._max_examples
+        )
+        return Step(
+            batches=[self._source.collate(indices) for indices in cut],
+            indices=cut,
+            weight=1.0 if mine else 0.0,
+            n_examples=len(everyone),
+            n_tokens=int(self._source.lengths[mine].sum()),
+        )

@@ -1,0 +1,1 @@
+"""Small, self-contained tools that know nothing of the rest of the project."""

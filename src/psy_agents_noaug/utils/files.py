@@ -1,0 +1,47 @@
+"""Files that are either whole or not there, and content hashes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Write through a temporary neighbour, flush it to disk, and rename it over `path`.
+
+    A reader, or a process killed half-way, sees the old file or the new one, never a part.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w+b") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` atomically."""
+    write_atomically(path, lambda file: _write_all(file, text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON atomically; NaN and infinity are refused (ValueError)."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sha256_of_json(value: Any) -> str:
+    """Hash `value` by its canonical JSON (sorted keys, no spaces)."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_all(file: BinaryIO, content: bytes) -> None:
+    file.write(content)

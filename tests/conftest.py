@@ -1,0 +1,123 @@
+"""Shared fixtures: a tiny random encoder, a tiny corpus, and the command line of a fast run."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from psy_agents_noaug.config.loading import load_train_config
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
+
+REPOSITORY = Path(__file__).parents[1]
+CANARY = "xylozephyrquill"
+
+_NEUTRAL = [
+    "The bus was late again this morning.",
+    "We cooked soup and watched a film.",
+    "My exam is on Friday at noon.",
+    "The dog chased a ball in the park 🐕.",
+    "I bought a new lamp for my desk.",
+    f"Our code word for the trip is {CANARY}.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT (2 layers of width 32) and a WordPiece tokenizer."""
+    folder = tmp_path_factory.mktemp("encoder")
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    texts = [criterion.text for criterion in MAJOR_DEPRESSIVE_EPISODE] + _NEUTRAL
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=specials)
+    )
+    tokenizer.post_processor = processors.BertProcessing(
+        ("[SEP]", tokenizer.token_to_id("[SEP]")), ("[CLS]", tokenizer.token_to_id("[CLS]"))
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    ).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(
+            BertConfig(
+                vocab_size=tokenizer.get_vocab_size(),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=128,
+            )
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in ReDSM5's layout: 30 posts of unequal length, a positive or a negative in most."""
+    folder = tmp_path_factory.mktemp("corpus")
+    posts, annotations = [], []
+    for number in range(30):
+        post_id = f"p{number:02d}"
+        criterion = MAJOR_DEPRESSIVE_EPISODE[number % 9]
+        sentence = criterion.text
+        neutral = [_NEUTRAL[(number + k) % len(_NEUTRAL)] for k in range(1 + number % 5)]
+        posts.append((post_id, " ".join([*neutral, sentence])))
+        status = int(number % 4 != 0)
+        alias = criterion.aliases[0]
+        annotations.append((post_id, f"{post_id}_0", sentence, alias, status, "made up"))
+    _write(folder / "redsm5_posts.csv", ["post_id", "text"], posts)
+    columns = ["post_id", "sentence_id", "sentence_text", "DSM5_symptom", "status", "explanation"]
+    _write(folder / "redsm5_annotations.csv", columns, annotations)
+    ids = [post_id for post_id, _ in posts]
+    splits = {"format": 1, "train": ids[:14], "val": ids[14:22], "test": ids[22:]}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    return folder
+
+
+@pytest.fixture
+def overrides(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
+    """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
+    return [
+        "data=redsm5",
+        f"data.dir={tiny_corpus}",
+        "data.splits=splits.json",
+        "data.negatives=2.0",
+        f"model.pretrained_model={tiny_encoder}",
+        "model.max_length=96",
+        "tracking=none",
+        "training.epochs=2",
+        "training.train_batch_size=8",
+        "training.micro_batch_tokens=256",
+        "training.learning_rate=0.001",
+        "task.bootstrap_resamples=100",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
+    """Return a function from further overrides to the checked configuration of a fast run."""
+    return lambda *more: load_train_config("criteria/train", [*overrides, *more])
+
+
+def _write(path: Path, columns: list[str], rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,425 @@
+import itertools
+import math
+import re
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from psy_agents_noaug.metrics.classification import (
+    BOOTSTRAPPED,
+    PairPredictions,
+    bootstrap_intervals,
+    classification_metrics,
+    classification_report,
+    draw_group_counts,
+    expected_calibration_error,
+    fit_thresholds,
+)
+
+CRITERIA = ("A.1", "A.2", "A.3")
+HALF = dict.fromkeys(CRITERIA, 0.5)
+
+
+def pairs(rows, groups=None):
+    """Predictions from (criterion, label, probability) rows; each its own post unless said."""
+    return PairPredictions(
+        labels=np.array([row[1] for row in rows], dtype=np.int64),
+        probabilities=np.array([row[2] for row in rows], dtype=np.float64),
+        criterion_ids=np.array([row[0] for row in rows], dtype=object),
+        group_ids=np.array(groups or [f"p{i}" for i in range(len(rows))], dtype=object),
+    )
+
+
+def random_pairs(seed, *, n_posts=30, decimals=1):
+    rng = np.random.default_rng(seed)
+    labels = rng.random((n_posts, 3)) < (0.3, 0.5, 0.1)
+    noisy = np.clip(rng.normal(0.35 + 0.3 * labels, 0.2), 0, 1).round(decimals)
+    rows = [
+        (criterion, int(labels[post, column]), noisy[post, column])
+        for post, (column, criterion) in itertools.product(range(n_posts), enumerate(CRITERIA))
+    ]
+    return pairs(rows, [f"p{i // 3}" for i in range(len(rows))])
+
+
+def take(predictions, rows):
+    return PairPredictions(**{name: array[rows] for name, array in vars(predictions).items()})
+
+
+# Few distinct scores, so that ties and single-class criteria are common.
+ROW = st.tuples(
+    st.sampled_from(CRITERIA),
+    st.integers(0, 1),
+    st.sampled_from((0.0, 0.1, 0.25, 0.5, 0.7, 1.0)) | st.floats(0, 1),
+)
+CUTOFFS = st.fixed_dictionaries({c: st.sampled_from((0.1, 0.4, 0.5, 0.9)) for c in CRITERIA})
+
+
+@settings(deadline=None)
+@given(rows=st.lists(ROW, min_size=1, max_size=40), thresholds=CUTOFFS)
+def test_every_figure_is_the_one_of_scikit_learn(rows, thresholds):
+    values = classification_metrics(pairs(rows), criteria=CRITERIA, thresholds=thresholds).values
+    expected = {}
+    macro = {name: [] for name in ("precision", "recall", "f1", "auroc", "average_precision")}
+    for criterion in (*CRITERIA, None):
+        own = [row for row in rows if criterion in (None, row[0])]
+        y = np.array([row[1] for row in own])
+        p = np.array([row[2] for row in own])
+        decisions = np.array([row[2] >= thresholds[row[0]] for row in own], dtype=int)
+        figures = dict.fromkeys(macro)
+        if len(own) and decisions.any():
+            figures["precision"] = sk.precision_score(y, decisions)
+        if len(own) and y.any():
+            figures["recall"] = sk.recall_score(y, decisions)
+            figures["f1"] = sk.f1_score(y, decisions)
+            figures["average_precision"] = sk.average_precision_score(y, p)
+            if not y.all():
+                figures["auroc"] = sk.roc_auc_score(y, p)
+            if criterion:
+                for name, figure in figures.items():
+                    if figure is not None or name == "precision":
+                        macro[name].append(figure or 0.0)
+        for name, figure in figures.items():
+            key = f"per_criterion/{criterion}/{name}" if criterion else f"{name}_micro"
+            expected[key] = figure
+        tn, fp, fn, tp = (0, 0, 0, 0)
+        if len(own):
+            tn, fp, fn, tp = sk.confusion_matrix(y, decisions, labels=[0, 1]).ravel()
+        prefix = f"per_criterion/{criterion}/" if criterion else ""
+        expected |= {f"{prefix}true_positives": tp, f"{prefix}false_positives": fp}
+        expected |= {f"{prefix}true_negatives": tn, f"{prefix}false_negatives": fn}
+        expected |= {f"{prefix}n_pairs": len(own), f"{prefix}n_positive": sum(y)}
+    # `y`, `p` and `decisions` are now those of all pairs.
+    expected |= {f"{name}_macro": np.mean(own) if own else None for name, own in macro.items()}
+    expected["accuracy"] = sk.accuracy_score(y, decisions)
+    expected["brier"] = sk.brier_score_loss(y, p, pos_label=1)
+    expected["n_criteria_in_macro"] = len(macro["f1"])
+    expected["at_0.5/accuracy"] = sk.accuracy_score(y, p >= 0.5)
+    assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_fixed_threshold_figures_are_those_of_thresholds_of_one_half():
+    predictions = random_pairs(0)
+    cutoffs = {"A.1": 0.2, "A.2": 0.7, "A.3": 0.3}
+    tuned = classification_metrics(predictions, criteria=CRITERIA, thresholds=cutoffs).values
+    fixed = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF).values
+    at_half = {key.removeprefix("at_0.5/"): v for key, v in tuned.items() if "at_0.5/" in key}
+    assert at_half == {key: fixed[key] for key in at_half}
+    assert len(at_half) == 7
+    assert tuned["f1_macro"] != fixed["f1_macro"]
+
+
+def test_a_hand_worked_case():
+    # A.1: TP FP FN TN, F1 1/2. A.2: TP only, F1 1. A.3: no positive, one false alarm.
+    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.8), ("A.1", 1, 0.2), ("A.1", 0, 0.1)]
+    rows += [("A.2", 1, 0.5), ("A.3", 0, 0.6)]
+    predictions = pairs(rows, ["p1", "p1", "p1", "p2", "p2", "p2"])
+    values = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF).values
+    expected = {"n_pairs": 6, "n_positive": 3, "n_posts": 2, "n_criteria_in_macro": 2}
+    expected |= {"f1_macro": 0.75, "precision_macro": 0.75, "recall_macro": 0.75}
+    expected |= {"f1_micro": 4 / 7, "precision_micro": 0.5, "recall_micro": 2 / 3}
+    expected |= {"accuracy": 0.5, "auroc_macro": 0.75, "per_criterion/A.3/precision": 0.0}
+    expected |= {"average_precision_macro": (1 / 2 + 1 / 2 * 2 / 3 + 1) / 2}
+    expected |= {"brier": (0.01 + 0.64 + 0.64 + 0.01 + 0.25 + 0.36) / 6}
+    assert {key: values[key] for key in expected} == pytest.approx(expected)
+
+
+def test_the_keys_are_exactly_the_documented_ones():
+    values = classification_metrics(pairs([]), criteria=["X"], thresholds={"X": 0.5}).values
+    counts = ["true_positives", "false_positives", "false_negatives", "true_negatives"]
+    decision = ["precision", "recall", "f1"]
+    both = [f"{name}_{kind}" for name in decision for kind in ("micro", "macro")]
+    ranking = ["auroc", "average_precision"]
+    expected = ["n_pairs", "n_positive", "n_posts", "n_criteria_in_macro", "accuracy", *both]
+    expected += [f"{name}_{kind}" for name in ranking for kind in ("micro", "macro")]
+    expected += ["brier", "ece", *counts, *(f"at_0.5/{name}" for name in ("accuracy", *both))]
+    own = [*decision, *ranking, "threshold", "n_pairs", "n_positive", *counts]
+    expected += [f"per_criterion/X/{name}" for name in own]
+    assert sorted(values) == sorted(expected)
+
+
+def test_a_criterion_without_positives_is_undefined_and_moves_no_macro_figure():
+    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.4)]
+    alone = classification_metrics(pairs(rows), criteria=["A.1"], thresholds=HALF)
+    rows += [("A.2", 0, 0.9), ("A.2", 0, 0.1)]
+    beside = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
+    for key in ("f1_macro", "precision_macro", "recall_macro", "auroc_macro"):
+        assert beside.values[key] == alone.values[key] == 1.0
+    for name in ("recall", "f1", "auroc", "average_precision"):
+        assert beside.values[f"per_criterion/A.2/{name}"] is None
+        assert beside.undefined[f"per_criterion/A.2/{name}"] == "no positive labels"
+    assert beside.values["per_criterion/A.2/precision"] == 0.0
+
+
+def test_a_criterion_with_positives_and_no_positive_decision_counts_zero_in_macro():
+    rows = [("A.1", 1, 0.9), ("A.2", 1, 0.1), ("A.2", 0, 0.2)]
+    metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
+    assert metrics.values["per_criterion/A.2/f1"] == 0.0
+    assert metrics.values["per_criterion/A.2/precision"] is None
+    assert metrics.undefined["per_criterion/A.2/precision"] == "no positive decisions"
+    assert metrics.values["f1_macro"] == metrics.values["precision_macro"] == 0.5
+
+
+def test_a_criterion_of_positives_only_has_no_auroc_but_an_f1():
+    rows = [("A.1", 1, 0.9), ("A.2", 1, 0.1), ("A.2", 0, 0.2)]
+    metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
+    assert metrics.undefined["per_criterion/A.1/auroc"] == "labels of one class only"
+    assert metrics.values["per_criterion/A.1/f1"] == 1.0
+    assert metrics.values["auroc_macro"] == metrics.values["per_criterion/A.2/auroc"] == 0.0
+
+
+def test_an_empty_split_has_counts_and_reasons_only():
+    metrics = classification_metrics(pairs([]), criteria=CRITERIA, thresholds=HALF)
+    defined = {key for key, value in metrics.values.items() if value is not None}
+    assert all(re.search(r"(n_\w+|_(posi|nega)tives|threshold)$", key) for key in defined)
+    assert metrics.undefined["accuracy"] == metrics.undefined["f1_micro"] == "no pairs"
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=st.lists(ROW, max_size=6), n_posts=st.integers(1, 4))
+def test_none_goes_with_a_reason_and_nan_never_comes_out(rows, n_posts):
+    predictions = pairs(rows, [f"p{i % n_posts}" for i in range(len(rows))])
+    point = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF)
+    options = {"criteria": CRITERIA, "thresholds": HALF}
+    interval = bootstrap_intervals(predictions, n_resamples=7, seed=0, **options)
+    for metrics in (point, interval):
+        assert {key for key, v in metrics.values.items() if v is None} == set(metrics.undefined)
+        assert all(metrics.undefined.values())
+        assert all(type(v) in (int, float) for v in metrics.values.values() if v is not None)
+        assert all(math.isfinite(v) for v in metrics.values.values() if v is not None)
+
+
+def test_calibration_error_is_the_weighted_gap_of_right_closed_bins():
+    # Bins (0, .5] and (.5, 1]: |1 - .7| over two pairs, |1 - 1.6| over two pairs, of four.
+    labels, probabilities = np.array([0, 1, 0, 1]), np.array([0.2, 0.5, 0.6, 1.0])
+    error = expected_calibration_error(labels, probabilities, n_bins=2)
+    assert error == pytest.approx((0.3 + 0.6) / 4)
+    # Zero belongs to the first bin, and the default is 15 bins: 0.06 and 0.07 are apart.
+    labels, probabilities = np.array([1, 0, 0]), np.array([0.0, 0.06, 0.07])
+    assert expected_calibration_error(labels, probabilities) == pytest.approx((0.94 + 0.07) / 3)
+
+
+def test_the_order_of_rows_changes_no_bit_of_any_figure():
+    predictions = random_pairs(3, n_posts=400, decimals=17)
+    options = {"criteria": CRITERIA, "thresholds": HALF}
+    figures = classification_metrics(predictions, **options)
+    for seed in range(5):
+        shuffled = take(predictions, np.random.default_rng(seed).permutation(1200))
+        assert classification_metrics(shuffled, **options) == figures
+    options |= {"n_resamples": 50, "seed": 4}
+    assert bootstrap_intervals(shuffled, **options) == bootstrap_intervals(predictions, **options)
+
+
+def exact_macro_f1(predictions, threshold):
+    f1 = []
+    for criterion in CRITERIA:
+        own = predictions.criterion_ids == criterion
+        y, decided = predictions.labels[own], predictions.probabilities[own] >= threshold
+        if y.any():
+            f1.append(Fraction(2 * int(y[decided].sum()), int(decided.sum()) + int(y.sum())))
+    return sum(f1, Fraction(0))
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=st.lists(ROW, max_size=25))
+def test_the_global_threshold_is_the_best_candidate_by_brute_force(rows):
+    predictions = pairs(rows)
+    scores = sorted({row[2] for row in rows})
+    cuts = [(low, (low + high) / 2, high) for low, high in itertools.pairwise(scores)]
+    candidates = [0.5, *(middle if middle > low else high for low, middle, high in cuts)]
+    wanted = min(candidates, key=lambda t: (-exact_macro_f1(predictions, t), abs(t - 0.5), t))
+    fitted = fit_thresholds(predictions, criteria=CRITERIA, mode="global", min_support=1)
+    assert fitted == dict.fromkeys(CRITERIA, wanted)
+
+
+def test_a_criterion_gets_its_own_threshold_only_with_enough_of_both_classes():
+    rows = [("A.1", 1, 0.30), ("A.1", 1, 0.28), ("A.1", 0, 0.2), ("A.1", 0, 0.1)]
+    rows += [("A.2", 1, 0.9), ("A.2", 1, 0.8), ("A.2", 0, 0.7)]
+    rows += [("A.3", 0, 0.1), ("A.3", 0, 0.2), ("A.3", 0, 0.3)]
+    options = {"criteria": CRITERIA, "min_support": 2}
+    common = fit_thresholds(pairs(rows), mode="global", **options)["A.1"]
+    own = fit_thresholds(pairs(rows), mode="per_criterion", **options)
+    assert own["A.1"] == pytest.approx(0.24)
+    assert own["A.2"] == own["A.3"] == common
+    options["min_support"] = 0
+    own = fit_thresholds(pairs(rows), mode="per_criterion", **options)
+    assert own["A.2"] == pytest.approx(0.75)
+    assert own["A.3"] == common
+
+
+def test_equally_good_thresholds_go_to_the_one_nearest_one_half_then_the_smaller():
+    def fitted(*rows):
+        return fit_thresholds(pairs(rows), criteria=["A.1"], mode="global", min_support=1)["A.1"]
+
+    assert fitted(("A.1", 1, 0.9), ("A.1", 0, 0.0)) == 0.5
+    # F1 is 2/3 at 0.25 and at the middle of the last two, less between.
+    rows = [("A.1", 0, 0.125), ("A.1", 1, 0.375), ("A.1", 1, 0.875)]
+    assert fitted(*rows, *[("A.1", 0, 0.5)] * 2) == 0.6875
+    assert fitted(*rows, *[("A.1", 0, 0.625)] * 2) == 0.25  # and 0.75
+
+
+def test_no_positive_label_gives_one_half():
+    for rows in ([], [("A.1", 0, 0.2), ("A.2", 0, 0.9)]):
+        for mode in ("global", "per_criterion"):
+            fitted = fit_thresholds(pairs(rows), criteria=CRITERIA, mode=mode, min_support=0)
+            assert fitted == HALF
+
+
+def test_neighbouring_floats_are_told_apart_by_the_fitted_threshold():
+    for low in (0.0, 0.3, 0.7, 1e-300, np.nextafter(1.0, 0)):
+        high = np.nextafter(low, 1)
+        rows = [("A.1", 0, low), ("A.1", 1, high), ("A.1", 0, low)]
+        fitted = fit_thresholds(pairs(rows), criteria=["A.1"], mode="global", min_support=1)
+        assert low < fitted["A.1"] <= high
+
+
+def naive_intervals(predictions, *, thresholds, n_resamples, seed):
+    """Rebuilds the arrays of every resample and scores them as a split of its own."""
+    posts = np.unique(predictions.group_ids)
+    rng = np.random.default_rng(seed)
+    counts = draw_group_counts(rng, n_groups=len(posts), n_resamples=n_resamples)
+    keys = [*BOOTSTRAPPED, *(f"per_criterion/{c}/f1" for c in CRITERIA)]
+    sampled = {key: [] for key in keys}
+    for draw in counts.T:
+        times = dict(zip(posts, draw, strict=True))
+        repeats = [times[post] for post in predictions.group_ids]
+        resample = take(predictions, np.repeat(np.arange(len(repeats)), repeats))
+        values = classification_metrics(resample, criteria=CRITERIA, thresholds=thresholds).values
+        for key in keys:
+            sampled[key].append(values[key])
+    out = {}
+    for key, sample in sampled.items():
+        defined = [value for value in sample if value is not None]
+        for end, quantile in (("low", 0.025), ("high", 0.975)):
+            enough = 2 * len(defined) >= n_resamples
+            out[f"{key}_ci_{end}"] = np.quantile(defined, quantile) if enough else None
+    return out
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 17])
+@pytest.mark.parametrize("n_posts", [2, 5, 30])
+def test_the_bootstrap_is_the_one_that_rebuilds_every_resample(n_posts, decimals):
+    for seed in range(3):
+        predictions = random_pairs(seed, n_posts=n_posts, decimals=decimals)
+        predictions = take(predictions, slice(0, -1))  # posts of unequal size
+        options = {"thresholds": {"A.1": 0.4, "A.2": 0.5, "A.3": 0.6}, "n_resamples": 20}
+        fast = bootstrap_intervals(predictions, criteria=CRITERIA, seed=seed, **options)
+        slow = naive_intervals(predictions, seed=seed, **options)
+        assert fast.values == pytest.approx(slow, abs=1e-12)
+
+
+def test_the_bootstrap_is_the_same_whether_done_at_once_or_in_chunks(monkeypatch):
+    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 20, "seed": 1}
+    at_once = bootstrap_intervals(random_pairs(1), **options)
+    monkeypatch.setattr("psy_agents_noaug.metrics.classification._CHUNK_CELLS", 3 * 90)
+    assert bootstrap_intervals(random_pairs(1), **options) == at_once
+
+
+def test_the_interval_depends_on_the_seed_and_holds_the_figure():
+    predictions = random_pairs(2, n_posts=60)
+    options = {"criteria": CRITERIA, "thresholds": HALF}
+    point = classification_metrics(predictions, **options).values
+    first = bootstrap_intervals(predictions, n_resamples=200, seed=0, **options).values
+    second = bootstrap_intervals(predictions, n_resamples=200, seed=1, **options).values
+    assert first != second
+    for key in BOOTSTRAPPED:
+        assert first[f"{key}_ci_low"] < point[key] < first[f"{key}_ci_high"]
+
+
+def test_the_same_pairs_in_fewer_posts_and_more_confidence_widen_the_interval():
+    # Ten pairs a post that agree with each other: a tenth of the information.
+    rng = np.random.default_rng(0)
+    hits = rng.random(40) < 0.7
+    rows = [("A.1", 1, 0.9 if hit else 0.1) for hit in hits for _ in range(10)]
+
+    def width(groups, confidence=0.95):
+        predictions = pairs(rows, groups)
+        options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 300, "seed": 0}
+        values = bootstrap_intervals(predictions, confidence=confidence, **options).values
+        return values["accuracy_ci_high"] - values["accuracy_ci_low"]
+
+    by_post = [f"p{i // 10}" for i in range(400)]
+    assert width(by_post) > 2.5 * width(None)
+    assert width(by_post, confidence=0.99) > width(by_post) > width(by_post, confidence=0.5)
+
+
+def test_one_post_has_no_interval_and_says_why():
+    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)], ["p", "p"])
+    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 10, "seed": 0}
+    metrics = bootstrap_intervals(predictions, **options)
+    assert set(metrics.values.values()) == {None}
+    assert set(metrics.undefined.values()) == {"all pairs are of one post"}
+    assert set(bootstrap_intervals(pairs([]), **options).undefined.values()) == {"no pairs"}
+
+
+def test_an_interval_needs_its_figure_in_half_of_the_resamples():
+    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)])
+    rngs = map(np.random.default_rng, range(99))
+    draws = (draw_group_counts(rng, n_groups=2, n_resamples=2)[0] for rng in rngs)
+    n_defined = [int((of_positive > 0).sum()) for of_positive in draws]
+    options = {"criteria": ["A.1"], "thresholds": HALF, "n_resamples": 2}
+    half = bootstrap_intervals(predictions, seed=n_defined.index(1), **options)
+    assert half.values["per_criterion/A.1/f1_ci_low"] == 1.0
+    none = bootstrap_intervals(predictions, seed=n_defined.index(0), **options)
+    assert none.undefined["f1_macro_ci_high"] == "undefined in 2 of 2 resamples"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("labels", [0, 2], "`labels` must be 0 or 1"),
+        ("labels", [0.0, math.nan], "`labels` must be 0 or 1"),
+        ("labels", [0], "one shape"),
+        ("probabilities", [0.5, math.nan], "`probabilities` must be finite"),
+        ("probabilities", [0.5, 1.1], "`probabilities` must be finite"),
+        ("probabilities", [-0.1, 0.5], "`probabilities` must be finite"),
+        ("criterion_ids", ["A.1", None], "`criterion_ids` must be strings"),
+        ("group_ids", [1, 2], "`group_ids` must be strings"),
+    ],
+)
+def test_bad_predictions_are_refused_by_name(field, value, message):
+    arrays = {"labels": [0, 1], "probabilities": [0.1, 0.9]}
+    arrays |= {"criterion_ids": ["A.1", "A.2"], "group_ids": ["p", "q"], field: value}
+    with pytest.raises(ValueError, match=message):
+        PairPredictions(**{name: np.array(array) for name, array in arrays.items()})
+
+
+def test_bad_options_are_refused_by_name():
+    predictions = pairs([("A.1", 1, 0.9), ("A.9", 0, 0.1)])
+    known = pairs([("A.1", 1, 0.9)])
+    with pytest.raises(ValueError, match=r"\['A.9'\] are not"):
+        classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF)
+    with pytest.raises(ValueError, match="must be distinct"):
+        classification_metrics(known, criteria=["A.1", "A.1"], thresholds=HALF)
+    with pytest.raises(ValueError, match=r"lacks \['A.2', 'A.3'\]"):
+        classification_metrics(known, criteria=CRITERIA, thresholds={"A.1": 0.5})
+    with pytest.raises(ValueError, match="`thresholds` must be finite"):
+        classification_metrics(known, criteria=["A.1"], thresholds={"A.1": math.nan})
+    with pytest.raises(ValueError, match="`mode` must be"):
+        fit_thresholds(known, criteria=CRITERIA, mode="best", min_support=1)
+    with pytest.raises(ValueError, match="`min_support` must not"):
+        fit_thresholds(known, criteria=CRITERIA, mode="global", min_support=-1)
+    options = {"criteria": CRITERIA, "thresholds": HALF, "seed": 0}
+    with pytest.raises(ValueError, match="`n_resamples` must be"):
+        bootstrap_intervals(known, n_resamples=0, **options)
+    with pytest.raises(ValueError, match="`confidence` must be"):
+        bootstrap_intervals(known, n_resamples=1, confidence=95, **options)
+
+
+def test_the_report_is_an_aligned_table_with_undefined_figures_as_n_a():
+    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.8), ("A.1", 1, 0.2), ("A.1", 0, 0.1), ("A.2", 0, 0.6)]
+    metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
+    names = {"A.1": "Depressed mood", "A.2": "Anhedonia"}
+    report = classification_report(metrics.values, criteria=["A.1", "A.2"], names=names)
+    expected = """
+criterion  name                  support  precision  recall     F1  AUROC     AP
+--------------------------------------------------------------------------------
+A.1        Depressed mood            2/4      0.500   0.500  0.500  0.750  0.833
+A.2        Anhedonia                 0/1      0.000     n/a    n/a    n/a    n/a
+--------------------------------------------------------------------------------
+macro      mean of 1/2 criteria               0.500   0.500  0.500  0.750  0.833
+micro      all pairs                 2/5      0.333   0.500  0.400  0.667  0.750"""
+    assert report == expected.lstrip()
