@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
+from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[1]
 CANARY = "xylozephyrquill"
@@ -25,6 +28,10 @@ _NEUTRAL = [
     "I bought a new lamp for my desk.",
     f"Our code word for the trip is {CANARY}.",
 ]
+
+
+# Tiny models gain nothing from a second thread, and lose a lot where other work wants the core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +97,10 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def overrides(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str]:
-    """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
-    return [
+@pytest.fixture(scope="session")
+def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[[Path], list[str]]:
+    """Return a function from an output_dir to the command line of a run that takes a second."""
+    return lambda output_dir: [
         "data=redsm5",
         f"data.dir={tiny_corpus}",
         "data.splits=splits.json",
@@ -106,14 +113,47 @@ def overrides(tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path) -> list[str
         "training.micro_batch_tokens=256",
         "training.learning_rate=0.001",
         "task.bootstrap_resamples=100",
-        f"output_dir={tmp_path / 'outputs'}",
+        f"output_dir={output_dir}",
     ]
+
+
+@pytest.fixture
+def overrides(overrides_for: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
+    """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
+    return overrides_for(tmp_path / "outputs")
+
+
+@pytest.fixture
+def own_logging() -> Iterator[None]:
+    """Let an entry point configure logging in this process, and put pytest's handlers back."""
+    root, ours = logging.getLogger(), logging.getLogger("psy_agents_noaug")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    root.handlers[:] = []
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture
 def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
     """Return a function from further overrides to the checked configuration of a fast run."""
     return lambda *more: load_train_config("criteria/train", [*overrides, *more])
+
+
+@pytest.fixture
+def weights_of() -> Callable[[RunResult], tuple[str, str]]:
+    """Return a function from a finished run to the hashes of its best and its last weights."""
+
+    def hashes(result: RunResult) -> tuple[str, str]:
+        folder = result.directory / "checkpoints"
+        best, last = (
+            load_checkpoint(folder / name, task="criteria")
+            for name in ("best_checkpoint.pt", "last_checkpoint.pt")
+        )
+        return weights_sha256(best.weights), weights_sha256(last.weights)
+
+    return hashes
 
 
 def _write(path: Path, columns: list[str], rows: list[tuple[object, ...]]) -> None:

@@ -5,6 +5,7 @@ saved; anything else is a bug and keeps its traceback (exit 1).
 """
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -52,7 +53,9 @@ def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) 
     logging.basicConfig(
         level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True
     )
-    logging.getLogger("psy_agents_noaug").setLevel(logging.INFO)
+    # Of several processes (torchrun, accelerate launch) the first one speaks.
+    speaks = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
     try:
         if {"--help", "-h"} & set(argv):
             _print(_help(config_name, [item for item in argv if item not in ("--help", "-h")]))
@@ -67,7 +70,8 @@ def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) 
     except KeyboardInterrupt:
         sys.stderr.write("Stopped before training began.\n")
         return 130
-    _print(f"\n{result.summary}\n\nrun directory: {result.directory}")
+    if speaks:
+        _print(f"\n{result.summary}\n\nrun directory: {result.directory}")
     return 0
 
 

@@ -75,7 +75,7 @@ def prepare_data(config: DataConfig) -> PreparedData:
 def _load(config: DataConfig) -> Corpus:
     folder = _folder(config)
     criteria = folder / config.criteria if config.criteria else None
-    columns: dict[str, dict[str, str]] = {**config.columns}
+    columns = {str(table): names for table, names in config.columns.items()}
     if config.source == "hub":
         assert config.repo is not None
         return load_hub_corpus(

@@ -138,6 +138,7 @@ def evaluate(
             tracker,
             split=evaluation.split,
             checkpoint=checkpoint,
+            step=checkpoint.step,
         )
 
 
@@ -365,8 +366,16 @@ def _finish(
     machine.processes.wait()
     checkpoint = load_checkpoint(directory.best_checkpoint, task=config.task.name)
     task.model.load_state_dict(checkpoint.weights)
-    evaluator = _evaluator(config, machine, task)
-    result = _judge(evaluator, task, directory, tracker, split="val", checkpoint=checkpoint)
+    result = _judge(
+        _evaluator(config, machine, task),
+        task,
+        directory,
+        tracker,
+        split="val",
+        checkpoint=checkpoint,
+        # Of a metric MLflow shows the value with the latest step, which must be the kept model's.
+        step=outcome.step,
+    )
     if machine.processes.is_main:
         _write_manifest(
             config,
@@ -395,14 +404,13 @@ def _judge(
     *,
     split: str,
     checkpoint: Checkpoint,
+    step: int,
 ) -> RunResult:
-    """Evaluate, report, and write metrics and predictions of `split`."""
+    """Evaluate, report, and write metrics and predictions of `split`, tracked at `step`."""
     began = time.perf_counter()
     evaluation = evaluator.evaluate(task.model, split, calibration=checkpoint.calibration)
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
-    figures = task.report(
-        evaluation.predictions, split=split, calibration=evaluation.calibration
-    )
+    figures = task.report(evaluation.predictions, split=split, calibration=evaluation.calibration)
     metrics: MetricValues = {f"{split}/{key}": value for key, value in figures.items()}
     if evaluator.is_main:
         directory.add_metrics(metrics)
@@ -412,7 +420,7 @@ def _judge(
         predictions = directory.write_predictions(split, records)
         tracker.log_metrics(
             {key: value for key, value in metrics.items() if not isinstance(value, str)},
-            step=checkpoint.step,
+            step=step,
         )
         for path in (directory.metrics, predictions):
             tracker.log_artifact(path)

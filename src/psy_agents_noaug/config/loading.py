@@ -1,5 +1,6 @@
 """From the Hydra tree and a command line to a checked, typed configuration."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,11 +51,13 @@ def load_evaluate_config(
     composed = compose_config(config_name, overrides)
     own = {key: composed[key] for key in EvaluateConfig.model_fields if key in composed}
     evaluation = validate(EvaluateConfig, own)
-    explicit = {
-        override.key_or_group: _lookup(composed, override.key_or_group)
-        for override in _parse(overrides)
-        if override.key_or_group not in EvaluateConfig.model_fields
-    }
+    explicit: dict[str, Any] = {}
+    for override in _parse(overrides):
+        key = override.key_or_group
+        if override.is_delete():
+            raise ConfigError(f"An evaluation replaces settings, it cannot delete one: ~{key}.")
+        if key not in EvaluateConfig.model_fields:
+            explicit[key] = _lookup(composed, key)
     return evaluation, explicit
 
 
@@ -101,7 +104,8 @@ def validate(schema: type[ModelT], values: Mapping[str, Any]) -> ModelT:
 
 def to_yaml(config: "BaseModel") -> str:
     """Render a configuration as YAML that `load_train_config` reads back to an equal one."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    # OmegaConf quotes what it would itself read as a number (1e-4) and PyYAML would not.
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
 def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:
@@ -118,18 +122,24 @@ def _faults(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
     """One line a fault; a key whose alternatives all fail is named once with all of them."""
     reasons: dict[str, list[str]] = {}
     for fault in error.errors(include_url=False):
+        if fault["type"] == "value_error":
+            # A rule over several settings, which names them itself.
+            reasons[fault["msg"].removeprefix("Value error, ")] = []
+            continue
         key = _existing_key(fault["loc"], values)
-        message = fault["msg"].removeprefix("Value error, ")
+        message = fault["msg"]
         if fault["type"] == "extra_forbidden":
             message = "is not a known key"
         elif fault["type"] == "missing":
             message = "must be given"
-        elif fault["type"] != "value_error":
+        else:
             message = f"is {fault['input']!r}: {message[0].lower()}{message[1:]}"
         if message not in reasons.setdefault(key, []):
             reasons[key].append(message)
-    return [f"`{key}` {'; or '.join(messages)}" if key else "; ".join(messages)
-            for key, messages in reasons.items()]
+    return [
+        f"`{key}` {'; or '.join(messages)}" if messages else key
+        for key, messages in reasons.items()
+    ]
 
 
 def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
@@ -171,11 +181,11 @@ def _flat_overrides(path: Path) -> list[str]:
         raise ConfigError(f"`best_config` must be a file, but {path} is not there.")
     try:
         content = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"`best_config` {path} is not YAML: {_one_line(error)}") from error
-    if not isinstance(content, DictConfig):
-        raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
-    return _flatten("", _plain(content))
+        if isinstance(content, DictConfig):
+            return _flatten("", _plain(content))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
+    raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
 
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> list[str]:
@@ -194,13 +204,20 @@ def _flatten(prefix: str, values: Mapping[str, Any]) -> list[str]:
 def _hydra_literal(value: Any) -> str:
     """Spell a YAML value in Hydra's override grammar."""
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{escaped}'"
+        # A backslash stands for itself in Hydra's grammar, but before a quote.
+        escaped = re.sub(r"(\\*)(')", r"\1\1\\'", value)
+        trailing = len(value) - len(value.rstrip("\\"))
+        return "'" + escaped + "\\" * trailing + "'"
     if isinstance(value, list):
         return f"[{','.join(_hydra_literal(item) for item in value)}]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{_hydra_literal(v)}" for k, v in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}.get(value, repr(value))
+    # By identity: 1.0 and 0 are equal to True and False.
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value)
 
 
 def _lookup(values: Mapping[str, Any], dotted: str) -> Any:

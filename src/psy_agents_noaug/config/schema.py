@@ -16,7 +16,7 @@ TableColumns = dict[Literal["posts", "annotations", "criteria"], dict[str, str]]
 class Section(BaseModel):
     """A group of settings: immutable, strict, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -87,9 +87,7 @@ class CriteriaTaskConfig(Section):
     focal_gamma: Annotated[float, Field(ge=0.0)]
     class_weights: (
         Literal["none", "balanced"]
-        | Annotated[
-            list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)
-        ]
+        | Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)]
     )
     thresholds: Literal["global", "per_criterion"]
     threshold_min_support: Positive

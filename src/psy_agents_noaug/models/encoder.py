@@ -63,9 +63,7 @@ def load_encoder(
             config = AutoConfig.from_pretrained(source, **options)
             _set_dropout(config, dropout)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModel.from_pretrained(
-                source, config=config, dtype=torch.float32, **options
-            )
+            model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {error}\n"
@@ -91,13 +89,9 @@ def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
             with _quiet():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-                model = AutoModel.from_config(
-                    config, dtype=torch.float32, trust_remote_code=False
-                )
+                model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
         except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(
-                f"The checkpoint's encoder cannot be rebuilt: {error}"
-            ) from error
+            raise CheckpointError(f"The checkpoint's encoder cannot be rebuilt: {error}") from error
     return _encoder(model, tokenizer, files)
 
 
@@ -117,7 +111,9 @@ def add_lora(
     try:
         wrapped: nn.Module = get_peft_model(encoder, adapters)
     except ValueError as error:
-        raise ConfigError(f"`model.lora.target_modules` does not fit the encoder: {error}") from error
+        raise ConfigError(
+            f"`model.lora.target_modules` does not fit the encoder: {error}"
+        ) from error
     return wrapped
 
 

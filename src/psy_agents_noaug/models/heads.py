@@ -3,6 +3,8 @@
 Shapes: B sequences of T tokens, encoder width H, classes C.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,8 @@ class Pooling(nn.Module):
             return mean
         scores = self.score(hidden).float().masked_fill(~present, float("-inf"))
         weights = scores.softmax(dim=1).to(hidden.dtype)
-        return (hidden * weights).sum(dim=1)
+        weighted: Tensor = (hidden * weights).sum(dim=1)
+        return weighted
 
 
 class ClassificationHead(nn.Module):
@@ -51,7 +54,7 @@ class ClassificationHead(nn.Module):
         width = width or hidden_size
         widths = [hidden_size] + [width] * (layers - 1)
         hidden: list[nn.Module] = []
-        for source, target in zip(widths[:-1], widths[1:], strict=True):
+        for source, target in pairwise(widths):
             hidden += [nn.Dropout(dropout), nn.Linear(source, target), nn.GELU()]
         self.layers = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(widths[-1], classes))
 

@@ -14,11 +14,11 @@ from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
+from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
 from psy_agents_noaug.metrics.classification import (
     FIXED_THRESHOLD,
     Metrics,
     PairPredictions,
-    bootstrap_intervals,
     classification_metrics,
     classification_report,
     fit_thresholds,
@@ -347,7 +347,9 @@ def _comparison(metrics: MetricValues) -> str:
         "TF-IDF + LR": "baseline_tfidf_lr/",
         "majority": "baseline_majority/",
     }
-    lines = [f"{'system':<12}  {'macro-F1 [95 % interval]':<25}  micro-F1   AUROC      AP  accuracy"]
+    lines = [
+        f"{'system':<12}  {'macro-F1 [95 % interval]':<25}  micro-F1   AUROC      AP  accuracy"
+    ]
     for name, prefix in systems.items():
         low, high = (_shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
         interval = f"{_shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from psy_agents_noaug.training.protocols import Batch, ExampleSource, Task
+from psy_agents_noaug.training.protocols import Batch, Task
 
 
 class Step(NamedTuple):
@@ -102,7 +102,10 @@ class TrainingSteps(Dataset[Step]):
         mine = everyone[self._rank :: self._world_size]
         share = mine or everyone[-1:]
         cut = cut_by_tokens(
-            share, self._source.lengths, max_tokens=self._max_tokens, max_examples=self._max_examples
+            share,
+            self._source.lengths,
+            max_tokens=self._max_tokens,
+            max_examples=self._max_examples,
         )
         return Step(
             batches=[self._source.collate(indices) for indices in cut],

@@ -6,7 +6,6 @@ from types import FrameType, TracebackType
 from typing import Any
 
 
-
 class StopSignals:
     """While entered, the first SIGTERM or SIGINT is noted in `received`; the second one acts at once.
 

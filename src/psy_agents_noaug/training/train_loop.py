@@ -165,7 +165,10 @@ class Trainer:
                     exit_code=128 + signals.received,
                 ) from None
         if self._early_stopping.best_step is None:
-            logger.warning("%s was undefined throughout: the last weights stand in for the best.", self._monitor)
+            logger.warning(
+                "%s was undefined throughout: the last weights stand in for the best.",
+                self._monitor,
+            )
             self._save(BEST, resume=None)
         return TrainingOutcome(
             step=self._position.step,
@@ -223,9 +226,7 @@ class Trainer:
         if not torch.isfinite(totals[0]):
             self._refuse_update(step, losses)
         self._precision.unscale(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._parameters, self._max_grad_norm or float("inf")
-        )
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm or float("inf"))
         if not self._precision.skips_overflow and not torch.isfinite(norm):
             self._refuse_update(step, None)
         self._precision.step(self._optimizer)

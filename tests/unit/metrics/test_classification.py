@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from psy_agents_noaug.metrics.classification import (
-    BOOTSTRAPPED,
     PairPredictions,
-    bootstrap_intervals,
     classification_metrics,
     classification_report,
-    draw_group_counts,
     expected_calibration_error,
     fit_thresholds,
 )
@@ -179,17 +176,13 @@ def test_an_empty_split_has_counts_and_reasons_only():
 
 
 @settings(deadline=None, max_examples=50)
-@given(rows=st.lists(ROW, max_size=6), n_posts=st.integers(1, 4))
-def test_none_goes_with_a_reason_and_nan_never_comes_out(rows, n_posts):
-    predictions = pairs(rows, [f"p{i % n_posts}" for i in range(len(rows))])
-    point = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF)
-    options = {"criteria": CRITERIA, "thresholds": HALF}
-    interval = bootstrap_intervals(predictions, n_resamples=7, seed=0, **options)
-    for metrics in (point, interval):
-        assert {key for key, v in metrics.values.items() if v is None} == set(metrics.undefined)
-        assert all(metrics.undefined.values())
-        assert all(type(v) in (int, float) for v in metrics.values.values() if v is not None)
-        assert all(math.isfinite(v) for v in metrics.values.values() if v is not None)
+@given(rows=st.lists(ROW, max_size=6))
+def test_none_goes_with_a_reason_and_nan_never_comes_out(rows):
+    metrics = classification_metrics(pairs(rows), criteria=CRITERIA, thresholds=HALF)
+    defined = {key: value for key, value in metrics.values.items() if value is not None}
+    assert metrics.values.keys() - defined.keys() == metrics.undefined.keys()
+    assert all(metrics.undefined.values())
+    assert all(type(v) in (int, float) and math.isfinite(v) for v in defined.values())
 
 
 def test_calibration_error_is_the_weighted_gap_of_right_closed_bins():
@@ -209,8 +202,6 @@ def test_the_order_of_rows_changes_no_bit_of_any_figure():
     for seed in range(5):
         shuffled = take(predictions, np.random.default_rng(seed).permutation(1200))
         assert classification_metrics(shuffled, **options) == figures
-    options |= {"n_resamples": 50, "seed": 4}
-    assert bootstrap_intervals(shuffled, **options) == bootstrap_intervals(predictions, **options)
 
 
 def exact_macro_f1(predictions, threshold):
@@ -229,7 +220,7 @@ def test_the_global_threshold_is_the_best_candidate_by_brute_force(rows):
     predictions = pairs(rows)
     scores = sorted({row[2] for row in rows})
     cuts = [(low, (low + high) / 2, high) for low, high in itertools.pairwise(scores)]
-    candidates = [0.5, *(middle if middle > low else high for low, middle, high in cuts)]
+    candidates = [0.5, *scores[:1], *(mid if mid > low else high for low, mid, high in cuts)]
     wanted = min(candidates, key=lambda t: (-exact_macro_f1(predictions, t), abs(t - 0.5), t))
     fitted = fit_thresholds(predictions, criteria=CRITERIA, mode="global", min_support=1)
     assert fitted == dict.fromkeys(CRITERIA, wanted)
@@ -268,103 +259,24 @@ def test_no_positive_label_gives_one_half():
             assert fitted == HALF
 
 
+@pytest.mark.parametrize("mode", ["global", "per_criterion"])
+def test_the_fitted_threshold_may_decide_every_pair_positive(mode):
+    options = {"criteria": ["A.1"], "mode": mode, "min_support": 1}
+    alike = pairs([("A.1", 1, 0.3), ("A.1", 0, 0.3)])
+    fitted = fit_thresholds(alike, **options)
+    assert fitted == {"A.1": 0.3}
+    values = classification_metrics(alike, criteria=["A.1"], thresholds=fitted).values
+    assert values["f1_macro"] == pytest.approx(2 / 3)
+    # The lowest pair is the positive one: F1 2/3 with all of them, else 0.
+    assert fit_thresholds(pairs([("A.1", 1, 0.1), ("A.1", 0, 0.3)]), **options) == {"A.1": 0.1}
+
+
 def test_neighbouring_floats_are_told_apart_by_the_fitted_threshold():
     for low in (0.0, 0.3, 0.7, 1e-300, np.nextafter(1.0, 0)):
         high = np.nextafter(low, 1)
         rows = [("A.1", 0, low), ("A.1", 1, high), ("A.1", 0, low)]
         fitted = fit_thresholds(pairs(rows), criteria=["A.1"], mode="global", min_support=1)
         assert low < fitted["A.1"] <= high
-
-
-def naive_intervals(predictions, *, thresholds, n_resamples, seed):
-    """Rebuilds the arrays of every resample and scores them as a split of its own."""
-    posts = np.unique(predictions.group_ids)
-    rng = np.random.default_rng(seed)
-    counts = draw_group_counts(rng, n_groups=len(posts), n_resamples=n_resamples)
-    keys = [*BOOTSTRAPPED, *(f"per_criterion/{c}/f1" for c in CRITERIA)]
-    sampled = {key: [] for key in keys}
-    for draw in counts.T:
-        times = dict(zip(posts, draw, strict=True))
-        repeats = [times[post] for post in predictions.group_ids]
-        resample = take(predictions, np.repeat(np.arange(len(repeats)), repeats))
-        values = classification_metrics(resample, criteria=CRITERIA, thresholds=thresholds).values
-        for key in keys:
-            sampled[key].append(values[key])
-    out = {}
-    for key, sample in sampled.items():
-        defined = [value for value in sample if value is not None]
-        for end, quantile in (("low", 0.025), ("high", 0.975)):
-            enough = 2 * len(defined) >= n_resamples
-            out[f"{key}_ci_{end}"] = np.quantile(defined, quantile) if enough else None
-    return out
-
-
-@pytest.mark.parametrize("decimals", [1, 2, 17])
-@pytest.mark.parametrize("n_posts", [2, 5, 30])
-def test_the_bootstrap_is_the_one_that_rebuilds_every_resample(n_posts, decimals):
-    for seed in range(3):
-        predictions = random_pairs(seed, n_posts=n_posts, decimals=decimals)
-        predictions = take(predictions, slice(0, -1))  # posts of unequal size
-        options = {"thresholds": {"A.1": 0.4, "A.2": 0.5, "A.3": 0.6}, "n_resamples": 20}
-        fast = bootstrap_intervals(predictions, criteria=CRITERIA, seed=seed, **options)
-        slow = naive_intervals(predictions, seed=seed, **options)
-        assert fast.values == pytest.approx(slow, abs=1e-12)
-
-
-def test_the_bootstrap_is_the_same_whether_done_at_once_or_in_chunks(monkeypatch):
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 20, "seed": 1}
-    at_once = bootstrap_intervals(random_pairs(1), **options)
-    monkeypatch.setattr("psy_agents_noaug.metrics.classification._CHUNK_CELLS", 3 * 90)
-    assert bootstrap_intervals(random_pairs(1), **options) == at_once
-
-
-def test_the_interval_depends_on_the_seed_and_holds_the_figure():
-    predictions = random_pairs(2, n_posts=60)
-    options = {"criteria": CRITERIA, "thresholds": HALF}
-    point = classification_metrics(predictions, **options).values
-    first = bootstrap_intervals(predictions, n_resamples=200, seed=0, **options).values
-    second = bootstrap_intervals(predictions, n_resamples=200, seed=1, **options).values
-    assert first != second
-    for key in BOOTSTRAPPED:
-        assert first[f"{key}_ci_low"] < point[key] < first[f"{key}_ci_high"]
-
-
-def test_the_same_pairs_in_fewer_posts_and_more_confidence_widen_the_interval():
-    # Ten pairs a post that agree with each other: a tenth of the information.
-    rng = np.random.default_rng(0)
-    hits = rng.random(40) < 0.7
-    rows = [("A.1", 1, 0.9 if hit else 0.1) for hit in hits for _ in range(10)]
-
-    def width(groups, confidence=0.95):
-        predictions = pairs(rows, groups)
-        options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 300, "seed": 0}
-        values = bootstrap_intervals(predictions, confidence=confidence, **options).values
-        return values["accuracy_ci_high"] - values["accuracy_ci_low"]
-
-    by_post = [f"p{i // 10}" for i in range(400)]
-    assert width(by_post) > 2.5 * width(None)
-    assert width(by_post, confidence=0.99) > width(by_post) > width(by_post, confidence=0.5)
-
-
-def test_one_post_has_no_interval_and_says_why():
-    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)], ["p", "p"])
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 10, "seed": 0}
-    metrics = bootstrap_intervals(predictions, **options)
-    assert set(metrics.values.values()) == {None}
-    assert set(metrics.undefined.values()) == {"all pairs are of one post"}
-    assert set(bootstrap_intervals(pairs([]), **options).undefined.values()) == {"no pairs"}
-
-
-def test_an_interval_needs_its_figure_in_half_of_the_resamples():
-    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)])
-    rngs = map(np.random.default_rng, range(99))
-    draws = (draw_group_counts(rng, n_groups=2, n_resamples=2)[0] for rng in rngs)
-    n_defined = [int((of_positive > 0).sum()) for of_positive in draws]
-    options = {"criteria": ["A.1"], "thresholds": HALF, "n_resamples": 2}
-    half = bootstrap_intervals(predictions, seed=n_defined.index(1), **options)
-    assert half.values["per_criterion/A.1/f1_ci_low"] == 1.0
-    none = bootstrap_intervals(predictions, seed=n_defined.index(0), **options)
-    assert none.undefined["f1_macro_ci_high"] == "undefined in 2 of 2 resamples"
 
 
 @pytest.mark.parametrize(
@@ -402,11 +314,6 @@ def test_bad_options_are_refused_by_name():
         fit_thresholds(known, criteria=CRITERIA, mode="best", min_support=1)
     with pytest.raises(ValueError, match="`min_support` must not"):
         fit_thresholds(known, criteria=CRITERIA, mode="global", min_support=-1)
-    options = {"criteria": CRITERIA, "thresholds": HALF, "seed": 0}
-    with pytest.raises(ValueError, match="`n_resamples` must be"):
-        bootstrap_intervals(known, n_resamples=0, **options)
-    with pytest.raises(ValueError, match="`confidence` must be"):
-        bootstrap_intervals(known, n_resamples=1, confidence=95, **options)
 
 
 def test_the_report_is_an_aligned_table_with_undefined_figures_as_n_a():

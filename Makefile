@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test test-all lint format
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+setup: $(READY) ## make .venv with everything the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[offline,dev]'
+	touch $@
+
+demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minutes on two cores)
+	$(RUN) scripts/train_criteria.py +demo=criteria
+	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
+
+test: setup ## run the tests, without the slow ones
+	$(RUN) -m pytest -m "not slow"
+
+test-all: setup ## run all tests
+	$(RUN) -m pytest
+
+lint: setup ## check style, formatting and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+format: setup ## fix style and formatting
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .

@@ -1,0 +1,189 @@
+"""Bootstrap intervals of the classification figures.
+
+A resample is summed from counts of each post and from pairs sorted once; none is rebuilt.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from psy_agents_noaug.metrics.classification import (
+    NO_PAIRS,
+    Figure,
+    Floats,
+    Ints,
+    Metrics,
+    PairPredictions,
+    count_outcomes,
+    criterion_cutoffs,
+    criterion_index,
+    metrics_of,
+    pair_outcomes,
+)
+
+BOOTSTRAPPED = (
+    "f1_macro",
+    "f1_micro",
+    "accuracy",
+    "auroc_macro",
+    "auroc_micro",
+    "average_precision_macro",
+    "average_precision_micro",
+)
+_CHUNK_CELLS = 2**22  # pairs times resamples held at once: 32 MiB an array
+
+
+def bootstrap_intervals(
+    predictions: PairPredictions,
+    *,
+    criteria: Sequence[str],
+    thresholds: Mapping[str, float],
+    n_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> Metrics:
+    """Percentile bootstrap intervals that resample whole posts (Efron & Tibshirani 1993).
+
+    Pairs of a post are not independent, so posts are drawn with replacement, each with all its
+    pairs. Each resample is scored by the rules of `metrics.classification`, thresholds held fixed,
+    but for this: a macro figure is the mean over the criteria of the whole split, and undefined in
+    a resample that lacks one of them, for else the interval would be about another quantity than
+    the figure. Resamples in which a figure is undefined are left out of its interval; if they are
+    more than half, so is the interval. The result depends on `seed`, not on the order of rows.
+
+    Returns:
+        `<key>_ci_low` and `<key>_ci_high` for the keys in `BOOTSTRAPPED` and for
+        `per_criterion/<id>/f1`.
+
+    Raises:
+        ValueError: as `classification_metrics`; `n_resamples` < 1; `confidence` not in (0, 1).
+    """
+    if n_resamples < 1:
+        raise ValueError(f"`n_resamples` must be at least 1, but is {n_resamples} instead.")
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must be between 0 and 1, but is {confidence} instead.")
+    labels, probabilities = predictions.labels, predictions.probabilities
+    index = criterion_index(predictions, criteria)
+    cutoffs = criterion_cutoffs(criteria, thresholds)
+    outcomes = pair_outcomes(labels, probabilities >= cutoffs[index])
+    keys = [*BOOTSTRAPPED, *(f"per_criterion/{criterion}/f1" for criterion in criteria)]
+    ids, groups = np.unique(predictions.group_ids, return_inverse=True)
+    if len(ids) < 2:
+        reason = "all pairs are of one post" if len(ids) else NO_PAIRS
+        return metrics_of({f"{key}_ci_{end}": reason for key in keys for end in ("low", "high")})
+
+    n_cells = len(criteria) * len(ids)
+    by_group = count_outcomes(index * len(ids) + groups, outcomes, n_cells).astype(np.float64)
+    by_group = by_group.reshape(len(criteria), len(ids), 4)
+    pooled = _Ranking(labels, probabilities, groups)
+    rankings = [
+        _Ranking(labels[own], probabilities[own], groups[own])
+        for own in (index == position for position in np.unique(index[labels == 1]))
+    ]
+    rng = np.random.default_rng(seed)
+    chunk = max(1, _CHUNK_CELLS // len(labels))
+    samples = np.concatenate(
+        [
+            _resampled_figures(
+                draw_group_counts(rng, n_groups=len(ids), n_resamples=min(chunk, n_resamples - at)),
+                by_group=by_group,
+                pooled=pooled,
+                rankings=rankings,
+            )
+            for at in range(0, n_resamples, chunk)
+        ],
+        axis=1,
+    )
+    tail = (1 - confidence) / 2
+    figures: dict[str, Figure] = {}
+    for key, sample in zip(keys, samples, strict=True):
+        defined = sample[~np.isnan(sample)]
+        n_undefined = n_resamples - len(defined)
+        for end, quantile in (("low", tail), ("high", 1 - tail)):
+            figures[f"{key}_ci_{end}"] = (
+                f"undefined in {n_undefined} of {n_resamples} resamples"
+                if 2 * n_undefined > n_resamples
+                else float(np.quantile(defined, quantile))
+            )
+    return metrics_of(figures)
+
+
+def draw_group_counts(rng: np.random.Generator, *, n_groups: int, n_resamples: int) -> Ints:
+    """How often each group is in each resample of `n_groups` draws; [groups, resamples]."""
+    draws = (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
+    return np.stack([np.bincount(draw, minlength=n_groups) for draw in draws], axis=1)
+
+
+class _Ranking:
+    """Pairs sorted once by descending score, to rank any number of resamples of their groups.
+
+    They are summed in blocks: equal scores are one block, and so are neighbouring scores without
+    a positive label, which changes neither figure and leaves at most 2 * positives + 1 blocks.
+    """
+
+    def __init__(self, labels: Ints, probabilities: Floats, groups: Ints) -> None:
+        order = np.argsort(-probabilities, kind="stable")
+        scores = probabilities[order]
+        tie_starts = np.flatnonzero(np.append(True, scores[1:] != scores[:-1]))
+        has_positive = np.add.reduceat(labels[order], tie_starts) > 0
+        starts_block = np.append(True, has_positive[1:] | has_positive[:-1])
+        self.starts = tie_starts[starts_block]
+        self.has_positive = has_positive[starts_block]
+        self.groups = groups[order]
+        found = np.flatnonzero(labels[order])
+        self.positive_groups = self.groups[found]
+        # Every block with positives starts its run of them at its first one.
+        blocks = np.searchsorted(self.starts, found, side="right")
+        self.positive_starts = np.flatnonzero(np.append(True, blocks[1:] != blocks[:-1]))
+
+    def auroc_and_average_precision(self, counts: Ints) -> tuple[Floats, Floats]:
+        """Both figures of each resample, NaN where undefined; from [groups, resamples]."""
+        if not self.positive_groups.size:
+            undefined = np.full(counts.shape[1], np.nan)
+            return undefined, undefined
+        total = np.add.reduceat(counts[self.groups], self.starts, axis=0)  # [blocks, resamples]
+        decided = total.cumsum(axis=0)
+        n_pairs = decided[-1].astype(np.float64)
+        total, decided = total[self.has_positive], decided[self.has_positive].astype(np.float64)
+        positive = np.add.reduceat(counts[self.positive_groups], self.positive_starts, axis=0)
+        found = positive.cumsum(axis=0)
+        n_positive = found[-1].astype(np.float64)
+        n_negative = n_pairs - n_positive
+        # A positive wins against the negatives below its block, and half against those in it.
+        below = n_negative - (decided - found) + (total - positive) / 2
+        won = (positive * below).sum(axis=0)
+        precision = np.divide(found, decided, out=np.zeros_like(decided), where=decided > 0)
+        average_precision = _divide((precision * positive).sum(axis=0), n_positive)
+        return _divide(won, n_positive * n_negative), average_precision
+
+
+def _resampled_figures(
+    counts: Ints, *, by_group: Floats, pooled: _Ranking, rankings: Sequence[_Ranking]
+) -> Floats:
+    """The bootstrapped figures, [keys, resamples]; `by_group` is [criteria, groups, 4]."""
+    whole = np.ones((len(counts), 1), dtype=counts.dtype)
+    counts = np.concatenate([whole, counts], axis=1)  # the split itself, then the resamples
+    tp, fp, fn, tn = np.einsum("cgo,gr->ocr", by_group, counts.astype(float), optimize=True)
+    f1 = _divide(2 * tp, np.where(tp + fn > 0, 2 * tp + fp + fn, 0))
+    pooled_tp, pooled_errors = tp.sum(axis=0), (fp + fn).sum(axis=0)
+    has_positive = (tp + fn).sum(axis=0) > 0
+    f1_micro = _divide(2 * pooled_tp, np.where(has_positive, 2 * pooled_tp + pooled_errors, 0))
+    accuracy = _divide((tp + tn).sum(axis=0), (tp + fp + fn + tn).sum(axis=0))
+    auroc_micro, ap_micro = pooled.auroc_and_average_precision(counts)
+    own = [ranking.auroc_and_average_precision(counts) for ranking in rankings]
+    auroc, average_precision = np.reshape(own, (-1, 2, counts.shape[1])).transpose(1, 0, 2)
+    f1_macro, auroc_macro, ap_macro = map(_macro, (f1, auroc, average_precision))
+    figures = [f1_macro, f1_micro, accuracy, auroc_macro, auroc_micro, ap_macro, ap_micro]
+    return np.stack([*figures, *f1])[:, 1:]  # in the order of BOOTSTRAPPED, then the criteria
+
+
+def _divide(numerator: Floats, denominator: Floats) -> Floats:
+    """Elementwise; NaN, which stays inside the bootstrap, where the denominator is 0."""
+    out = np.full_like(numerator, np.nan)
+    return np.divide(numerator, denominator, out=out, where=denominator > 0)
+
+
+def _macro(values: Floats) -> Floats:
+    """Mean over the criteria that are defined in the first column, the whole split."""
+    entering = values[~np.isnan(values[:, 0])]
+    return entering.mean(axis=0) if len(entering) else np.full(values.shape[1], np.nan)

@@ -1,0 +1,316 @@
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from psy_agents_noaug.config.loading import (
+    CONFIG_DIR,
+    lay_over,
+    load_evaluate_config,
+    load_train_config,
+    to_yaml,
+)
+from psy_agents_noaug.errors import ConfigError
+
+GROUPS = ("data", "model", "training", "tracking", "task")
+REQUIRED = {
+    "redsm5": ["data.dir=somewhere"],
+    "tables": ["data.posts=posts.csv", "data.annotations=annotations.csv"],
+}
+
+
+def choices(group: str) -> list[str]:
+    names = (path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("_"))
+
+
+def load(*overrides: str):
+    return load_train_config("criteria/train", overrides)
+
+
+def fault_of(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*overrides)
+    return str(caught.value)
+
+
+@pytest.fixture
+def best(tmp_path):
+    """Return a function from the content of a best_config file to the override that names it."""
+
+    def write(content: str) -> str:
+        path = tmp_path / "best.yaml"
+        path.write_text(content, encoding="utf-8")
+        return f"best_config={path}"
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
+)
+def test_every_shipped_yaml_composes_and_validates(group, choice):
+    config = load(f"{group}={choice}", *REQUIRED.get(choice, []))
+    assert config.seed == 42
+
+
+def test_all_shipped_groups_were_found():
+    assert {group: len(choices(group)) for group in GROUPS}.items() >= {
+        ("data", 4),
+        ("model", 6),
+        ("training", 2),
+        ("tracking", 2),
+    }
+
+
+@pytest.mark.parametrize("primary", sorted(CONFIG_DIR.glob("*/train.yaml")))
+def test_every_primary_config_composes_as_it_is(primary):
+    assert load_train_config(f"{primary.parent.name}/train", []).task.name == primary.parent.name
+
+
+def test_the_evaluation_config_needs_a_checkpoint_alone():
+    evaluation, explicit = load_evaluate_config("criteria/eval", ["checkpoint=a/b.pt"])
+    assert (evaluation.checkpoint, evaluation.split, explicit) == ("a/b.pt", "test", {})
+    with pytest.raises(ConfigError, match=r"`checkpoint` must be given"):
+        load_evaluate_config("criteria/eval", [])
+
+
+def test_all_faults_are_told_in_one_message():
+    message = fault_of(
+        "data=redsm5",
+        "unknown=1",
+        "training.unknown=1",
+        "training.epochs=2.5",
+        "training.learning_rate=fast",
+        "model.pooling=median",
+        "model.max_length=4",
+        "run_name='a/b'",
+    )
+    for fault in (
+        "`data.dir` must be given",
+        "`unknown` is not a known key",
+        "`training.unknown` is not a known key",
+        "`training.epochs` is 2.5: input should be a valid integer",
+        "`training.learning_rate` is 'fast'",
+        "`model.pooling` is 'median': input should be 'cls', 'mean', 'max' or 'attention'",
+        "`model.max_length` is 4",
+        "`run_name` is 'a/b'",
+    ):
+        assert message.count(f"\n  - {fault}") == 1
+    assert message.count("\n  - ") == 8
+
+
+def test_every_missing_value_is_named():
+    message = fault_of("data=tables")
+    assert "`data.posts` must be given: data.posts=..." in message
+    assert "`data.annotations` must be given: data.annotations=..." in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.epochs=true",
+        "seed=false",
+        "training.epochs='3'",
+        "training.deterministic=1",
+        "model.head_dropout=true",
+        "output_dir=5",
+    ],
+)
+def test_no_type_is_guessed(override):
+    key, _, _ = override.partition("=")
+    assert f"`{key}` is " in fault_of(override)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("key", ["training.learning_rate", "training.max_grad_norm"])
+def test_numbers_are_finite(key, value):
+    assert f"`{key}` is {value}" in fault_of(f"{key}={value}")
+
+
+def test_alternatives_of_a_setting_are_told_as_one_fault():
+    message = fault_of("task.class_weights=[1.0]")
+    assert message.count("`task.class_weights`") == message.count("\n  - ") == 1
+    assert "'none' or 'balanced'; or" in message
+    assert load("task.class_weights=[1.0,2]").task.class_weights == [1.0, 2.0]
+
+
+def test_settings_that_contradict_each_other_are_refused_in_the_message_with_the_rest():
+    message = fault_of(
+        "training.cudnn_benchmark=true", "data.split_fractions=[0.5,0.5,0.5]", "seed=-1"
+    )
+    assert "\n  - `training.cudnn_benchmark` picks kernels by timing" in message
+    assert "\n  - `data.split_fractions` must be three positive numbers" in message
+    assert "\n  - `seed` is -1" in message
+    assert message.count("\n  - ") == 3
+    assert load("training.cudnn_benchmark=true", "training.deterministic=false")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        (["data.source=files", "data.posts=null"], "`data.posts`"),
+        (["data.source=hub"], "`data.repo`"),
+    ],
+)
+def test_a_source_names_the_settings_it_lacks(overrides, missing):
+    assert f"{missing} must be given for `data.source=" in fault_of(*overrides)
+
+
+def test_an_unknown_choice_lists_the_known_ones():
+    message = fault_of("model=gpt")
+    assert "model/gpt" in message
+    assert "minilm" in message
+
+
+def test_a_word_that_is_no_override_is_refused():
+    assert "key=value" in fault_of("fast")
+
+
+def test_a_deleted_setting_is_missing():
+    assert "`training.epochs` must be given" in fault_of("~training.epochs")
+
+
+def test_sections_are_immutable():
+    with pytest.raises(ValueError, match="frozen"):
+        load().training.epochs = 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "training:\n  learning_rate: 1e-4\n  early_stopping: {patience: 2}\nseed: 0\n",
+        "training.learning_rate: 1.0e-4\ntraining.early_stopping.patience: 2\nseed: 0\n",
+        "training.learning_rate: 0.0001\ntraining: {early_stopping.patience: 2}\nseed: 0\n",
+    ],
+)
+def test_a_best_config_may_be_nested_or_dotted(best, content):
+    config = load(best(content))
+    assert config.training.learning_rate == 1e-4
+    assert config.training.early_stopping.patience == 2
+    assert config.seed == 0
+
+
+def test_the_command_line_wins_over_the_best_config(best):
+    override = best("seed: 5\ntraining.epochs: 9\n")
+    for order in itertools.permutations([override, "seed=7"]):
+        config = load(*order)
+        assert (config.seed, config.training.epochs) == (7, 9)
+
+
+def test_a_best_config_may_choose_a_group_and_change_a_value_in_it(best):
+    config = load(best("model: bert_base\nmodel.max_length: 64\ntraining: optimized\n"))
+    assert config.model.pretrained_model == "google-bert/bert-base-uncased"
+    assert config.model.max_length == 64
+    assert config.training.amp == "auto"
+
+
+def test_a_group_on_the_command_line_wins_over_that_of_the_best_config(best):
+    config = load(best("model: bert_base\n"), "model=roberta_base")
+    assert config.model.pretrained_model == "FacebookAI/roberta-base"
+
+
+@pytest.mark.parametrize("value", [0, 1, 0.0, 1.0, True, False, None, [1.0, 0], "1", "true"])
+def test_no_value_of_a_best_config_changes_its_type(best, value):
+    # 1 == 1.0 == True in Python, and YAML writes them apart.
+    seen = fault_of(best(yaml.safe_dump({"model.pooling": value})))
+    assert f"`model.pooling` is {value!r}:" in seen
+
+
+@settings(
+    deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(
+        st.text(st.sampled_from("ab1e-.,=: '\"\\[]{}()#@~+*%&|<>/éß🐕\t"), max_size=12), min_size=20
+    )
+)
+def test_any_text_in_a_best_config_survives(best, texts):
+    texts += ["1e-4", "null", "", " x ", "a,b", "a=b", 'it\'s "so"', "a\\'", "C:\\", "\\\\", "\\"]
+    content = {"data.ignored_criteria": texts, "output_dir": texts[0], "data.dir": texts[-1]}
+    config = load(best(json.dumps(content, ensure_ascii=False)))
+    assert config.data.ignored_criteria == texts
+    assert (config.output_dir, config.data.dir) == (texts[0], texts[-1])
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ("[1, 2]", "must hold a mapping"),
+        ("a: [", "cannot be read"),
+        ("output_dir: ${nowhere}", "cannot be read"),
+        ("training.unknown: 1", "`training.unknown` is not a known key"),
+    ],
+)
+def test_a_best_config_that_cannot_be_used_is_refused(best, content, fault):
+    assert fault in fault_of(best(content))
+
+
+def test_a_best_config_must_exist(tmp_path):
+    assert "is not there" in fault_of(f"best_config={tmp_path / 'none.yaml'}")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["data=redsm5", "data.dir=x"],
+        ["data=tables", *REQUIRED["tables"], "model=roberta_base", "seed=0"],
+        ["data=redsm5_hub", "training=optimized", "training.max_grad_norm=null"],
+        ["training.early_stopping={patience: 1, min_delta: 0.0}", "training.epochs=1"],
+        ["model.lora={rank: 1, target_modules: [query, value]}", "model.head_dropout=0.0"],
+        ["task.class_weights=[1.0,0.5]", "output_dir='a, b=c'", "tracking=none"],
+        ["run_name='1e-4'", r"data.dir='C:\a'"],
+    ],
+)
+def test_a_configuration_written_as_yaml_is_read_back_equal(best, overrides):
+    config = load(*overrides)
+    override = best(to_yaml(config))
+    again = load(override)
+    assert again.model_dump() | {"best_config": None} == config.model_dump()
+
+
+def test_explicit_settings_of_an_evaluation_are_those_of_the_command_line():
+    overrides = ["checkpoint=c.pt", "split=val", "data=redsm5", "data.dir=x", "training.amp=auto"]
+    evaluation, explicit = load_evaluate_config("criteria/eval", overrides)
+    assert evaluation.split == "val"
+    assert set(explicit) == {"data", "data.dir", "training.amp"}
+    assert explicit["data"]["posts"] == "redsm5_posts.csv"
+    assert (explicit["data.dir"], explicit["training.amp"]) == ("x", "auto")
+
+
+def test_an_evaluation_deletes_no_setting():
+    with pytest.raises(ConfigError, match=r"cannot delete .* ~training\.epochs"):
+        load_evaluate_config("criteria/eval", ["checkpoint=c.pt", "~training.epochs"])
+
+
+def test_a_section_laid_over_replaces_it_whole():
+    config = load("data=redsm5", "data.dir=here", "data.negatives=7.0").model_dump()
+    overrides = ["checkpoint=c.pt", "data=redsm5_hub"]
+    _, explicit = load_evaluate_config("criteria/eval", overrides)
+    laid = lay_over(config, explicit)
+    assert (laid.data.source, laid.data.dir, laid.data.negatives) == ("hub", None, "all")
+    assert laid.model_dump() | {"data": None} == config | {"data": None}
+
+
+def test_a_key_laid_over_leaves_its_neighbours():
+    config = load("data=redsm5", "data.dir=here").model_dump()
+    laid = lay_over(config, {"data.dir": "there", "training.early_stopping.patience": 2})
+    assert laid.data.dir == "there"
+    assert laid.data.model_dump() | {"dir": "here"} == config["data"]
+    assert laid.training.early_stopping.patience == 2
+    assert config["data"]["dir"] == "here"
+
+
+def test_what_is_laid_over_is_checked():
+    with pytest.raises(ConfigError, match=r"`training\.unknown` is not a known key"):
+        lay_over(load().model_dump(), {"training.unknown": 1})
+
+
+def test_the_configuration_tree_must_be_there(monkeypatch):
+    monkeypatch.setattr("psy_agents_noaug.config.loading.CONFIG_DIR", Path("nowhere"))
+    assert "pip install -e ." in fault_of()

@@ -1,0 +1,284 @@
+"""The training laws, on whole runs of the tiny task. Each is a property that a user relies on."""
+
+import json
+import math
+import multiprocessing
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from psy_agents_noaug import runs
+from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+from psy_agents_noaug.errors import ConfigError, Interrupted, NonFiniteError
+from psy_agents_noaug.models.criteria import CriteriaModel
+from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.tasks.criteria import CriteriaTask
+from psy_agents_noaug.training import train_loop
+from psy_agents_noaug.training.checkpoint import load_checkpoint
+
+MakeConfig = Callable[..., TrainConfig]
+Hashes = Callable[[RunResult], tuple[str, str]]
+# Attention's key biases have no gradient but rounding, which Adam would scale up to whole updates
+# were it not for a larger epsilon.
+COMPARABLE = ("model.encoder_dropout=0.0", "model.head_dropout=0.0", "training.adam_epsilon=0.0001")
+
+
+def _last_weights(result: RunResult) -> dict[str, torch.Tensor]:
+    path = result.directory / "checkpoints" / "last_checkpoint.pt"
+    return load_checkpoint(path, task="criteria").weights
+
+
+def _relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of a tensor, relative to its norm."""
+    return max(
+        float((one[name] - other[name]).norm() / one[name].norm().clamp_min(1e-6)) for name in one
+    )
+
+
+def test_two_runs_with_one_seed_are_bit_identical(
+    make_config: MakeConfig, weights_of: Hashes
+) -> None:
+    first, second = (runs.train(make_config(f"run_name={name}")) for name in ("a", "b"))
+    assert weights_of(first) == weights_of(second)
+    assert first.metrics == second.metrics
+
+
+def test_another_seed_gives_other_weights(make_config: MakeConfig, weights_of: Hashes) -> None:
+    first, second = (runs.train(make_config(f"seed={seed}")) for seed in (1, 2))
+    assert weights_of(first) != weights_of(second)
+
+
+def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Hashes) -> None:
+    first, second = (runs.train(make_config(f"training.num_workers={n}")) for n in (0, 2))
+    assert weights_of(first) == weights_of(second)
+    assert first.metrics == second.metrics
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
+    make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    settings = ("training.early_stopping={patience: 3}", "training.eval_steps=3")
+    whole = runs.train(make_config("run_name=whole", *settings))
+    stops = sorted(random.Random(seed).sample(range(1, 10), k=3))
+    _stop_at(monkeypatch, stops)
+    config = make_config("run_name=parts", "resume=auto", *settings)
+    for _ in stops:
+        with pytest.raises(Interrupted):
+            runs.train(config)
+    parts = runs.train(config)
+    assert weights_of(parts) == weights_of(whole)
+    assert parts.metrics == whole.metrics
+    assert _history(parts) == _history(whole)
+
+
+def _stop_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
+    """Send SIGTERM to this process during each of these steps."""
+    original = train_loop.Trainer._gradients
+
+    def interrupted(self: train_loop.Trainer, step: train_loop.Step) -> list[torch.Tensor]:
+        if self._position.step + 1 in steps:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, step)
+
+    monkeypatch.setattr(train_loop.Trainer, "_gradients", interrupted)
+
+
+def _history(result: RunResult) -> list[str]:
+    lines = (result.directory / "history.csv").read_text().splitlines()
+    timed = [k for k, name in enumerate(lines[0].split(",")) if name.endswith("_per_second")]
+    return [
+        ",".join(cell for k, cell in enumerate(line.split(",")) if k not in timed) for line in lines
+    ]
+
+
+def test_a_killed_process_resumes_to_the_same_weights(
+    make_config: MakeConfig, weights_of: Hashes
+) -> None:
+    settings = ("training.save_steps=1", "training.epochs=3")
+    whole = runs.train(make_config("run_name=whole", *settings))
+    config = make_config("run_name=killed", "resume=auto", *settings)
+    for step in (3, 8, 13):
+        _run_and_kill(config, step=step)
+    resumed = runs.train(config)
+    assert weights_of(resumed) == weights_of(whole)
+    assert resumed.metrics == whole.metrics
+
+
+def _run_and_kill(config: TrainConfig, *, step: int) -> None:
+    """Train in a child that SIGKILLs itself in the middle of `step`, between two micro-batches."""
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=_train_until, args=(config, step))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+
+
+def _train_until(config: TrainConfig, step: int) -> None:
+    original = train_loop.Trainer._gradients
+
+    def killed(self: train_loop.Trainer, batches: train_loop.Step) -> list[torch.Tensor]:
+        losses = original(self, batches)
+        if self._position.step + 1 == step:
+            signal.raise_signal(signal.SIGKILL)
+        return losses
+
+    train_loop.Trainer._gradients = killed  # type: ignore[method-assign]
+    runs.train(config)
+
+
+def test_micro_batches_do_not_change_the_update(make_config: MakeConfig) -> None:
+    results = [
+        _last_weights(
+            runs.train(
+                make_config(f"run_name=m{size}", f"training.micro_batch_size={size}", *COMPARABLE)
+            )
+        )
+        for size in (8, 4, 1)
+    ]
+    assert _relative_difference(results[0], results[1]) < 1e-4
+    assert _relative_difference(results[0], results[2]) < 1e-4
+
+
+def test_a_mean_of_means_would_be_noticed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last step of an epoch has six examples; a loss that forgets the count must differ.
+    right = _last_weights(runs.train(make_config("run_name=right", *COMPARABLE)))
+    original = CriteriaTask.loss
+    monkeypatch.setattr(CriteriaTask, "loss", lambda *a: original(*a) / len(a[2]["labels"]))
+    wrong = _last_weights(runs.train(make_config("run_name=wrong", *COMPARABLE)))
+    assert _relative_difference(right, wrong) > 1e-3
+
+
+def test_padding_does_not_change_a_prediction(make_config: MakeConfig) -> None:
+    trained = runs.train(make_config())
+    checkpoint = str(trained.directory / "checkpoints" / "best_checkpoint.pt")
+    batch_sizes = {"alone": (1, 256), "together": (64, 100_000)}
+    found = {}
+    for name, (examples, tokens) in batch_sizes.items():
+        explicit = {"training.eval_batch_size": examples, "training.micro_batch_tokens": tokens}
+        evaluation = EvaluateConfig(checkpoint=checkpoint, split="val")
+        found[name] = _probabilities(
+            runs.evaluate(evaluation, task_name="criteria", explicit=explicit)
+        )
+    assert len(set(found["alone"])) > 50
+    np.testing.assert_allclose(found["alone"], found["together"], atol=1e-6)
+
+
+def _probabilities(result: RunResult) -> list[float]:
+    lines = (result.directory / "predictions" / "val.jsonl").read_text().splitlines()
+    return [json.loads(line)["probability"] for line in lines]
+
+
+def test_training_never_encodes_the_test_split(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[str] = set()
+    original = CriteriaTask.source
+    monkeypatch.setattr(
+        CriteriaTask, "source", lambda self, split: (asked.add(split), original(self, split))[1]
+    )
+    result = runs.train(make_config())
+    assert asked == {"train", "val"}
+    assert not [key for key in result.metrics if key.startswith("test/")]
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_examples(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config("run_name=poisoned", "training.save_steps=1")
+    original = CriteriaTask.loss
+    calls = []
+
+    def poisoned(
+        self: CriteriaTask, model: CriteriaModel, batch: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        loss = original(self, model, batch)
+        calls.append(len(loss))
+        if sum(calls) > 16:
+            loss = loss * torch.tensor([math.nan] + [1.0] * (len(loss) - 1))
+        return loss
+
+    monkeypatch.setattr(CriteriaTask, "loss", poisoned)
+    with pytest.raises(NonFiniteError, match=r"loss is NaN .* step 2.*\n  - p\d\d/A\.\d"):
+        runs.train(config)
+    last = Path(config.output_dir) / "criteria" / "poisoned" / "checkpoints" / "last_checkpoint.pt"
+    checkpoint = load_checkpoint(last, task="criteria")
+    assert checkpoint.step == 2
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
+
+
+def test_running_out_of_memory_halves_the_budget_and_repeats_the_step(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = CriteriaTask.loss
+
+    def limited(
+        self: CriteriaTask, model: CriteriaModel, batch: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        if batch["input_ids"].numel() > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, model, batch)
+
+    small = runs.train(
+        make_config("run_name=small", "training.micro_batch_tokens=192", *COMPARABLE)
+    )
+    monkeypatch.setattr(CriteriaTask, "loss", limited)
+    big = runs.train(make_config("run_name=big", "training.micro_batch_tokens=768", *COMPARABLE))
+    assert _relative_difference(_last_weights(small), _last_weights(big)) < 1e-4
+
+
+def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(CriteriaTask, "loss", never)
+    with pytest.raises(ConfigError, match=r"model\.max_length"):
+        runs.train(make_config())
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_make_the_update_of_one(
+    make_config: MakeConfig, overrides: list[str], launcher: str
+) -> None:
+    # 10 examples a step: the last step of an epoch leaves one process with fewer micro-batches.
+    settings = [*COMPARABLE, "training.train_batch_size=10", "training.micro_batch_size=2"]
+    one = runs.train(make_config("run_name=one", *settings))
+    modules = {
+        "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+        "accelerate": [
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_processes=2",
+            "--num_machines=1",
+            "--mixed_precision=no",
+            "--dynamo_backend=no",
+        ],
+    }
+    script = str(Path(__file__).parents[3] / "scripts" / "train_criteria.py")
+    command = [
+        sys.executable,
+        "-m",
+        *modules[launcher],
+        script,
+        *overrides,
+        *settings,
+        "run_name=two",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = one.directory.with_name("two")
+    two = RunResult(folder, json.loads((folder / "metrics.json").read_text()), "")
+    assert _relative_difference(_last_weights(one), _last_weights(two)) < 1e-4
+    assert {path.name for path in folder.parent.iterdir()} == {"one", "two"}
+    assert done.stdout.count("run directory:") == 1
