@@ -6,9 +6,11 @@ saved; anything else is a bug and keeps its traceback (exit 1).
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from types import FrameType
+from typing import TYPE_CHECKING, TextIO
 
 import yaml
 
@@ -22,6 +24,10 @@ from psy_agents_noaug.errors import Interrupted, PsyAgentsError
 
 if TYPE_CHECKING:
     from psy_agents_noaug.runs import RunResult
+
+_STOPPED = (
+    "Stopped outside of training; resume=auto goes on from the last checkpoint, if there is one."
+)
 
 
 def run_train(config_name: str, argv: Sequence[str]) -> int:
@@ -51,11 +57,15 @@ def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
 
 def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) -> int:
     logging.basicConfig(
-        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True
+        level=logging.WARNING,
+        format="%(levelname)s %(message)s",
+        handlers=[_StderrHandler()],
+        force=True,
     )
     # Of several processes (torchrun, accelerate launch) the first one speaks.
     speaks = os.environ.get("RANK", "0") == "0"
     logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if {"--help", "-h"} & set(argv):
             _print(_help(config_name, [item for item in argv if item not in ("--help", "-h")]))
@@ -68,7 +78,7 @@ def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) 
         sys.stderr.write(f"{stop}\n")
         return stop.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write("Stopped before training began.\n")
+        sys.stderr.write(f"{_STOPPED}\n")
         return 130
     if speaks:
         _print(f"\n{result.summary}\n\nrun directory: {result.directory}")
@@ -97,6 +107,19 @@ def _help(config_name: str, overrides: Sequence[str]) -> str:
             *(f"  {line}" for line in composed.splitlines()),
         ]
     )
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is at the moment, so that lines stay clear of a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """Turn a SIGTERM outside of training, which handles its own, into an orderly end."""
+    raise Interrupted(_STOPPED, exit_code=128 + number)
 
 
 def _print(text: str) -> None:

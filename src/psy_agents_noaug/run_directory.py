@@ -52,6 +52,10 @@ class RunDirectory:
         self.best_checkpoint = self.checkpoints / BEST
         self.last_checkpoint = self.checkpoints / LAST
 
+    def has_checkpoint(self) -> bool:
+        """Whether training has left anything here; a run that was refused before has not."""
+        return self.best_checkpoint.is_file() or self.last_checkpoint.is_file()
+
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none yet."""
         return _read_json(self.manifest)
@@ -133,7 +137,7 @@ def _choose(config: TrainConfig) -> Path:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         return unfinished or runs / f"{stamp}-seed{config.seed}-{secrets.token_hex(2)}"
     path = runs / config.run_name
-    if config.resume is None and RunDirectory(path).config.exists():
+    if config.resume is None and RunDirectory(path).has_checkpoint():
         raise ConfigError(
             f"There is a run in {path} already. Go on with it by `resume=auto`, or choose another "
             "`run_name`."
@@ -166,12 +170,16 @@ def _unfinished(runs: Path, config: TrainConfig) -> Path | None:
 def _check_resumable(directory: RunDirectory, config: TrainConfig) -> None:
     if not directory.config.exists():
         return
-    if differences := _differences(directory, config):
+    differences = _differences(directory, config)
+    if differences and directory.has_checkpoint():
         raise ConfigError(
             faults_message(
                 f"The run in {directory.path} cannot go on with another configuration:", differences
             )
         )
+    if differences:
+        # Refused for a setting that has been mended since: a new run, in the tracker too.
+        directory.manifest.unlink(missing_ok=True)
 
 
 def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:

@@ -19,7 +19,12 @@ from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.splits import write_splits
 from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted
-from psy_agents_noaug.models.encoder import Encoder, load_encoder, rebuild_encoder
+from psy_agents_noaug.models.encoder import (
+    Encoder,
+    load_encoder,
+    rebuild_encoder,
+    recompute_activations,
+)
 from psy_agents_noaug.prepare import PreparedData, prepare_data
 from psy_agents_noaug.run_directory import RunDirectory, open_run_directory, point_to_latest
 from psy_agents_noaug.tasks.base import ReportingTask
@@ -99,8 +104,8 @@ def evaluate(
 ) -> RunResult:
     """Judge a checkpoint of `task_name` on a split, as it was trained but for `explicit` settings.
 
-    Results go to the run's own directory; where the data differ from those of the training, to a
-    folder `evaluations/<data name>-<fingerprint>` in it.
+    Results go to the run's own directory; where the pairs are made of other data or otherwise than
+    in training, to a folder `evaluations/<data name>-<unit>-<fingerprint>` in it.
 
     Raises:
         CheckpointError: the file is damaged, of another task, or was trained on another division of
@@ -111,7 +116,7 @@ def evaluate(
     config = lay_over(checkpoint.config, explicit)
     machine = _prepare_machine(config)
     data = prepare_data(config.data)
-    same_data = _check_data(checkpoint, data, path)
+    same_data = _check_data(checkpoint, config, data, path)
     directory = _evaluation_directory(path, data, config, same_data=same_data)
     task = _build_task(config, rebuild_encoder(checkpoint.metadata["encoder_files"]), data)
     if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
@@ -212,7 +217,7 @@ def _build_task(
         examples=data.examples if examples is None else examples,
     )
     if config.training.gradient_checkpointing:
-        encoder.model.gradient_checkpointing_enable()  # type: ignore[operator]
+        recompute_activations(encoder.model)
     if config.training.compile:
         task.model.compile(dynamic=True)
     return task
@@ -448,8 +453,10 @@ def _check_monitor(monitor: str, task: ReportingTask) -> None:
         )
 
 
-def _check_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> bool:
-    """Whether these are the data of the training; another division of them is refused."""
+def _check_data(
+    checkpoint: Checkpoint, config: TrainConfig, data: PreparedData, path: Path
+) -> bool:
+    """Whether these are the pairs of the training; another division of its corpus is refused."""
     trained, now = checkpoint.metadata["fingerprints"], data.fingerprints()
     if trained["corpus"] != now["corpus"]:
         logger.warning("The data are not those that %s was trained on.", path)
@@ -460,7 +467,11 @@ def _check_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> bool:
             "that it has seen. Use the same `data.splits`, `data.split_seed` and "
             "`data.split_fractions` as in training."
         )
-    return True
+    trained_on = checkpoint.config["data"]
+    return (config.data.unit, config.data.unannotated_pairs) == (
+        trained_on["unit"],
+        trained_on["unannotated_pairs"],
+    )
 
 
 def _evaluation_directory(
@@ -470,7 +481,7 @@ def _evaluation_directory(
     run = folder.parent if RunDirectory(folder.parent).config.is_file() else folder
     if same_data:
         return RunDirectory(run)
-    name = f"{config.data.name}-{data.corpus.fingerprint[:8]}"
+    name = f"{config.data.name}-{config.data.unit}-{data.corpus.fingerprint[:8]}"
     other = run / "evaluations" / name
     other.mkdir(parents=True, exist_ok=True)
     return RunDirectory(other)

@@ -169,10 +169,8 @@ def test_a_tracked_run_is_finished_with_params_metrics_and_artifacts(
     assert run.info.status == "FINISHED"
     assert run.data.params["training.learning_rate"] == "0.001"
     assert run.data.params["seed"] == "7"
-    shown = {key: run.data.metrics[key] for key in recorded if key in run.data.metrics}
-    assert shown == {
-        key: value for key, value in recorded.items() if isinstance(value, int | float)
-    }
+    numbers = {key: value for key, value in recorded.items() if isinstance(value, int | float)}
+    assert {key: run.data.metrics[key] for key in numbers} == numbers
     assert run.data.metrics["train/loss"] > 0
     assert run.data.tags["data.corpus"] == read_json(run_dir / "manifest.json")["data"]["corpus"]
     assert files_of(Path(run.info.artifact_uri.removeprefix("file://"))) == {

@@ -212,7 +212,7 @@ def _hydra_literal(value: Any) -> str:
         return f"[{','.join(_hydra_literal(item) for item in value)}]"
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{k}:{_hydra_literal(v)}" for k, v in value.items()) + "}"
-    # By identity: 1.0 and 0 are equal to True and False.
+    # Not looked up by value: 1.0 and 0 are equal to True and False.
     if value is None:
         return "null"
     if isinstance(value, bool):

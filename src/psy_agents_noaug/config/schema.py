@@ -5,6 +5,7 @@ a guess.
 """
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -154,6 +155,15 @@ class TrackingConfig(Section):
     uri: str | None = None
     experiment: str | None = None
     system_metrics: bool = True
+
+    @model_validator(mode="after")
+    def _keeps_passwords_out(self) -> "TrackingConfig":
+        if self.uri is not None and urlsplit(self.uri).password is not None:
+            raise ValueError(
+                "`tracking.uri` must not hold a password, because it is written into config.yaml and "
+                "checkpoints. Use MLFLOW_TRACKING_PASSWORD, or PGPASSWORD or ~/.pgpass for PostgreSQL."
+            )
+        return self
 
 
 class TrainConfig(Section):

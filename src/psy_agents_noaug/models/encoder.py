@@ -2,6 +2,7 @@
 
 import importlib.util
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
     """
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            if Path(name).name != name:
+            if Path(name).name != name or not name.endswith(".json"):
                 raise CheckpointError(f"The checkpoint names a file outside its folder: {name!r}.")
             (Path(folder) / name).write_text(content, encoding="utf-8")
         try:
@@ -109,12 +110,33 @@ def add_lora(
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
     adapters = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets)
     try:
-        wrapped: nn.Module = get_peft_model(encoder, adapters)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for checkpointing by a name that is going away.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: nn.Module = get_peft_model(encoder, adapters)
     except ValueError as error:
         raise ConfigError(
             f"`model.lora.target_modules` does not fit the encoder: {error}"
         ) from error
     return wrapped
+
+
+def recompute_activations(encoder: nn.Module) -> None:
+    """Keep no activations inside layers, compute them again going backward (Chen et al. 2016).
+
+    Raises:
+        ConfigError: the encoder's code does not support it.
+    """
+    # The older name is deprecated since transformers 5.23; earlier ones have it alone.
+    enable: Any = getattr(encoder, "activation_checkpointing_enable", None) or getattr(
+        encoder, "gradient_checkpointing_enable", None
+    )
+    try:
+        enable()
+    except ValueError as error:
+        raise ConfigError(
+            f"`training.gradient_checkpointing` does not fit the encoder: {error}"
+        ) from error
 
 
 def _encoder(

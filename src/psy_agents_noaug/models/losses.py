@@ -19,7 +19,9 @@ def classification_loss(
     """
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
     if focal_gamma > 0.0:
-        loss = (-torch.expm1(-loss)).clamp_min(0.0).pow(focal_gamma) * loss
+        # Above 0, where a power below 1 has no slope.
+        missed = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
+        loss = missed.pow(focal_gamma) * loss
     if class_weights is not None:
         loss = loss * class_weights[labels]
     return loss

@@ -1,0 +1,107 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.precision import Precision
+
+CPU = torch.device("cpu")
+LENGTHS = np.random.default_rng(1).integers(3, 40, size=23)
+
+
+class FakeTask:
+    """Predicts each example's own index and one of two figures of it."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.modes: list[tuple[bool, bool]] = []
+        self.sizes: list[int] = []
+
+    def source(self, split):
+        return SimpleNamespace(
+            ids=[f"{split}{k}" for k in range(23)],
+            lengths=LENGTHS,
+            collate=lambda indices: {"rows": torch.tensor(indices)},
+        )
+
+    def predict(self, model, batch):
+        self.modes.append((model.training, torch.is_grad_enabled()))
+        self.sizes.append(len(batch["rows"]))
+        rows = batch["rows"].float()
+        return {"rows": rows, "spans": torch.stack([rows, rows * 2], dim=1)}
+
+    def calibrate(self, predictions):
+        return {"mean": float(predictions["rows"].mean())}
+
+    def metrics(self, predictions, *, split, calibration):
+        return {"n": len(predictions["rows"]), "split": split, **calibration}
+
+
+@pytest.fixture
+def task():
+    return FakeTask()
+
+
+def evaluator(task, *, batch_size=8, max_tokens=128) -> Evaluator:
+    return Evaluator(
+        task,
+        processes=Processes(device=CPU),
+        precision=Precision("off", device=CPU, supports_bf16=False, supports_fp16=False),
+        eval_batch_size=batch_size,
+        max_tokens=max_tokens,
+        loader_options={"num_workers": 0},
+    )
+
+
+@pytest.mark.parametrize(("batch_size", "max_tokens"), [(1, 999), (8, 128), (64, 50), (64, 10**6)])
+def test_predictions_come_back_in_the_splits_order(task, batch_size, max_tokens):
+    chosen = evaluator(task, batch_size=batch_size, max_tokens=max_tokens)
+    predictions = chosen.predict(nn.Identity(), "val")
+    assert predictions["rows"].tolist() == list(range(23))
+    assert predictions["spans"].tolist() == [[k, 2 * k] for k in range(23)]
+    assert max(task.sizes) <= batch_size
+    assert sum(task.sizes) == 23
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_predicts_in_evaluation_mode_and_gets_its_own_mode_back(task, training):
+    model = nn.Linear(1, 1).train(training)
+    evaluator(task).predict(model, "val")
+    assert set(task.modes) == {(False, False)}
+    assert model.training is training
+
+
+def test_a_calibration_is_fitted_on_val_alone(task):
+    found = evaluator(task).evaluate(nn.Identity(), "val")
+    assert found.calibration == {"mean": 11.0}
+    assert found.metrics == {"n": 23, "split": "val", "mean": 11.0}
+    assert found.predictions["rows"].tolist() == list(range(23))
+    for split in ("test", "train"):
+        with pytest.raises(ValueError, match="fitted on val alone"):
+            evaluator(task).evaluate(nn.Identity(), split)
+
+
+def test_a_calibration_that_is_given_is_used_as_it_is(task):
+    found = evaluator(task).evaluate(nn.Identity(), "test", calibration={"mean": 0.5})
+    assert found.calibration == {"mean": 0.5}
+    assert found.metrics["mean"] == 0.5
+    empty = evaluator(task).evaluate(nn.Identity(), "test", calibration={})
+    assert empty.calibration == {}
+
+
+def test_an_evaluation_can_be_broken_off_before_any_batch(task):
+    class StopError(Exception):
+        pass
+
+    def stop():
+        if len(task.sizes) == 2:
+            raise StopError
+
+    with pytest.raises(StopError):
+        evaluator(task, batch_size=2).predict(nn.Identity(), "val", on_batch=stop)
+    assert len(task.sizes) == 2

@@ -1,0 +1,94 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.training.precision import Precision, all_finite
+
+CPU = torch.device("cpu")
+
+
+def precision(mode: str, *, bf16: bool = False, fp16: bool = False) -> Precision:
+    return Precision(mode, device=CPU, supports_bf16=bf16, supports_fp16=fp16)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp16", "mode", "reason"),
+    [
+        (True, True, "bf16", "fast bf16"),
+        (True, False, "bf16", "fast bf16"),
+        (False, True, "fp16", "no bf16"),
+        (False, False, "off", "neither"),
+    ],
+)
+def test_auto_chooses_by_the_hardware_and_says_why(bf16, fp16, mode, reason):
+    chosen = precision("auto", bf16=bf16, fp16=fp16)
+    assert chosen.mode == mode
+    assert reason in chosen.reason
+
+
+@pytest.mark.parametrize("mode", ["off", "bf16", "fp16"])
+def test_a_mode_that_was_asked_for_is_kept(mode):
+    chosen = precision(mode, bf16=True, fp16=True)
+    assert (chosen.mode, chosen.reason) == (mode, "as configured")
+    assert chosen.skips_overflow == (mode == "fp16")
+
+
+def test_fp16_without_cuda_is_refused():
+    with pytest.raises(ConfigError, match=r"`training\.amp=fp16` needs a CUDA device"):
+        precision("fp16", bf16=True)
+
+
+def test_bf16_without_units_for_it_is_allowed_and_told():
+    assert "slow" in precision("bf16").reason
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16)])
+def test_products_are_computed_in_the_mode_and_weights_stay_fp32(mode, dtype):
+    torch.manual_seed(0)
+    chosen, model = precision(mode, bf16=True), nn.Linear(4, 2)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with chosen.autocast():
+        out = model(torch.ones(3, 4))
+    assert out.dtype == dtype
+    chosen.backward(out.float().sum())
+    chosen.unscale(optimizer)
+    assert torch.equal(model.weight.grad, torch.full((2, 4), 3.0))
+    chosen.step(optimizer)
+    assert model.weight.dtype == torch.float32
+    torch.testing.assert_close(model.weight.detach(), before - 0.3)
+    assert chosen.state_dict() == {}
+    chosen.load_state_dict({})
+
+
+def test_fp16_gradients_are_scaled_and_an_overflow_skips_the_update():
+    chosen, model = precision("fp16", fp16=True), nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scale = chosen.state_dict()["scale"]
+    before = model.weight.detach().clone()
+    chosen.backward(model(torch.ones(1, 2)).sum())
+    assert torch.equal(model.weight.grad, torch.full((1, 2), scale))
+    chosen.unscale(optimizer)
+    assert torch.equal(model.weight.grad, torch.ones(1, 2))
+    model.weight.grad.fill_(math.inf)
+    other = precision("fp16", fp16=True)
+    optimizer.zero_grad()
+    other.backward(model(torch.full((1, 2), math.inf)).sum())
+    other.unscale(optimizer)
+    other.step(optimizer)
+    assert torch.equal(model.weight.detach(), before)
+    assert other.state_dict()["scale"] == scale / 2
+    chosen.load_state_dict(other.state_dict())
+    assert chosen.state_dict() == other.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [([1.0, -1e38], True), ([math.inf], False), ([0.0, math.nan], False), ([], True)],
+)
+def test_all_finite_sees_every_element(values, finite):
+    assert all_finite([torch.zeros(2), torch.tensor(values)]) is finite
+    assert all_finite([torch.tensor(values), torch.zeros(2)]) is finite

@@ -1,0 +1,53 @@
+import signal
+import threading
+
+import pytest
+
+from psy_agents_noaug.training.signals import StopSignals
+
+NUMBERS = (signal.SIGTERM, signal.SIGINT)
+
+
+def handlers() -> list:
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_the_first_signal_is_noted_and_nothing_else(number):
+    before = handlers()
+    with StopSignals() as signals:
+        assert signals.received == 0
+        assert handlers() != before
+        signal.raise_signal(number)
+        assert signals.received == number
+    assert handlers() == before
+
+
+def test_the_second_signal_acts_at_once():
+    with StopSignals() as signals, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+    assert signals.received == signal.SIGTERM
+
+
+def test_handlers_are_put_back_without_a_signal_and_after_an_error():
+    before = handlers()
+    with StopSignals():
+        pass
+    assert handlers() == before
+    with pytest.raises(RuntimeError), StopSignals():
+        raise RuntimeError
+    assert handlers() == before
+
+
+def test_another_thread_gets_no_handlers_and_no_error():
+    before, seen = handlers(), []
+
+    def work():
+        with StopSignals() as signals:
+            seen.append((signals.received, handlers()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
