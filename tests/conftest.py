@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -125,11 +126,13 @@ def overrides(overrides_for: Callable[[Path], list[str]], tmp_path: Path) -> lis
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """Let an entry point configure logging in this process, and put pytest's handlers back."""
+    """Let an entry point set up logging and SIGTERM in this process, and put both back after it."""
     root, ours = logging.getLogger(), logging.getLogger("psy_agents_noaug")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers[:] = []
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     yield
+    signal.signal(signal.SIGTERM, on_sigterm)
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     ours.setLevel(levels[1])

@@ -110,7 +110,7 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
             "`run_name`."
         ) from None
     try:
-        _check_resumable(directory, config)
+        _check_free_or_resumable(directory, config)
         write_text(directory.config, to_yaml(config))
         yield directory
     finally:
@@ -136,13 +136,7 @@ def _choose(config: TrainConfig) -> Path:
         unfinished = _unfinished(runs, config) if config.resume == "auto" else None
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
         return unfinished or runs / f"{stamp}-seed{config.seed}-{secrets.token_hex(2)}"
-    path = runs / config.run_name
-    if config.resume is None and RunDirectory(path).has_checkpoint():
-        raise ConfigError(
-            f"There is a run in {path} already. Go on with it by `resume=auto`, or choose another "
-            "`run_name`."
-        )
-    return path
+    return runs / config.run_name
 
 
 def _run_of(path: Path) -> Path:
@@ -167,9 +161,15 @@ def _unfinished(runs: Path, config: TrainConfig) -> Path | None:
     return latest.path if latest else None
 
 
-def _check_resumable(directory: RunDirectory, config: TrainConfig) -> None:
+def _check_free_or_resumable(directory: RunDirectory, config: TrainConfig) -> None:
+    """Called under the lock, so that no run can appear in between."""
     if not directory.config.exists():
         return
+    if config.resume is None and directory.has_checkpoint():
+        raise ConfigError(
+            f"There is a run in {directory.path} already. Go on with it by `resume=auto`, or choose "
+            "another `run_name`."
+        )
     differences = _differences(directory, config)
     if differences and directory.has_checkpoint():
         raise ConfigError(

@@ -91,6 +91,7 @@ def train(config: TrainConfig) -> RunResult:
         encoder = _encoder(config, checkpoint)
         visible = {name: data.examples[name] for name in ("train", "val")}
         task = _build_task(config, encoder, data, visible)
+        _check_monitor(config.training.monitor, task)
         tracker = _tracker(config, directory, processes)
         with _tracked(tracker):
             if processes.is_main:
@@ -280,7 +281,6 @@ def _fit(
     checkpoint: Checkpoint | None,
 ) -> TrainingOutcome:
     training, processes = config.training, machine.processes
-    _check_monitor(training.monitor, task)
     for split in ("train", "val"):
         truncation = task.truncation(split)
         logger.info(

@@ -19,6 +19,7 @@ from psy_agents_noaug.utils.files import write_atomically
 
 FORMAT_VERSION = 1
 _MAGIC = b"psy-agents-noaug sha256:"
+_ZIP_MAGIC = b"PK\x03\x04"
 # What follows the hashed bytes: the comment's length, and the comment up to the digest.
 _TAIL = (len(_MAGIC) + 64).to_bytes(2, "little") + _MAGIC
 _CHUNK = 1 << 20
@@ -71,7 +72,7 @@ def load_checkpoint(path: Path, *, task: str, device: str = "cpu") -> Checkpoint
     _verify(path)
     try:
         payload = torch.load(path, map_location=device, weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, which could "
             "run code when read."
@@ -117,6 +118,9 @@ def _verify(path: Path) -> None:
             raise CheckpointError(
                 f"{path} is damaged: its content does not match its checksum. Use another copy."
             )
+        file.seek(0)
+        if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
+            raise CheckpointError(f"{path} is refused: it is no archive of tensors.")
 
 
 def _digest(file: BinaryIO, size: int) -> str:

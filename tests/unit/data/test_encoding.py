@@ -128,9 +128,11 @@ def test_pairs_have_the_ids_that_the_tokenizer_gives_each_of_them_alone(tokenize
     max_length = longest + 6
     encoded = encode_pairs(tokenizer, first, second, max_length=max_length)
     for index, (one, other) in enumerate(pairs):
-        alone = tokenizer(one, other, truncation="only_second", max_length=max_length)
-        assert row(encoded, index) == (alone.input_ids, alone.token_type_ids)
-        assert encoded.truncated[index] == (len(tokenizer(one, other).input_ids) > max_length)
+        # As a list of one: a lone empty text would count as no text at all.
+        alone = tokenizer([one], [other], truncation="only_second", max_length=max_length)
+        assert row(encoded, index) == (alone.input_ids[0], alone.token_type_ids[0])
+        whole = tokenizer([one], [other]).input_ids[0]
+        assert encoded.truncated[index] == (len(whole) > max_length)
     batch = encoded.pad(range(len(pairs)))
     kept = batch["input_ids"][batch["attention_mask"].bool()].numpy()
     np.testing.assert_array_equal(kept, encoded.input_ids)

@@ -259,6 +259,8 @@ def test_a_lora_target_that_the_encoder_has_not_is_an_error(tiny_encoder):
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradient_checkpointing_gives_equal_gradients(tiny_encoder, encode, lora):
+    calls = []
+
     def gradients(checkpointing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
         encoder = load_encoder(str(tiny_encoder))
@@ -266,11 +268,15 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny_encoder, encode, lora
         if checkpointing:
             recompute_activations(encoder.model)
         model.train()
+        calls.append(0)
+        last = [m for m in encoder.model.modules() if isinstance(m, nn.Linear)][-1]
+        last.register_forward_hook(lambda *_: calls.append(calls.pop() + 1))
         torch.manual_seed(1)  # the same dropout
         model(**encode).last_hidden_state.square().sum().backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     plain, checkpointed = gradients(False), gradients(True)
+    assert calls == [1, 2]
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name])

@@ -1,3 +1,4 @@
+import itertools
 from collections import Counter
 from types import SimpleNamespace
 
@@ -130,7 +131,7 @@ def test_a_cut_keeps_the_budget_and_loses_nothing(lengths, max_tokens, max_examp
     flat = [lengths[k] for batch in cut for k in batch]
     assert flat == sorted(lengths, reverse=True)
     # Greedy: the longest of the next micro-batch did not fit into this one.
-    for batch, following in zip(cut, cut[1:], strict=False):
+    for batch, following in itertools.pairwise(cut):
         full = max_examples is not None and len(batch) == max_examples
         assert full or max(array[batch]) * (len(batch) + 1) > max_tokens
         assert array[batch].min() >= array[following].max()
@@ -153,6 +154,6 @@ def test_a_derived_seed_is_a_pure_function_in_torchs_range(parts):
 
 def test_derived_seeds_are_stable_and_differ():
     # Pinned: another value would change every run's order and dropout.
-    assert derived_seed(42, 0) == 2952912142838797010
-    near = {derived_seed(*parts) for parts in [(0,), (1,), (0, 1), (1, 0), (1, 1), (1, 0, 1)]}
-    assert len(near) == 6
+    assert derived_seed(42, 0) == 5732826375231505755
+    near = {derived_seed(*parts) for parts in itertools.product(range(5), repeat=3)}
+    assert len(near) == 5**3
