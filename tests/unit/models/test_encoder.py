@@ -38,6 +38,7 @@ ARCHITECTURES = {
     "bert": {},
     "roberta": {"type_vocab_size": 1, "pad_token_id": 0},
     "electra": {"embedding_size": 8},
+    "distilbert": {"hidden_dim": 32},
     "modernbert": {"global_attn_every_n_layers": 2, "pad_token_id": 0},
     "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
 }
@@ -178,7 +179,7 @@ def _save_tiny(kind: str, tiny_encoder: Path, tmp_path: Path) -> Path:
     """Save a small random encoder of this kind with the tiny tokenizer."""
     folder = tmp_path / kind
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    if kind in ("roberta", "modernbert"):
+    if kind in ("roberta", "modernbert", "distilbert"):
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)
     settings = {**SMALL, **ARCHITECTURES[kind], "vocab_size": len(tokenizer)}

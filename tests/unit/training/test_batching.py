@@ -139,7 +139,8 @@ def test_a_cut_keeps_the_budget_and_loses_nothing(lengths, max_tokens, max_examp
 
 def test_an_example_above_the_budget_is_alone():
     lengths = np.asarray([100, 4, 300, 4])
-    assert cut_by_tokens(range(4), lengths, max_tokens=16) == [[2], [0], [1, 3]]
+    assert cut_by_tokens(range(4), lengths, max_tokens=8) == [[2], [0], [1, 3]]
+    assert cut_by_tokens(range(4), lengths, max_tokens=7) == [[2], [0], [1], [3]]
 
 
 def test_ties_keep_the_given_order():
