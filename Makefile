@@ -13,14 +13,14 @@ help: ## list the targets
 setup: $(READY) ## make .venv with everything the other targets need
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[offline,dev]'
 	touch $@
 
 demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minutes on two cores)
-	$(RUN) scripts/train_criteria.py training.epochs=4 training.learning_rate=2e-4
+	$(RUN) scripts/train_criteria.py training.epochs=4 training.learning_rate=2e-4 model.encoder_dropout=0.0
 	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
 
 test: setup ## run the tests, without the slow ones
