@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from psy_agents_noaug.config.loading import (
@@ -194,6 +194,11 @@ def test_a_best_config_may_be_nested_or_dotted(best, content):
     assert config.seed == 0
 
 
+def test_an_empty_section_of_a_best_config_is_given_not_left_out(best):
+    assert load(best("model.lora: {}\n")).model.lora.rank == 8
+    assert load().model.lora is None
+
+
 def test_the_command_line_wins_over_the_best_config(best):
     override = best("seed: 5\ntraining.epochs: 9\n")
     for order in itertools.permutations([override, "seed=7"]):
@@ -222,7 +227,10 @@ def test_no_value_of_a_best_config_changes_its_type(best):
 
 
 @settings(
-    deadline=None, max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=4,
+    phases=[Phase.generate],  # composing takes a while, and shrinking composes often
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     texts=st.lists(

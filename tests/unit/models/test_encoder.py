@@ -253,6 +253,14 @@ def test_lora_targets_the_modules_named(tiny_encoder):
     assert all(".query." in name or ".value." in name for name in names)
 
 
+def test_lora_scales_by_alpha_over_rank_and_drops_as_asked(tiny_encoder):
+    wrapped = _lora(load_encoder(str(tiny_encoder)), rank=2, alpha=6.0, dropout=0.25)
+    layers = [m for m in wrapped.modules() if hasattr(m, "scaling") and hasattr(m, "lora_A")]
+    assert len(layers) == 12
+    assert {layer.scaling["default"] for layer in layers} == {3.0}
+    assert {layer.lora_dropout["default"].p for layer in layers} == {0.25}
+
+
 def test_a_lora_target_that_the_encoder_has_not_is_an_error(tiny_encoder):
     with pytest.raises(ConfigError, match=r"model\.lora\.target_modules"):
         _lora(load_encoder(str(tiny_encoder)), target_modules=["no_such_module"])
@@ -292,5 +300,9 @@ def test_the_tokenizer_must_be_fast(tiny_encoder, monkeypatch):
 
 def test_loading_leaves_the_verbosity_of_transformers_as_it_was(tiny_encoder):
     before = transformers.logging.get_verbosity()
-    load_encoder(str(tiny_encoder))
-    assert transformers.logging.get_verbosity() == before
+    try:
+        transformers.logging.set_verbosity(transformers.logging.DEBUG)
+        load_encoder(str(tiny_encoder))
+        assert transformers.logging.get_verbosity() == transformers.logging.DEBUG
+    finally:
+        transformers.logging.set_verbosity(before)

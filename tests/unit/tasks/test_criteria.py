@@ -270,12 +270,27 @@ def test_a_report_adds_intervals_baselines_and_truncation(make_task):
     for prefix in ("", "baseline_tfidf_lr/", "baseline_majority/"):
         assert f"{prefix}f1_macro" in report
         assert f"{prefix}f1_macro_ci_low" in report
+    # Half of train's pairs of the first criterion are met, so the majority decides it met: 1 of 4
+    # is, and one met pair of the second criterion is missed.
+    assert report["baseline_majority/f1_micro"] == pytest.approx(2 / 6)
     assert report["n_truncated_texts"] == 0
     assert report == task.report(perfect, split="test", calibration=CALIBRATION)
     summary = task.summary(report)
     assert all(criterion.name in summary for criterion in CRITERIA)
     assert "TF-IDF + LR" in summary
     assert SECRET not in json.dumps(report) + summary
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_baselines_thresholds_are_fitted_on_val_alone(make_task, monkeypatch, split):
+    seen = []
+    original = CriteriaTask._fit
+    monkeypatch.setattr(
+        CriteriaTask, "_fit", lambda self, pairs: (seen.append(pairs), original(self, pairs))[1]
+    )
+    labels = [example.label for example in {"val": VAL, "test": TEST}[split]]
+    make_task().report(_predictions(labels), split=split, calibration=CALIBRATION)
+    assert [set(pairs.group_ids) for pairs in seen] == [{example.post_id for example in VAL}]
 
 
 def test_truncated_texts_are_counted(make_task):
