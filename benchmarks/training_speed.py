@@ -89,6 +89,7 @@ def theirs(config: TrainConfig, *, steps: int, strategy: str, folder: Path) -> f
             per_device_train_batch_size=config.training.train_batch_size,
             max_steps=steps,
             learning_rate=config.training.learning_rate,
+            weight_decay=config.training.weight_decay,
             train_sampling_strategy=strategy,
             save_strategy="no",
             report_to="none",
@@ -111,6 +112,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for the scripts")
     options = parser.parse_args()
+    if torch.cuda.device_count() > 1:
+        parser.error(
+            "set CUDA_VISIBLE_DEVICES to one GPU: both trainers are measured on one device"
+        )
     logging.disable(logging.WARNING)
     systems: dict[str, list[float]] = {
         "psy_agents_noaug": [],
@@ -123,6 +128,7 @@ def main() -> None:
                 "criteria/train",
                 [
                     *options.overrides,
+                    "training.amp=off",
                     f"training.max_steps={options.steps}",
                     "tracking=none",
                     "task.bootstrap_resamples=100",

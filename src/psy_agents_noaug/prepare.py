@@ -1,14 +1,16 @@
 """From a data configuration to labelled examples of train, val and test, with a report on each step."""
 
+import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psy_agents_noaug.config.schema import DataConfig
 from psy_agents_noaug.data import sample
-from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus
-from psy_agents_noaug.data.corpus import Corpus, load_corpus, load_hub_corpus
+from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus, fold
+from psy_agents_noaug.data.corpus import Corpus, Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
 from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
 from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
@@ -33,6 +35,16 @@ class PreparedData:
         """Return hashes of the corpus's content and of its division."""
         return {"corpus": self.corpus.fingerprint, "splits": self.splits.fingerprint}
 
+    def text_hashes(self, *splits: str) -> dict[str, str]:
+        """Return the hash of each post's folded text in `splits`, by post id."""
+        members = self.splits.by_name()
+        wanted = {post_id for split in splits for post_id in members[split]}
+        return {
+            post.post_id: hashlib.sha256(fold(post.text).encode()).hexdigest()[:24]
+            for post in self.corpus.posts
+            if post.post_id in wanted
+        }
+
     def report(self) -> dict[str, Any]:
         """Return everything that `alignment.json` holds: ids and counts, no text."""
         return {
@@ -55,9 +67,9 @@ def prepare_data(config: DataConfig) -> PreparedData:
     examples, labels = build_examples(
         corpus, unit=config.unit, unannotated_pairs=config.unannotated_pairs, spans=spans
     )
-    splits = _divide(config, corpus, examples)
+    splits = _divide(config, corpus)
     duplicates = find_duplicates_across_splits(
-        corpus.posts, splits, threshold=config.near_duplicate_threshold
+        *_judged_texts(config, corpus, splits, examples), threshold=config.near_duplicate_threshold
     )
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
     counts, warnings = split_summary(splits, examples, criterion_ids=criterion_ids)
@@ -96,13 +108,33 @@ def _load(config: DataConfig) -> Corpus:
     )
 
 
-def _divide(config: DataConfig, corpus: Corpus, examples: list[Example]) -> Splits:
+def _divide(config: DataConfig, corpus: Corpus) -> Splits:
+    """Divide by posts, whatever the pairs are made of, so that all units share their test posts."""
     if config.splits is not None:
         return read_splits(_folder(config) / config.splits, posts=corpus.posts)
     train, val, test = config.split_fractions
+    whole_posts, _ = build_examples(corpus, unit="post", unannotated_pairs="negative", spans={})
     return make_splits(
-        examples, posts=corpus.posts, fractions=(train, val, test), seed=config.split_seed
+        whole_posts, posts=corpus.posts, fractions=(train, val, test), seed=config.split_seed
     )
+
+
+def _judged_texts(
+    config: DataConfig, corpus: Corpus, splits: Splits, examples: list[Example]
+) -> tuple[Sequence[Post], Splits]:
+    """The texts among which duplicates would leak, and their division: posts, or their sentences."""
+    if config.unit == "post":
+        return corpus.posts, splits
+    split_of = splits.split_of()
+    texts: dict[str, Post] = {}
+    members: dict[str, list[str]] = {name: [] for name in splits.by_name()}
+    for example in examples:
+        text_id = example.example_id.removesuffix(f"/{example.criterion_id}")
+        if text_id not in texts:
+            texts[text_id] = Post(text_id, example.text, example.group_id)
+            members[split_of[example.post_id]].append(text_id)
+    lists = {name: tuple(ids) for name, ids in members.items()}
+    return list(texts.values()), Splits(**lists, fingerprint="", origin=splits.origin)
 
 
 def _folder(config: DataConfig) -> Path:

@@ -124,8 +124,12 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
         logger.warning("%s is not a link, so it is left as it is.", link)
         return
     temporary = output_dir / f".checkpoints.{os.getpid()}"
-    temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
-    temporary.replace(link)
+    try:
+        temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
+        temporary.replace(link)
+    except OSError as error:
+        # Windows needs a privilege for links; the run itself is whole without.
+        logger.warning("%s could not be made to lead to the latest checkpoints: %s", link, error)
 
 
 def _choose(config: TrainConfig) -> Path:
@@ -141,6 +145,11 @@ def _choose(config: TrainConfig) -> Path:
 
 def _run_of(path: Path) -> Path:
     """Accept a run directory or a checkpoint in it."""
+    if path.is_file() and path.name != LAST:
+        raise ConfigError(
+            f"`resume` must be auto, a run's directory or its {LAST}, but is {path} instead: only "
+            "that checkpoint holds the optimizer's state."
+        )
     run = path.resolve().parent.parent if path.is_file() else path
     if not RunDirectory(run).config.is_file():
         raise ConfigError(
@@ -170,20 +179,25 @@ def _check_free_or_resumable(directory: RunDirectory, config: TrainConfig) -> No
             f"There is a run in {directory.path} already. Go on with it by `resume=auto`, or choose "
             "another `run_name`."
         )
-    differences = _differences(directory, config)
-    if differences and directory.has_checkpoint():
+    changes = _differences(directory, config)
+    if changes and directory.has_checkpoint():
         raise ConfigError(
             faults_message(
-                f"The run in {directory.path} cannot go on with another configuration:", differences
+                f"The run in {directory.path} cannot go on with another configuration:", changes
             )
         )
-    if differences:
+    if changes:
         # Refused for a setting that has been mended since: a new run, in the tracker too.
         directory.manifest.unlink(missing_ok=True)
 
 
 def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
-    before = dict(_leaves(yaml.safe_load(directory.config.read_text(encoding="utf-8"))))
+    return differences(yaml.safe_load(directory.config.read_text(encoding="utf-8")), config)
+
+
+def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
+    """Name the settings, of those that a result depends on, in which `config` is not `recorded`."""
+    before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
     return [
         f"`{key}` was {before.get(key)!r}, but is {now.get(key)!r} now"

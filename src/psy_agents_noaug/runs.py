@@ -18,7 +18,15 @@ from psy_agents_noaug.config.loading import lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.splits import write_splits
-from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted
+from psy_agents_noaug.errors import CheckpointError, Interrupted
+from psy_agents_noaug.guards import (
+    better_direction,
+    check_evaluation_settings,
+    check_resumed_data,
+    check_unseen,
+    evaluation_directory,
+)
+from psy_agents_noaug.machine import Machine, prepare_machine
 from psy_agents_noaug.models.encoder import (
     Encoder,
     load_encoder,
@@ -42,17 +50,10 @@ from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluate import Evaluator
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler
-from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.progress import ConsoleProgress, NullProgress
 from psy_agents_noaug.training.protocols import MetricValues
 from psy_agents_noaug.training.train_loop import Trainer, TrainingOutcome
 from psy_agents_noaug.utils.files import write_json, write_text
-from psy_agents_noaug.utils.reproducibility import (
-    get_device,
-    get_optimal_dataloader_kwargs,
-    set_seed,
-    set_tf32,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +67,6 @@ class RunResult:
     summary: str
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """The hardware as the configuration wants it used."""
-
-    processes: Processes
-    precision: Precision
-    loader_options: dict[str, Any]
-
-
 def train(config: TrainConfig) -> RunResult:
     """Train, keep the best checkpoint by val, and judge it on val. Test is not looked at.
 
@@ -83,20 +75,24 @@ def train(config: TrainConfig) -> RunResult:
         Interrupted: stopped by a signal, state saved.
         NonFiniteError: the loss or a gradient is NaN or infinite.
     """
-    machine = _prepare_machine(config)
+    machine = prepare_machine(config)
     processes = machine.processes
     with _run_directory(config, processes) as directory:
         data = prepare_data(config.data)
         checkpoint = _last_checkpoint(config, directory)
+        if checkpoint is not None:
+            check_resumed_data(checkpoint, data, directory.path)
         encoder = _encoder(config, checkpoint)
         visible = {name: data.examples[name] for name in ("train", "val")}
         task = _build_task(config, encoder, data, visible)
-        _check_monitor(config.training.monitor, task)
+        direction = better_direction(config.training.monitor, task)
         tracker = _tracker(config, directory, processes)
         with _tracked(tracker):
             if processes.is_main:
                 _write_beginning(config, directory, data, tracker)
-            outcome = _fit(config, machine, task, directory, data, tracker, checkpoint)
+            outcome = _fit(
+                config, machine, task, directory, data, tracker, checkpoint, direction=direction
+            )
             return _finish(config, machine, task, directory, data, tracker, outcome)
 
 
@@ -105,34 +101,38 @@ def evaluate(
 ) -> RunResult:
     """Judge a checkpoint of `task_name` on a split, as it was trained but for `explicit` settings.
 
-    Results go to the run's own directory; where the pairs are made of other data or otherwise than
-    in training, to a folder `evaluations/<data name>-<unit>-<fingerprint>` in it.
+    Results go to the run's own directory, or, where weights, data or settings are not those that it
+    reports, to a folder in its `evaluations/`.
 
     Raises:
-        CheckpointError: the file is damaged, of another task, or was trained on another division of
-            the same corpus (whose test posts it may have seen).
+        CheckpointError: the file is damaged, of another task or other criteria, or training has seen
+            posts of the split.
+        ConfigError: `explicit` would make another model of the weights.
     """
-    path = Path(evaluation.checkpoint)
+    check_evaluation_settings(explicit)
+    path, split = Path(evaluation.checkpoint), evaluation.split
     checkpoint = load_checkpoint(path, task=task_name)
     config = lay_over(checkpoint.config, explicit)
-    machine = _prepare_machine(config)
+    machine = prepare_machine(config)
+    processes = machine.processes
     data = prepare_data(config.data)
-    same_data = _check_data(checkpoint, config, data, path)
-    directory = _evaluation_directory(path, data, config, same_data=same_data)
+    check_unseen(checkpoint, data, split, path)
+    weights = weights_sha256(checkpoint.weights)
+    directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
     task = _build_task(config, rebuild_encoder(checkpoint.metadata["encoder_files"]), data)
     if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
         raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
     task.model.load_state_dict(checkpoint.weights)
-    machine.processes.wrap(task.model)
-    weights = weights_sha256(checkpoint.weights)
-    look = directory.record_look(evaluation.split, weights_sha256=weights)
-    logger.info("This is look %d at %s in %s.", look, evaluation.split, directory.path)
+    task.model.to(processes.device)
+    if processes.is_main:
+        look = directory.record_look(split, weights_sha256=weights)
+        logger.info("This is look %d at %s in %s.", look, split, directory.path)
     parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
     tracker = _tracker(
         config,
         directory,
-        machine.processes,
-        run_name=f"{directory.path.name}-{evaluation.split}",
+        processes,
+        run_name=f"{directory.path.name}-{split}",
         parent_run_id=parent,
     )
     with _tracked(tracker):
@@ -142,40 +142,10 @@ def evaluate(
             task,
             directory,
             tracker,
-            split=evaluation.split,
+            split=split,
             checkpoint=checkpoint,
             step=checkpoint.step,
         )
-
-
-def _prepare_machine(config: TrainConfig) -> _Machine:
-    training = config.training
-    set_seed(
-        config.seed,
-        deterministic=training.deterministic,
-        warn_only=training.deterministic_warn_only,
-        cudnn_benchmark=training.cudnn_benchmark,
-    )
-    try:
-        info = get_device(training.device)
-    except ValueError as error:
-        raise ConfigError(f"`training.device` is not usable: {error}") from None
-    set_tf32(training.tf32 and info.supports_tf32)
-    precision = Precision(
-        training.amp,
-        device=info.device,
-        supports_bf16=info.supports_bf16,
-        supports_fp16=info.supports_fp16,
-    )
-    logger.info("%s; mixed precision %s (%s).", info.describe(), precision.mode, precision.reason)
-    loader_options = get_optimal_dataloader_kwargs(
-        device=info.device,
-        num_workers=training.num_workers,
-        pin_memory=training.pin_memory,
-        persistent_workers=training.persistent_workers,
-        prefetch_factor=training.prefetch_factor,
-    )
-    return _Machine(Processes(device=info.device), precision, loader_options)
 
 
 @contextmanager
@@ -273,12 +243,14 @@ def _write_beginning(
 
 def _fit(
     config: TrainConfig,
-    machine: _Machine,
+    machine: Machine,
     task: ReportingTask,
     directory: RunDirectory,
     data: PreparedData,
     tracker: Tracker,
     checkpoint: Checkpoint | None,
+    *,
+    direction: str,
 ) -> TrainingOutcome:
     training, processes = config.training, machine.processes
     for split in ("train", "val"):
@@ -332,7 +304,7 @@ def _fit(
         max_grad_norm=training.max_grad_norm,
         monitor=training.monitor,
         early_stopping=EarlyStopping(
-            mode=training.monitor_mode,
+            mode=direction,
             patience=stopping.patience if stopping else None,
             min_delta=stopping.min_delta if stopping else 0.0,
         ),
@@ -350,7 +322,11 @@ def _fit(
         else NullProgress(),
         checkpoint_dir=directory.checkpoints,
         config=config.model_dump(),
-        metadata={**task.metadata(), "fingerprints": data.fingerprints()},
+        metadata={
+            **task.metadata(),
+            "fingerprints": data.fingerprints(),
+            "seen_texts": sorted(data.text_hashes("train", "val").values()),
+        },
         on_evaluation=lambda history: _write_history(directory.history, history),
     )
     if checkpoint is not None:
@@ -360,7 +336,7 @@ def _fit(
 
 def _finish(
     config: TrainConfig,
-    machine: _Machine,
+    machine: Machine,
     task: ReportingTask,
     directory: RunDirectory,
     data: PreparedData,
@@ -432,7 +408,7 @@ def _judge(
     return RunResult(directory.path, dict(metrics), task.summary(figures))
 
 
-def _evaluator(config: TrainConfig, machine: _Machine, task: ReportingTask) -> Evaluator:
+def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Evaluator:
     return Evaluator(
         task,
         processes=machine.processes,
@@ -441,50 +417,6 @@ def _evaluator(config: TrainConfig, machine: _Machine, task: ReportingTask) -> E
         max_tokens=config.training.micro_batch_tokens,
         loader_options=machine.loader_options,
     )
-
-
-def _check_monitor(monitor: str, task: ReportingTask) -> None:
-    known = {f"val/{name}" for name in task.metric_names()}
-    if monitor not in known:
-        shown = ", ".join(sorted(name for name in known if name.count("/") == 1))
-        raise ConfigError(
-            f"`training.monitor` must be a figure on val, but is {monitor!r} instead. There are: "
-            f"{shown}; and the same per criterion, e.g. val/per_criterion/A.1/f1."
-        )
-
-
-def _check_data(
-    checkpoint: Checkpoint, config: TrainConfig, data: PreparedData, path: Path
-) -> bool:
-    """Whether these are the pairs of the training; another division of its corpus is refused."""
-    trained, now = checkpoint.metadata["fingerprints"], data.fingerprints()
-    if trained["corpus"] != now["corpus"]:
-        logger.warning("The data are not those that %s was trained on.", path)
-        return False
-    if trained["splits"] != now["splits"]:
-        raise CheckpointError(
-            f"{path} was trained on another division of this corpus, so these splits may hold posts "
-            "that it has seen. Use the same `data.splits`, `data.split_seed` and "
-            "`data.split_fractions` as in training."
-        )
-    trained_on = checkpoint.config["data"]
-    return (config.data.unit, config.data.unannotated_pairs) == (
-        trained_on["unit"],
-        trained_on["unannotated_pairs"],
-    )
-
-
-def _evaluation_directory(
-    checkpoint: Path, data: PreparedData, config: TrainConfig, *, same_data: bool
-) -> RunDirectory:
-    folder = checkpoint.resolve().parent
-    run = folder.parent if RunDirectory(folder.parent).config.is_file() else folder
-    if same_data:
-        return RunDirectory(run)
-    name = f"{config.data.name}-{config.data.unit}-{data.corpus.fingerprint[:8]}"
-    other = run / "evaluations" / name
-    other.mkdir(parents=True, exist_ok=True)
-    return RunDirectory(other)
 
 
 def _write_manifest(

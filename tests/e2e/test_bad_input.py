@@ -366,7 +366,7 @@ def test_a_checkpoint_of_another_division_of_the_corpus_is_refused(
     refusal_of_evaluation: Refusal, checkpoint: Path
 ) -> None:
     told = refusal_of_evaluation(f"checkpoint={checkpoint}", "data.splits=null")
-    assert "was trained on another division of this corpus" in told
+    assert "posts of test in training, so figures on it would be too good" in told
 
 
 @pytest.mark.parametrize("kept", [0, 1, 60, 0.5, -1, -60])
@@ -441,3 +441,17 @@ def test_a_damaged_checkpoint_is_not_resumed_from(
     last.write_bytes(last.read_bytes()[:-1])
     told = refusal_of_training(f"resume={run}", f"output_dir={tmp_path / 'copy'}")
     assert told.startswith(f"CheckpointError: {last} is truncated")
+
+
+@pytest.mark.parametrize("key", ["model.pooling=cls", "model.head_layers=2", "task.loss=focal"])
+def test_a_checkpoint_is_not_evaluated_as_another_model(
+    refusal_of_evaluation: Refusal, checkpoint: Path, key: str
+) -> None:
+    told = refusal_of_evaluation(f"checkpoint={checkpoint}", key)
+    assert f"`{key.split('=')[0]}`" in told
+
+
+def test_more_tokens_than_the_encoder_has_positions_are_refused(
+    refusal_of_training: Refusal,
+) -> None:
+    assert "`model.max_length` must be at most 128" in refusal_of_training("model.max_length=129")

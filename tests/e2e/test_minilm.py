@@ -30,7 +30,7 @@ def test_minilm_killed_in_the_middle_resumes_to_the_same_weights(tmp_path: Path)
         "data.unit=sentence",
         "training.max_steps=12",
         "training.train_batch_size=8",
-        "training.save_steps=1",
+        "training.save_steps=2",
         "task.bootstrap_resamples=100",
     ]
     command = [sys.executable, str(TRAIN), *settings]

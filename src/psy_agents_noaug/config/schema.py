@@ -49,6 +49,13 @@ class DataConfig(Section):
         if missing:
             keys = ", ".join(f"`data.{key}`" for key in missing)
             raise ValueError(f"{keys} must be given for `data.source={self.source}`.")
+        unused = {"bundled": ("dir", "repo", "revision"), "files": ("repo", "revision"), "hub": ()}
+        for key in unused[self.source]:
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"`data.{key}` is not read by `data={self.name}`; for files of yours choose "
+                    "data=redsm5 or data=tables too."
+                )
         if abs(sum(self.split_fractions) - 1.0) > 1e-6 or min(self.split_fractions) <= 0.0:
             raise ValueError(
                 "`data.split_fractions` must be three positive numbers that sum to 1, "
@@ -121,7 +128,6 @@ class TrainingConfig(Section):
     scheduler: str
     warmup_ratio: Fraction
     monitor: str
-    monitor_mode: Literal["max", "min"]
     early_stopping: EarlyStoppingConfig | None
     eval_steps: Positive | None
     save_steps: Positive | None

@@ -5,6 +5,7 @@ Shapes: B sequences, T tokens in the longest.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each pair, `[pairs]`."""
         return np.diff(self.starts)

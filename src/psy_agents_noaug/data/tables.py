@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,8 @@ from psy_agents_noaug.data.validation import (
 from psy_agents_noaug.errors import DataError, faults_message
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+_MAX_FIELD = 2**31 - 1  # characters; what a C long holds on every platform
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -133,7 +134,7 @@ def _no_access(repo: str, what: str) -> str:
 
 
 def _read_csv(path: Path, text: str) -> pd.DataFrame:
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(_MAX_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader)

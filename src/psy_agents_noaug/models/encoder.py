@@ -41,6 +41,7 @@ class Encoder:
     tokenizer: PreTrainedTokenizerBase
     files: Mapping[str, str]
     hidden_size: int
+    max_positions: int | None
 
 
 def load_encoder(
@@ -145,7 +146,17 @@ def _encoder(
     # The pretraining pooler's output is not used: it would train nothing and break DDP.
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]
-    return Encoder(model, tokenizer, files, int(model.config.hidden_size))  # type: ignore[union-attr, arg-type]
+    hidden_size = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    return Encoder(model, tokenizer, files, hidden_size, _max_positions(model))
+
+
+def _max_positions(model: nn.Module) -> int | None:
+    """The longest input in tokens; None for encoders with relative or rotary positions."""
+    table = getattr(getattr(model, "embeddings", None), "position_embeddings", None)
+    if not isinstance(table, nn.Embedding):
+        return None
+    # RoBERTa's positions begin after the padding index.
+    return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _resolve(pretrained_model: str) -> str:

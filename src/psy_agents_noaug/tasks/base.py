@@ -1,7 +1,7 @@
 """What a run asks of a task beyond what the loops do: its report, its records, its description."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions, Task
 
@@ -12,8 +12,8 @@ class ReportingTask(Task, Protocol):
     def metadata(self) -> dict[str, Any]:
         """Return what a checkpoint needs to rebuild the model and read its outputs; JSON-able."""
 
-    def metric_names(self) -> set[str]:
-        """Return the keys of `metrics` that hold figures, for a monitor to be checked against."""
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
+        """Return the keys of `metrics` that training may steer by, and which way is better."""
 
     def truncation(self, split: str) -> MetricValues:
         """Return how many texts of `split` lost their end to `model.max_length`, and the share."""

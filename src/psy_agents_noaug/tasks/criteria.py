@@ -12,7 +12,7 @@ from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
 from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
 from psy_agents_noaug.metrics.classification import (
@@ -32,6 +32,8 @@ from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues
 
 CLASSES = ("not met", "met")
 _SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
+_HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
+_LOW_IS_GOOD = ("brier", "ece")
 _BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
 
 
@@ -43,6 +45,11 @@ def build_criteria_task(
     examples: Mapping[str, Sequence[Example]],
 ) -> "CriteriaTask":
     """Assemble the task from a configuration, an encoder and the examples of each split."""
+    if encoder.max_positions is not None and config.model.max_length > encoder.max_positions:
+        raise ConfigError(
+            f"`model.max_length` must be at most {encoder.max_positions}, the encoder's positions, "
+            f"but is {config.model.max_length} instead."
+        )
     if config.model.lora is not None:
         body = add_lora(encoder.model, **config.model.lora.model_dump())
     else:
@@ -236,14 +243,17 @@ class CriteriaTask(ReportingTask):
             "share_of_truncated_texts": float(truncated.mean()),
         }
 
-    def metric_names(self) -> set[str]:
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
         halves = np.full(len(self._examples["val"]), 0.5)
         thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
-        return set(
-            classification_metrics(
-                self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
-            ).values
-        )
+        names = classification_metrics(
+            self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
+        ).values
+        monitors: dict[str, Literal["max", "min"]] = dict.fromkeys(_LOW_IS_GOOD, "min")
+        for name in names:
+            if name.split("/")[-1].startswith(_HIGH_IS_GOOD):
+                monitors[name] = "max"
+        return monitors
 
     def metadata(self) -> dict[str, Any]:
         return {

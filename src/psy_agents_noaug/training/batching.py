@@ -3,6 +3,7 @@
 Everything is a pure function of (seed, epoch, position): nothing of it needs saving to resume.
 """
 
+import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ class Step(NamedTuple):
     weight: float
     n_examples: int
     n_tokens: int
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """Let a loader's worker outlive a signal to the whole process group, until the state is saved."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def derived_seed(*parts: int) -> int:
@@ -94,8 +101,10 @@ class TrainingSteps(Dataset[Step]):
             self._order = pool[generator.permutation(len(pool))]
             self._epoch = epoch
         begin = position * self._train_batch_size
-        taken = self._order[begin : begin + self._train_batch_size].tolist()
-        return sorted(taken, key=lambda index: -int(self._source.lengths[index]))
+        taken = self._order[begin : begin + self._train_batch_size]
+        longest_first = np.argsort(-self._source.lengths[taken], kind="stable")
+        order: list[int] = taken[longest_first].tolist()
+        return order
 
     def __getitem__(self, step: int) -> Step:
         everyone = self.indices(step)

@@ -12,12 +12,16 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     broadcast_object_list,
     gather_object,
 )
 from torch import Tensor, nn
 
+from psy_agents_noaug.errors import ConfigError
+
 T = TypeVar("T")
+_SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 class Processes:
@@ -33,6 +37,11 @@ class Processes:
             # Buffers never change here, and evaluation batches differ between processes.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if self._accelerator.distributed_type not in _SUPPORTED:
+            raise ConfigError(
+                f"`accelerate launch` was asked for {self._accelerator.distributed_type.value}, but "
+                "only data-parallel training is supported: use --multi_gpu, or torchrun."
+            )
         self.device = device if self.count == 1 else self._accelerator.device
 
     @property

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from psy_agents_noaug.training.batching import cut_by_tokens
+from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
 from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.protocols import (
@@ -77,6 +77,7 @@ class Evaluator:
         loader: DataLoader[Batch] = DataLoader(
             _Batches(source, mine),
             batch_size=None,
+            worker_init_fn=leave_signals_to_main,
             **self._loader_options,  # type: ignore[arg-type]
         )
         parts: list[dict[str, np.ndarray]] = []

@@ -60,10 +60,20 @@ class Precision:
         """Bring the gradients back to the loss's scale, before clipping."""
         self._scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Update the weights; with fp16 an overflow skips the update and lowers the scale."""
+    def step(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Update the weights; with fp16 an overflow skips that and lowers the scale.
+
+        Return whether the weights were updated.
+        """
+        scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
+        return not self.skips_overflow or self._scaler.get_scale() >= scale
+
+    @property
+    def has_collapsed(self) -> bool:
+        """Whether gradients stayed infinite however small fp16 made the loss: they are really so."""
+        return self.skips_overflow and self._scaler.get_scale() < 1.0
 
     def state_dict(self) -> dict[str, Any]:
         return self._scaler.state_dict()

@@ -7,8 +7,9 @@ from typing import Any
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is noted in `received`; the second one acts at once.
+    """While entered, the first SIGTERM or SIGINT is noted in `received`; a later SIGINT acts at once.
 
+    A later SIGTERM does not: launchers (torchrun, Slurm) send several, and the state is being saved.
     Does nothing outside the main thread, where Python allows no handlers.
     """
 
@@ -31,8 +32,9 @@ class StopSignals:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
+        self.received = self.received or number
+        if signal.SIGINT in self._previous:
+            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

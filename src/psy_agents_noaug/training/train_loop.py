@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from signal import SIGTERM
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,12 @@ from torch.utils.data import DataLoader
 
 from psy_agents_noaug.errors import ConfigError, Interrupted, NonFiniteError, faults_message
 from psy_agents_noaug.tracking.base import Tracker
-from psy_agents_noaug.training.batching import Step, TrainingSteps, derived_seed
+from psy_agents_noaug.training.batching import (
+    Step,
+    TrainingSteps,
+    derived_seed,
+    leave_signals_to_main,
+)
 from psy_agents_noaug.training.checkpoint import Checkpoint, save_checkpoint
 from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.early_stopping import EarlyStopping
@@ -132,6 +137,7 @@ class Trainer:
         self._parameters = list(trainable(model))
         self._eval_steps = eval_steps or steps(max_tokens).steps_per_epoch
         self._steps_per_epoch = steps(max_tokens).steps_per_epoch
+        self._stop_signal = 0
         self._calibration: Calibration = {}
         self._metrics: MetricValues = {}
 
@@ -159,10 +165,12 @@ class Trainer:
                 self._run(signals)
             except _StopRequested:
                 self._save_last()
+                # A process that ends early would have the launcher end the one that still saves.
+                self._processes.wait()
                 raise Interrupted(
-                    f"Stopped at step {self._position.step} by signal {signals.received}; the state is "
-                    "saved. Go on with resume=auto.",
-                    exit_code=128 + signals.received,
+                    f"Stopped at step {self._position.step} by signal {self._stop_signal}; the state "
+                    "is saved. Go on with resume=auto.",
+                    exit_code=128 + self._stop_signal,
                 ) from None
         if self._early_stopping.best_step is None:
             logger.warning(
@@ -199,7 +207,7 @@ class Trainer:
             )
             if position.max_tokens != budget:
                 steps = None
-            if signals.received:
+            if self._stop_signal:
                 raise _StopRequested
             if self._save_steps and position.step % self._save_steps == 0:
                 self._save_last()
@@ -210,6 +218,7 @@ class Trainer:
                 self._steps(self._position.max_tokens),
                 batch_size=None,
                 sampler=range(step, self._total_steps),
+                worker_init_fn=leave_signals_to_main,
                 **self._loader_options,  # type: ignore[arg-type]
             )
         )
@@ -221,7 +230,7 @@ class Trainer:
         totals = self._processes.sum(
             torch.stack([mine, mine.new_tensor(step.n_tokens), mine.new_tensor(signals.received)])
         )
-        loss_sum, n_tokens, signal_number = totals.tolist()
+        loss_sum, n_tokens, was_signalled = totals.tolist()
         loss = loss_sum / step.n_examples
         if not torch.isfinite(totals[0]):
             self._refuse_update(step, losses)
@@ -229,11 +238,13 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm or float("inf"))
         if not self._precision.skips_overflow and not torch.isfinite(norm):
             self._refuse_update(step, None)
-        self._precision.step(self._optimizer)
-        self._scheduler.step()
-        # All processes stop at the step at which any of them was asked to.
-        if signal_number and not signals.received:
-            signals.received = SIGTERM if signal_number >= SIGTERM else SIGINT
+        if self._precision.step(self._optimizer):
+            self._scheduler.step()
+        elif self._precision.has_collapsed:
+            self._refuse_update(step, None)
+        # All processes stop at the step at which any of them was asked to, and at no other.
+        if was_signalled:
+            self._stop_signal = signals.received or SIGTERM
         self._position.loss_sum += loss_sum
         self._position.loss_count += step.n_examples
         self._position.token_count += int(n_tokens)
@@ -248,6 +259,10 @@ class Trainer:
                 if not _is_out_of_memory(error):
                     raise
                 self._shrink_micro_batches(step, error)
+            # Outside of the handler, whose traceback holds on to the failed step's activations.
+            self._optimizer.zero_grad(set_to_none=True)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             step = self._steps(self._position.max_tokens)[self._position.step]
 
     def _gradients(self, step: Step) -> list[Tensor]:
@@ -276,9 +291,6 @@ class Trainer:
                 else "Memory ran out; lower `training.micro_batch_tokens` (several processes cannot "
                 "agree on it while they run)."
             ) from error
-        self._optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         self._position.max_tokens //= 2
         logger.warning(
             "Out of memory at step %d: micro-batches are cut to %d tokens and the step is repeated. "
@@ -317,6 +329,7 @@ class Trainer:
         def stop_if_asked() -> None:
             # Several processes would not break off at the same batch; they stop after the next step.
             if signals.received and self._processes.count == 1:
+                self._stop_signal = signals.received
                 raise _StopRequested
 
         position = self._position
@@ -393,7 +406,8 @@ class Trainer:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    causes = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(c in str(error) for c in causes)
 
 
 def _shown(value: float | None) -> str:

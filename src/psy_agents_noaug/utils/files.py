@@ -13,7 +13,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
     A reader, or a process killed half-way, sees the old file or the new one, never a part.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w+b") as file:
         write(file)
         file.flush()

@@ -222,6 +222,9 @@ def get_optimal_dataloader_kwargs(
         "pin_memory": on_cuda and pin_memory is not False,
     }
     if num_workers > 0:
+        if sys.platform == "linux":
+            # A worker shares the tokenised data instead of receiving a copy, model and all.
+            kwargs["multiprocessing_context"] = "fork"
         kwargs["persistent_workers"] = persistent_workers is not False
         kwargs["prefetch_factor"] = _PREFETCH_FACTOR if prefetch_factor is None else prefetch_factor
     return kwargs

@@ -239,10 +239,10 @@ def test_no_value_of_a_best_config_changes_its_type(best):
 )
 def test_any_text_in_a_best_config_survives(best, texts):
     texts += ["1e-4", "null", "", " x ", "a,b", "a=b", 'it\'s "so"', "a\\'", "C:\\", "\\\\", "\\"]
-    content = {"data.ignored_criteria": texts, "output_dir": texts[0], "data.dir": texts[-1]}
+    content = {"data.ignored_criteria": texts, "output_dir": texts[0], "model.revision": texts[-1]}
     config = load(best(json.dumps(content, ensure_ascii=False)))
     assert config.data.ignored_criteria == texts
-    assert (config.output_dir, config.data.dir) == (texts[0], texts[-1])
+    assert (config.output_dir, config.model.revision) == (texts[0], texts[-1])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_best_config_must_exist(tmp_path):
         ["training.early_stopping={patience: 1, min_delta: 0.0}", "training.epochs=1"],
         ["model.lora={rank: 1, target_modules: [query, value]}", "model.head_dropout=0.0"],
         ["task.class_weights=[1.0,0.5]", "output_dir='a, b=c'", "tracking=none"],
-        ["run_name='1e-4'", r"data.dir='C:\a'"],
+        ["run_name='1e-4'", r"output_dir='C:\a'"],
     ],
 )
 def test_a_configuration_written_as_yaml_is_read_back_equal(best, overrides):
@@ -322,3 +322,8 @@ def test_what_is_laid_over_is_checked():
 def test_the_configuration_tree_must_be_there(monkeypatch):
     monkeypatch.setattr("psy_agents_noaug.config.loading.CONFIG_DIR", Path("nowhere"))
     assert "pip install -e ." in fault_of()
+
+
+def test_a_folder_given_to_the_bundled_corpus_is_not_passed_over():
+    with pytest.raises(ConfigError, match="`data.dir` is not read by `data=sample`"):
+        load("data.dir=somewhere")

@@ -233,12 +233,13 @@ def test_an_undefined_figure_has_its_reason_beside_it(make_task):
     assert not any(isinstance(value, float) and np.isnan(value) for value in metrics.values())
 
 
-def test_the_names_a_monitor_may_have_are_those_of_the_metrics(make_task):
+def test_a_monitor_is_a_figure_of_quality_and_knows_which_way_is_better(make_task):
     task = make_task()
     metrics = task.metrics(_predictions([0.1] * 18), split="val", calibration=CALIBRATION)
-    assert task.metric_names() == {
-        name for name, value in metrics.items() if not isinstance(value, str)
-    }
+    monitors = task.monitors()
+    assert monitors.keys() <= metrics.keys()
+    assert (monitors["f1_macro"], monitors["brier"], monitors["ece"]) == ("max", "min", "min")
+    assert not {"n_pairs", "true_positives", "per_criterion/A.1/threshold"} & monitors.keys()
 
 
 def test_a_record_holds_ids_and_numbers_and_no_text(make_task):

@@ -3,7 +3,9 @@
 import json
 import math
 import multiprocessing
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import torch
 
 from psy_agents_noaug import runs
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
-from psy_agents_noaug.errors import ConfigError, Interrupted, NonFiniteError
+from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.runs import RunResult
 from psy_agents_noaug.tasks.criteria import CriteriaTask
@@ -99,38 +101,57 @@ def _history(result: RunResult) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 12))]
+)
 def test_a_killed_process_resumes_to_the_same_weights(
-    make_config: MakeConfig, weights_of: Hashes
+    make_config: MakeConfig, weights_of: Hashes, seed: int
 ) -> None:
-    settings = ("training.save_steps=1", "training.epochs=3")
+    settings = ("training.save_steps=4", "training.epochs=4", "training.eval_steps=3")
     whole = runs.train(make_config("run_name=whole", *settings))
     config = make_config("run_name=killed", "resume=auto", *settings)
-    for step in (3, 8, 13):
-        _run_and_kill(config, step=step)
+    for victim, step in _kills(seed):
+        _run_and_kill(config, victim=victim, step=step)
     resumed = runs.train(config)
     assert weights_of(resumed) == weights_of(whole)
     assert resumed.metrics == whole.metrics
 
 
-def _run_and_kill(config: TrainConfig, *, step: int) -> None:
-    """Train in a child that SIGKILLs itself in the middle of `step`, between two micro-batches."""
+def _kills(seed: int) -> list[tuple[str, int]]:
+    """Three ascending steps, and what is killed there: the update, or a save, before its rename."""
+    chance = random.Random(seed)
+    steps = sorted(chance.sample(range(1, 20), k=3))
+    return [(chance.choice(["update", "save"]), step) for step in steps]
+
+
+def _run_and_kill(config: TrainConfig, *, victim: str, step: int) -> None:
+    """Train in a child that SIGKILLs itself at `step`, or at the first save from there on."""
     context = multiprocessing.get_context("fork")
-    child = context.Process(target=_train_until, args=(config, step))
+    child = context.Process(target=_train_until, args=(config, victim, step))
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
 
 
-def _train_until(config: TrainConfig, step: int) -> None:
-    original = train_loop.Trainer._gradients
+def _train_until(config: TrainConfig, victim: str, step: int) -> None:
+    original, original_replace = train_loop.Trainer._gradients, Path.replace
+    position = 0
 
-    def killed(self: train_loop.Trainer, batches: train_loop.Step) -> list[torch.Tensor]:
+    def counted(self: train_loop.Trainer, batches: train_loop.Step) -> list[torch.Tensor]:
+        nonlocal position
         losses = original(self, batches)
-        if self._position.step + 1 == step:
+        position = self._position.step + 1
+        if victim == "update" and position == step:
             signal.raise_signal(signal.SIGKILL)
         return losses
 
-    train_loop.Trainer._gradients = killed  # type: ignore[method-assign]
+    def replaced(self: Path, target: Path) -> None:
+        if victim == "save" and position >= step and self.name.endswith(".tmp"):
+            signal.raise_signal(signal.SIGKILL)
+        original_replace(self, target)
+
+    train_loop.Trainer._gradients = counted  # type: ignore[method-assign]
+    Path.replace = replaced  # type: ignore[method-assign, assignment]
     runs.train(config)
 
 
@@ -217,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
 
 
 def test_running_out_of_memory_halves_the_budget_and_repeats_the_step(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = CriteriaTask.loss
 
@@ -233,6 +254,8 @@ def test_running_out_of_memory_halves_the_budget_and_repeats_the_step(
     )
     monkeypatch.setattr(CriteriaTask, "loss", limited)
     big = runs.train(make_config("run_name=big", "training.micro_batch_tokens=768", *COMPARABLE))
+    assert "cut to 384 tokens" in caplog.text
+    assert "cut to 192 tokens" in caplog.text
     assert _relative_difference(_last_weights(small), _last_weights(big)) < 1e-4
 
 
@@ -282,3 +305,74 @@ def test_two_processes_make_the_update_of_one(
     assert _relative_difference(_last_weights(one), _last_weights(two)) < 1e-4
     assert {path.name for path in folder.parent.iterdir()} == {"one", "two"}
     assert done.stdout.count("run directory:") == 1
+
+
+def test_a_signal_to_the_whole_process_group_saves_despite_worker_processes(
+    make_config: MakeConfig, weights_of: Hashes
+) -> None:
+    settings = ("training.num_workers=2", "training.epochs=3")
+    whole = runs.train(make_config("run_name=whole", *settings))
+    config = make_config("run_name=signalled", "resume=auto", *settings)
+    child = multiprocessing.get_context("fork").Process(target=_signal_own_group, args=(config,))
+    child.start()
+    child.join(120)
+    assert child.exitcode == 143
+    assert weights_of(runs.train(config)) == weights_of(whole)
+
+
+def _signal_own_group(config: TrainConfig) -> None:
+    os.setsid()
+    original = train_loop.Trainer._gradients
+
+    def signalled(self: train_loop.Trainer, step: train_loop.Step) -> list[torch.Tensor]:
+        if self._position.step == 6:
+            os.killpg(0, signal.SIGTERM)
+        return original(self, step)
+
+    train_loop.Trainer._gradients = signalled  # type: ignore[method-assign]
+    try:
+        runs.train(config)
+    except Interrupted as stop:
+        os._exit(stop.exit_code)
+
+
+def test_a_run_does_not_go_on_with_other_data(
+    make_config: MakeConfig, tiny_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    config = make_config("run_name=moved", "resume=auto", f"data.dir={copy}")
+    _stop_at(monkeypatch, [4])
+    with pytest.raises(Interrupted):
+        runs.train(config)
+    table = copy / "redsm5_annotations.csv"
+    table.write_text(table.read_text().replace(",1,made up", ",0,made up", 1))
+    with pytest.raises(CheckpointError, match="corpus changed"):
+        runs.train(config)
+
+
+def test_posts_seen_in_training_are_refused_in_any_other_corpus(
+    make_config: MakeConfig, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    trained = runs.train(make_config())
+    copy = shutil.copytree(tiny_corpus, tmp_path / "corpus")
+    table = copy / "redsm5_annotations.csv"
+    table.write_text(table.read_text().replace(",1,made up", ",0,made up", 1))
+    splits = json.loads((copy / "splits.json").read_text())
+    swapped = {**splits, "train": splits["test"], "test": splits["train"]}
+    (copy / "splits.json").write_text(json.dumps(swapped))
+    evaluation = EvaluateConfig(
+        checkpoint=str(trained.directory / "checkpoints" / "best_checkpoint.pt"), split="test"
+    )
+    with pytest.raises(CheckpointError, match="has seen 14 posts of test"):
+        runs.evaluate(evaluation, task_name="criteria", explicit={"data.dir": str(copy)})
+
+
+def test_figures_of_other_weights_do_not_overwrite_the_runs_own(make_config: MakeConfig) -> None:
+    trained = runs.train(make_config("training.learning_rate=0.01", "training.eval_steps=1"))
+    before = (trained.directory / "metrics.json").read_bytes()
+    last = trained.directory / "checkpoints" / "last_checkpoint.pt"
+    evaluation = EvaluateConfig(checkpoint=str(last), split="val")
+    result = runs.evaluate(evaluation, task_name="criteria", explicit={})
+    assert result.directory.parent == trained.directory / "evaluations"
+    assert (trained.directory / "metrics.json").read_bytes() == before
+    assert not (trained.directory / "looks.jsonl").exists()

@@ -23,8 +23,11 @@ def test_the_first_signal_is_noted_and_nothing_else(number):
     assert handlers() == before
 
 
-def test_the_second_signal_acts_at_once():
+def test_ctrl_c_after_a_first_signal_acts_at_once_and_another_sigterm_does_not():
+    # A shell starts background jobs with SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with StopSignals() as signals:
+        signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -254,6 +255,7 @@ def test_what_the_user_sets_is_kept():
     assert get_optimal_dataloader_kwargs(
         device=CUDA, num_workers=1, pin_memory=False, persistent_workers=False, prefetch_factor=7
     ) == {
+        **({"multiprocessing_context": "fork"} if sys.platform == "linux" else {}),
         "num_workers": 1,
         "pin_memory": False,
         "persistent_workers": False,

@@ -1,0 +1,112 @@
+"""What must hold before a run's numbers may be believed; each guard refuses with what to do."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
+from psy_agents_noaug.prepare import PreparedData
+from psy_agents_noaug.run_directory import RunDirectory, differences
+from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.training.checkpoint import Checkpoint
+from psy_agents_noaug.utils.files import sha256_of_json
+
+logger = logging.getLogger(__name__)
+
+
+def better_direction(monitor: str, task: ReportingTask) -> str:
+    """Return `max` or `min` for the monitor.
+
+    Raises:
+        ConfigError: the monitor is no figure on val that tells better from worse.
+    """
+    known = {f"val/{name}": direction for name, direction in task.monitors().items()}
+    if monitor not in known:
+        shown = ", ".join(sorted(name for name in known if name.count("/") == 1))
+        raise ConfigError(
+            f"`training.monitor` must be a figure on val, but is {monitor!r} instead. There are: "
+            f"{shown}; and the same per criterion, e.g. val/per_criterion/A.1/f1."
+        )
+    return known[monitor]
+
+
+def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> None:
+    """Refuse to go on with other data than a run began with.
+
+    Raises:
+        CheckpointError: the corpus or its division has changed.
+    """
+    began_with, now = checkpoint.metadata["fingerprints"], data.fingerprints()
+    changed = [name for name in now if now[name] != began_with[name]]
+    if changed:
+        raise CheckpointError(
+            f"The run in {path} began with other data ({' and '.join(changed)} changed since): going on "
+            "would mix them. Start a new run, or bring the data back."
+        )
+
+
+def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
+    """Refuse settings that would make another model of the checkpoint's weights.
+
+    Raises:
+        ConfigError: naming them all.
+    """
+    fixed = [
+        key
+        for key in explicit
+        if key.split(".")[0] in ("model", "task") and key != "model.max_length"
+    ]
+    if fixed:
+        raise ConfigError(
+            faults_message(
+                "A checkpoint is evaluated with the model and the task it was trained with; leave out:",
+                [f"`{key}`" for key in fixed],
+            )
+        )
+
+
+def check_unseen(checkpoint: Checkpoint, data: PreparedData, split: str, path: Path) -> None:
+    """Refuse a split of other data with posts that training or the thresholds have seen.
+
+    The posts are known by the hashes of their texts, so this holds for any corpus. On the training's
+    own corpus and division, duplicates across splits have been reported, and train and val are judged
+    under these names.
+
+    Raises:
+        CheckpointError: with the ids of the posts.
+    """
+    if checkpoint.metadata["fingerprints"] == data.fingerprints():
+        return
+    seen = set(checkpoint.metadata["seen_texts"])
+    known = [post_id for post_id, text in data.text_hashes(split).items() if text in seen]
+    if known:
+        raise CheckpointError(
+            faults_message(
+                f"{path} has seen {len(known)} posts of {split} in training, so figures on it would be "
+                "too good. Divide the data as in training, or leave these posts out by `data.splits`:",
+                known[:20] + (["..."] if len(known) > 20 else []),
+            )
+        )
+
+
+def evaluation_directory(
+    path: Path, checkpoint: Checkpoint, data: PreparedData, config: TrainConfig, *, weights: str
+) -> RunDirectory:
+    """Where an evaluation is written.
+
+    The run's own directory, if these are the weights, the data and the settings that it reports; else a
+    folder of their own in `evaluations/`, so that no file mixes figures of different things.
+    """
+    folder = path.resolve().parent
+    run = RunDirectory(folder.parent if RunDirectory(folder.parent).config.is_file() else folder)
+    changes = differences(checkpoint.config, config)
+    same_data = checkpoint.metadata["fingerprints"] == data.fingerprints()
+    if same_data and not changes and run.read_manifest().get("weights_sha256") == weights:
+        return run
+    key = sha256_of_json({"weights": weights, "data": data.fingerprints(), "changes": changes})
+    other = run.path / "evaluations" / f"{config.data.name}-{path.stem}-{key[:8]}"
+    other.mkdir(parents=True, exist_ok=True)
+    logger.info("Not the run's own weights, data and settings: results go to %s.", other)
+    return RunDirectory(other)
