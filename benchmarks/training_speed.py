@@ -39,8 +39,14 @@ class Classifier(nn.Module):
         super().__init__()
         self.model = task.model
 
-    def forward(self, labels: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
-        logits = self.model(**inputs)
+    def forward(
+        self,
+        labels: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> SequenceClassifierOutput:
+        logits = self.model(input_ids, attention_mask, token_type_ids)
         return SequenceClassifierOutput(
             loss=nn.functional.cross_entropy(logits, labels), logits=logits
         )

@@ -15,16 +15,21 @@ from psy_agents_noaug.utils.reproducibility import (
     set_tf32,
 )
 
+# A CPU computes small batches as fast as large ones, and these have less padding.
+_MICRO_BATCH_TOKENS = {"cpu": 1024}
+_ON_A_GPU = 16384
+
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The processes of the run, what they compute in, and how batches are loaded."""
+    """The processes of the run, what they compute in, and how batches are cut and loaded."""
 
     processes: Processes
     precision: Precision
     loader_options: dict[str, Any]
+    micro_batch_tokens: int
 
 
 def prepare_machine(config: TrainConfig) -> Machine:
@@ -59,4 +64,5 @@ def prepare_machine(config: TrainConfig) -> Machine:
         persistent_workers=training.persistent_workers,
         prefetch_factor=training.prefetch_factor,
     )
-    return Machine(Processes(device=info.device), precision, loader_options)
+    tokens = training.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(info.device.type, _ON_A_GPU)
+    return Machine(Processes(device=info.device), precision, loader_options, tokens)

@@ -284,7 +284,7 @@ def _fit(
             world_size=processes.count,
         )
 
-    total_steps = training.epochs * steps(training.micro_batch_tokens).steps_per_epoch
+    total_steps = training.epochs * steps(machine.micro_batch_tokens).steps_per_epoch
     total_steps = min(total_steps, training.max_steps or total_steps)
     stopping = training.early_stopping
     trainer = Trainer(
@@ -292,7 +292,7 @@ def _fit(
         model,
         steps=steps,
         total_steps=total_steps,
-        max_tokens=training.micro_batch_tokens,
+        max_tokens=machine.micro_batch_tokens,
         seed=config.seed,
         optimizer=optimizer,
         scheduler=build_scheduler(
@@ -414,7 +414,7 @@ def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Ev
         processes=machine.processes,
         precision=machine.precision,
         eval_batch_size=config.training.eval_batch_size,
-        max_tokens=config.training.micro_batch_tokens,
+        max_tokens=machine.micro_batch_tokens,
         loader_options=machine.loader_options,
     )
 

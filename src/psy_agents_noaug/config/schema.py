@@ -117,7 +117,7 @@ class TrainingConfig(Section):
     train_batch_size: Positive
     eval_batch_size: Positive
     micro_batch_size: Positive | None
-    micro_batch_tokens: Positive
+    micro_batch_tokens: Positive | None
     learning_rate: Annotated[float, Field(gt=0.0)]
     head_learning_rate: Annotated[float, Field(gt=0.0)] | None
     weight_decay: Annotated[float, Field(ge=0.0)]
