@@ -325,5 +325,5 @@ def test_the_configuration_tree_must_be_there(monkeypatch):
 
 
 def test_a_folder_given_to_the_bundled_corpus_is_not_passed_over():
-    with pytest.raises(ConfigError, match="`data.dir` is not read by `data=sample`"):
+    with pytest.raises(ConfigError, match=r"`data.dir` is not read by `data=sample`"):
         load("data.dir=somewhere")
