@@ -107,7 +107,12 @@ def _history(result: RunResult) -> list[str]:
 def test_a_killed_process_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, seed: int
 ) -> None:
-    settings = ("training.save_steps=4", "training.epochs=4", "training.eval_steps=3")
+    settings = (
+        "training.save_steps=4",
+        "training.epochs=4",
+        "training.eval_steps=3",
+        "training.early_stopping=null",
+    )
     whole = runs.train(make_config("run_name=whole", *settings))
     config = make_config("run_name=killed", "resume=auto", *settings)
     for victim, step in _kills(seed):
