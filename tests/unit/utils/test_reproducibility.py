@@ -85,6 +85,7 @@ def test_a_seed_that_numpy_cannot_take_is_refused(seed):
 
 def test_the_largest_seed_is_accepted():
     set_seed(2**32 - 1)
+    assert torch.initial_seed() == 2**32 - 1
 
 
 def test_child_processes_get_the_seed_and_cublas_a_reproducible_workspace():
