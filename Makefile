@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minutes on two cores)
-	$(RUN) scripts/train_criteria.py training.epochs=4 training.learning_rate=2e-4 model.encoder_dropout=0.0
+	$(RUN) scripts/train_criteria.py training.epochs=4
 	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
 
 test: setup ## run the tests, without the slow ones

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from psy_agents_noaug import runs
 from psy_agents_noaug.config.loading import load_train_config
-from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.prepare import prepare_data
 from psy_agents_noaug.tasks.criteria import CriteriaTask, build_criteria_task
@@ -75,8 +75,9 @@ def theirs(config: TrainConfig, *, steps: int, strategy: str, folder: Path) -> f
     """Examples per second of `transformers.Trainer` on the pairs of the first epoch."""
     data = prepare_data(config.data)
     encoder = load_encoder(config.model.pretrained_model)
+    assert isinstance(config.task, CriteriaTaskConfig)
     task = build_criteria_task(
-        config, encoder=encoder, criteria=data.corpus.criteria, examples=data.examples
+        config, config.task, encoder=encoder, criteria=data.corpus.criteria, examples=data.examples
     )
     source = task.source("train")
     encoded = source.encoded
@@ -133,6 +134,7 @@ def main() -> None:
             config = load_train_config(
                 "criteria/train",
                 [
+                    "model.encoder_dropout=0.1",
                     *options.overrides,
                     "training.amp=off",
                     f"training.max_steps={options.steps}",

@@ -20,6 +20,8 @@ from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[1]
 CANARY = "xylozephyrquill"
+# What a task needs besides `overrides` for tiny inputs.
+TINY_SETTINGS = {"criteria": (), "evidence": ("task.stride=8",)}
 
 _NEUTRAL = [
     "The bus was late again this morning.",
@@ -76,6 +78,31 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE in RoBERTa's format, whose tokens may be parts of a character."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        [criterion.text for criterion in MAJOR_DEPRESSIVE_EPISODE] + _NEUTRAL,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        cls_token="<s>",
+        sep_token="</s>",
+        model_max_length=128,
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
 def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in ReDSM5's layout: 30 posts of unequal length, a positive or a negative in most."""
     folder = tmp_path_factory.mktemp("corpus")
@@ -119,9 +146,17 @@ def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[[Path], lis
 
 
 @pytest.fixture
-def overrides(overrides_for: Callable[[Path], list[str]], tmp_path: Path) -> list[str]:
+def task_name() -> str:
+    """The task of the fixtures below; a test's own parameter of this name replaces it."""
+    return "criteria"
+
+
+@pytest.fixture
+def overrides(
+    overrides_for: Callable[[Path], list[str]], tmp_path: Path, task_name: str
+) -> list[str]:
     """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
-    return overrides_for(tmp_path / "outputs")
+    return [*overrides_for(tmp_path / "outputs"), *TINY_SETTINGS[task_name]]
 
 
 @pytest.fixture
@@ -139,19 +174,19 @@ def own_logging() -> Iterator[None]:
 
 
 @pytest.fixture
-def make_config(overrides: list[str]) -> Callable[..., TrainConfig]:
+def make_config(overrides: list[str], task_name: str) -> Callable[..., TrainConfig]:
     """Return a function from further overrides to the checked configuration of a fast run."""
-    return lambda *more: load_train_config("criteria/train", [*overrides, *more])
+    return lambda *more: load_train_config(f"{task_name}/train", [*overrides, *more])
 
 
 @pytest.fixture
-def weights_of() -> Callable[[RunResult], tuple[str, str]]:
+def weights_of(task_name: str) -> Callable[[RunResult], tuple[str, str]]:
     """Return a function from a finished run to the hashes of its best and its last weights."""
 
     def hashes(result: RunResult) -> tuple[str, str]:
         folder = result.directory / "checkpoints"
         best, last = (
-            load_checkpoint(folder / name, task="criteria")
+            load_checkpoint(folder / name, task=task_name)
             for name in ("best_checkpoint.pt", "last_checkpoint.pt")
         )
         return weights_sha256(best.weights), weights_sha256(last.weights)

@@ -18,18 +18,25 @@ from psy_agents_noaug.utils.reproducibility import (
 # A CPU computes small batches as fast as large ones, and these have less padding.
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 _ON_A_GPU = 16384
+# What fits into any memory in one go, whatever is fast.
+_MAX_TOKENS_HELD = 4096
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """The processes of the run, what they compute in, and how batches are cut and loaded."""
+    """The processes of the run, what they compute in, and how batches are cut and loaded.
+
+    micro_batch_tokens: padded tokens of a micro-batch. max_tokens: padded tokens whose activations are
+    held at once where a single example has more than a micro-batch.
+    """
 
     processes: Processes
     precision: Precision
     loader_options: dict[str, Any]
     micro_batch_tokens: int
+    max_tokens: int
 
 
 def prepare_machine(config: TrainConfig) -> Machine:
@@ -65,4 +72,10 @@ def prepare_machine(config: TrainConfig) -> Machine:
         prefetch_factor=training.prefetch_factor,
     )
     tokens = training.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(info.device.type, _ON_A_GPU)
-    return Machine(Processes(device=info.device), precision, loader_options, tokens)
+    return Machine(
+        Processes(device=info.device),
+        precision,
+        loader_options,
+        tokens,
+        max_tokens=training.micro_batch_tokens or max(tokens, _MAX_TOKENS_HELD),
+    )

@@ -1,24 +1,23 @@
 """The story of a run: `train` and `evaluate`. Every entry point comes here."""
 
-import csv
-import io
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from psy_agents_noaug.bookkeeping import (
+    open_tracker,
+    record_manifest,
+    tracked,
+    write_beginning,
+    write_history,
+)
 from psy_agents_noaug.config.loading import lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
-from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.data.splits import write_splits
-from psy_agents_noaug.errors import CheckpointError, Interrupted
+from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.guards import (
     better_direction,
     check_evaluation_settings,
@@ -31,15 +30,12 @@ from psy_agents_noaug.models.encoder import (
     Encoder,
     load_encoder,
     rebuild_encoder,
-    recompute_activations,
 )
 from psy_agents_noaug.prepare import PreparedData, prepare_data
 from psy_agents_noaug.run_directory import RunDirectory, open_run_directory, point_to_latest
 from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.tasks.criteria import build_criteria_task
-from psy_agents_noaug.tracking.base import NullTracker, Tracker
-from psy_agents_noaug.tracking.manifest import write_manifest
-from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.tasks.build import build_task
+from psy_agents_noaug.tracking.base import Tracker
 from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.training.checkpoint import (
     Checkpoint,
@@ -53,7 +49,6 @@ from psy_agents_noaug.training.optim import build_optimizer, build_scheduler
 from psy_agents_noaug.training.progress import ConsoleProgress, NullProgress
 from psy_agents_noaug.training.protocols import MetricValues
 from psy_agents_noaug.training.train_loop import Trainer, TrainingOutcome
-from psy_agents_noaug.utils.files import write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +78,18 @@ def train(config: TrainConfig) -> RunResult:
         if checkpoint is not None:
             check_resumed_data(checkpoint, data, directory.path)
         encoder = _encoder(config, checkpoint)
-        visible = {name: data.examples[name] for name in ("train", "val")}
-        task = _build_task(config, encoder, data, visible)
+        task = build_task(
+            config,
+            encoder=encoder,
+            criteria=data.corpus.criteria,
+            examples={name: data.examples[name] for name in ("train", "val")},
+            max_tokens=machine.max_tokens,
+        )
         direction = better_direction(config.training.monitor, task)
-        tracker = _tracker(config, directory, processes)
-        with _tracked(tracker):
+        tracker = open_tracker(config, directory, processes)
+        with tracked(tracker):
             if processes.is_main:
-                _write_beginning(config, directory, data, tracker)
+                write_beginning(config, directory, data, tracker)
             outcome = _fit(
                 config, machine, task, directory, data, tracker, checkpoint, direction=direction
             )
@@ -119,7 +119,13 @@ def evaluate(
     check_unseen(checkpoint, data, split, path)
     weights = weights_sha256(checkpoint.weights)
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
-    task = _build_task(config, rebuild_encoder(checkpoint.metadata["encoder_files"]), data)
+    task = build_task(
+        config,
+        encoder=rebuild_encoder(checkpoint.metadata["encoder_files"]),
+        criteria=data.corpus.criteria,
+        examples=data.examples,
+        max_tokens=machine.max_tokens,
+    )
     if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
         raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
     task.model.load_state_dict(checkpoint.weights)
@@ -128,14 +134,14 @@ def evaluate(
         look = directory.record_look(split, weights_sha256=weights)
         logger.info("This is look %d at %s in %s.", look, split, directory.path)
     parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
-    tracker = _tracker(
+    tracker = open_tracker(
         config,
         directory,
         processes,
         run_name=f"{directory.path.name}-{split}",
         parent_run_id=parent,
     )
-    with _tracked(tracker):
+    with tracked(tracker):
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return _judge(
             _evaluator(config, machine, task),
@@ -175,72 +181,6 @@ def _encoder(config: TrainConfig, checkpoint: Checkpoint | None) -> Encoder:
     )
 
 
-def _build_task(
-    config: TrainConfig,
-    encoder: Encoder,
-    data: PreparedData,
-    examples: Mapping[str, list[Example]] | None = None,
-) -> ReportingTask:
-    task = build_criteria_task(
-        config,
-        encoder=encoder,
-        criteria=data.corpus.criteria,
-        examples=data.examples if examples is None else examples,
-    )
-    if config.training.gradient_checkpointing:
-        recompute_activations(encoder.model)
-    if config.training.compile:
-        task.model.compile(dynamic=True)
-    return task
-
-
-def _tracker(
-    config: TrainConfig,
-    directory: RunDirectory,
-    processes: Processes,
-    *,
-    run_name: str | None = None,
-    parent_run_id: str | None = None,
-) -> Tracker:
-    if config.tracking.name == "none" or not processes.is_main:
-        return NullTracker()
-    return MlflowTracker(
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
-        run_name=run_name or directory.path.name,
-        output_dir=Path(config.output_dir),
-        run_id=None if run_name else directory.read_manifest().get("mlflow_run_id"),
-        parent_run_id=parent_run_id,
-        system_metrics=config.tracking.system_metrics,
-    )
-
-
-@contextmanager
-def _tracked(tracker: Tracker) -> Iterator[None]:
-    """End the tracker's run with the status that is true."""
-    try:
-        yield
-    except (Interrupted, KeyboardInterrupt):
-        tracker.finish("KILLED")
-        raise
-    except BaseException:
-        tracker.finish("FAILED")
-        raise
-    tracker.finish("FINISHED")
-
-
-def _write_beginning(
-    config: TrainConfig, directory: RunDirectory, data: PreparedData, tracker: Tracker
-) -> None:
-    write_splits(directory.splits, data.splits)
-    write_json(directory.alignment, data.report())
-    _write_manifest(config, directory, data, tracker, status="running", weights=None, extra={})
-    tracker.log_params(config.model_dump())
-    tracker.set_tags({f"data.{name}": value for name, value in data.fingerprints().items()})
-    for path in (directory.config, directory.splits, directory.alignment):
-        tracker.log_artifact(path)
-
-
 def _fit(
     config: TrainConfig,
     machine: Machine,
@@ -254,15 +194,8 @@ def _fit(
 ) -> TrainingOutcome:
     training, processes = config.training, machine.processes
     for split in ("train", "val"):
-        truncation = task.truncation(split)
-        logger.info(
-            "%s of %d texts of %s are truncated at %d tokens (%.1f %%).",
-            truncation["n_truncated_texts"],
-            len(task.source(split).ids),
-            split,
-            config.model.max_length,
-            100 * float(truncation["share_of_truncated_texts"] or 0.0),
-        )
+        for note in task.notes(split):
+            logger.info(note)
     model = processes.wrap(task.model)
     optimizer = build_optimizer(
         task.model,
@@ -327,7 +260,7 @@ def _fit(
             "fingerprints": data.fingerprints(),
             "seen_texts": sorted(data.text_hashes("train", "val").values()),
         },
-        on_evaluation=lambda history: _write_history(directory.history, history),
+        on_evaluation=lambda history: write_history(directory.history, history),
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)
@@ -358,7 +291,7 @@ def _finish(
         step=outcome.step,
     )
     if machine.processes.is_main:
-        _write_manifest(
+        record_manifest(
             config,
             directory,
             data,
@@ -417,42 +350,3 @@ def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Ev
         max_tokens=machine.micro_batch_tokens,
         loader_options=machine.loader_options,
     )
-
-
-def _write_manifest(
-    config: TrainConfig,
-    directory: RunDirectory,
-    data: PreparedData,
-    tracker: Tracker,
-    *,
-    status: str,
-    weights: str | None,
-    extra: Mapping[str, object],
-) -> None:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_manifest(
-        directory.manifest,
-        task=config.task.name,
-        run_name=directory.path.name,
-        created_at=directory.read_manifest().get("created_at", now),
-        data={"name": config.data.name, **data.fingerprints(), "splits_origin": data.splits.origin},
-        weights_sha256=weights,
-        command=sys.argv,
-        extra={
-            "status": status,
-            "updated_at": now,
-            "mlflow_run_id": tracker.run_id,
-            "pretrained_model": config.model.pretrained_model,
-            "torch_threads": torch.get_num_threads(),
-            **extra,
-        },
-    )
-
-
-def _write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in history for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, text.getvalue())

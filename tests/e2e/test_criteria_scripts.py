@@ -259,7 +259,7 @@ def test_help_lists_groups_and_keys_without_loading_a_framework() -> None:
         assert group in done.stdout
     keys = yaml.safe_load(done.stdout.partition("keys and their values")[2].partition(":\n")[2])
     assert keys["seed"] == 5
-    assert keys["training"]["learning_rate"] == 5e-5
+    assert keys["training"]["learning_rate"] == 2e-4
     assert "resume" in keys
 
 

@@ -26,8 +26,8 @@ from psy_agents_noaug.cli import run_evaluate, run_train
 from psy_agents_noaug.tasks.criteria import CriteriaTask
 
 plan = json.loads(sys.argv[1])
-codes = [run_train("criteria/train", argv) for argv in plan["train"]]
-codes += [run_evaluate("criteria/eval", argv) for argv in plan["evaluate"]]
+codes = [run_train(name, argv) for name, argv in plan["train"]]
+codes += [run_evaluate(name, argv) for name, argv in plan["evaluate"]]
 codes += [run_train("criteria/train", argv) for argv in plan["refuse"]]
 print("exit codes", codes)
 sys.stdout.flush()
@@ -111,13 +111,23 @@ def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
     ]
     fast += ["training.epochs=1"]
     good = [*fast, f"data.dir={corpora['planted']}"]
-    best = output_dir / "criteria" / "planted" / "checkpoints" / "best_checkpoint.pt"
+    best = {
+        task: output_dir / task / "planted" / "checkpoints" / "best_checkpoint.pt"
+        for task in ("criteria", "evidence")
+    }
     plan = {
         "train": [
-            [*good, "run_name=planted"],
-            [*good, "run_name=sentences", "data.unit=sentence", "tracking=none"],
+            ["criteria/train", [*good, "run_name=planted"]],
+            ["evidence/train", [*good, "task.stride=8", "run_name=planted"]],
+            [
+                "criteria/train",
+                [*good, "run_name=sentences", "data.unit=sentence", "tracking=none"],
+            ],
         ],
-        "evaluate": [[f"checkpoint={best}"], [f"checkpoint={best}", "split=train"]],
+        "evaluate": [
+            *([f"{task}/eval", [f"checkpoint={path}"]] for task, path in best.items()),
+            ["criteria/eval", [f"checkpoint={best['criteria']}", "split=train"]],
+        ],
         "refuse": [
             [*fast, f"data.dir={corpora[name]}", f"run_name={name}"]
             for name in ("shifted", "torn", "latin")
@@ -133,7 +143,7 @@ def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
         cwd=tmp_path,
     )
     # All of it happened.
-    assert "exit codes [0, 0, 0, 0, 2, 2, 2]" in done.stdout, done.stderr
+    assert "exit codes [0, 0, 0, 0, 0, 0, 2, 2, 2]" in done.stdout, done.stderr
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug, with" in done.stderr
     assert "The evidence of 10 annotations is not in their posts" in done.stderr

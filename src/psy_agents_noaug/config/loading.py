@@ -35,7 +35,14 @@ def load_train_config(config_name: str, overrides: Sequence[str]) -> "TrainConfi
     """
     from psy_agents_noaug.config.schema import TrainConfig
 
-    return validate(TrainConfig, compose_config(config_name, overrides))
+    config = validate(TrainConfig, compose_config(config_name, overrides))
+    own = config_name.split("/")[0]
+    if config.task.name != own:
+        raise ConfigError(
+            f"`task` must be {own} here, but is {config.task.name} instead; use "
+            f"scripts/train_{config.task.name}.py."
+        )
+    return config
 
 
 def load_evaluate_config(
@@ -143,7 +150,7 @@ def _faults(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
 
 
 def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) -> str:
-    """Cut pydantic's names of union alternatives off the end of a location."""
+    """Leave pydantic's names of union alternatives out of a location."""
     known: list[str] = []
     here: Any = values
     for part in location:
@@ -153,6 +160,8 @@ def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) ->
             here = here[part]
         elif isinstance(here, Mapping) and location[-1] == part:
             here = None
+        elif isinstance(here, Mapping):
+            continue
         else:
             break
         known.append(str(part))

@@ -84,6 +84,7 @@ class ModelConfig(Section):
     head_width: Positive | None
     head_dropout: Fraction
     encoder_dropout: Fraction | None
+    learning_rate: Annotated[float, Field(gt=0.0)]
     lora: LoraConfig | None
 
 
@@ -99,6 +100,19 @@ class CriteriaTaskConfig(Section):
     )
     thresholds: Literal["global", "per_criterion"]
     threshold_min_support: Positive
+    bootstrap_resamples: Annotated[int, Field(ge=100)]
+
+
+class EvidenceTaskConfig(Section):
+    """Windows, loss and decoding of the evidence task (`configs/task/evidence.yaml`)."""
+
+    name: Literal["evidence"]
+    stride: Annotated[int, Field(ge=0)]
+    loss: Literal["marginal", "first_span"]
+    n_best_size: Positive
+    max_answer_length: Positive
+    max_spans: Positive
+    snap_to_sentences: bool
     bootstrap_resamples: Annotated[int, Field(ge=100)]
 
 
@@ -175,7 +189,7 @@ class TrackingConfig(Section):
 class TrainConfig(Section):
     """Everything one training run depends on."""
 
-    task: CriteriaTaskConfig
+    task: Annotated[CriteriaTaskConfig | EvidenceTaskConfig, Field(discriminator="name")]
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
@@ -185,6 +199,15 @@ class TrainConfig(Section):
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None
     resume: str | None
     best_config: str | None
+
+    @model_validator(mode="after")
+    def _finds_evidence_in_posts(self) -> "TrainConfig":
+        if self.task.name == "evidence" and self.data.unit != "post":
+            raise ValueError(
+                "`data.unit` must be post for the evidence task, which finds the evidence in it, "
+                f"but is {self.data.unit} instead."
+            )
+        return self
 
 
 class EvaluateConfig(Section):

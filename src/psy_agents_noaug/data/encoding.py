@@ -1,9 +1,10 @@
 """Pairs of texts to token ids, and token ids to padded batches.
 
-Shapes: B sequences, T tokens in the longest.
+Each distinct text is tokenised once, and framed by the special tokens that the tokenizer puts around a
+second text. Shapes: B sequences, T tokens in the longest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from psy_agents_noaug.errors import ConfigError
+
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,87 @@ class EncodedPairs:
         return batch
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a tokenizer puts around a second text: `[CLS] first [SEP]` before it, `[SEP]` after it.
+
+    before, after: int32 ids; the `_types` are their segments, `inside_type` the second text's.
+    """
+
+    before: np.ndarray
+    before_types: np.ndarray
+    inside_type: int
+    after: np.ndarray
+    after_types: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.after)
+
+
+def frames_of(tokenizer: Any, first: Sequence[str], *, max_length: int) -> dict[str, Frame]:
+    """Return the frame of each distinct first text.
+
+    Raises:
+        ConfigError: a first text leaves no room for the second, or the tokenizer cannot pad.
+    """
+    if tokenizer.pad_token_id is None:
+        raise ConfigError("The tokenizer of `model.pretrained_model` has no padding token.")
+    frames = {text: _frame(tokenizer, text) for text in dict.fromkeys(first)}
+    longest = max(map(len, frames.values()), default=0)
+    if frames and longest >= max_length:
+        raise ConfigError(
+            f"`model.max_length` must exceed {longest} tokens (the longest criterion and "
+            f"the special tokens), but is {max_length} instead."
+        )
+    return frames
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return ids int32 `[tokens]` and offsets int32 `[tokens, 2]` of each distinct text, unframed."""
+    distinct = list(dict.fromkeys(texts))
+    tokens: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for begin in range(0, len(distinct), _CHUNK):
+        chunk = distinct[begin : begin + _CHUNK]
+        encoded = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            verbose=False,  # a text longer than the encoder takes is no mistake here
+        )
+        for text, ids, offsets in zip(
+            chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
+            tokens[text] = (
+                np.asarray(ids, dtype=np.int32),
+                np.asarray(offsets, dtype=np.int32).reshape(-1, 2),
+            )
+    return tokens
+
+
+def lay_out(
+    tokenizer: Any, rows: Iterable[tuple[Frame, np.ndarray]], *, truncated: Sequence[bool]
+) -> EncodedPairs:
+    """Put each row's second text (ids) into its frame, and the rows end to end."""
+    ids: list[np.ndarray] = []
+    segments: list[np.ndarray] = []
+    lengths = [0]
+    for frame, inside in rows:
+        ids += [frame.before, inside, frame.after]
+        types = np.full(len(inside), frame.inside_type, dtype=np.int32)
+        segments += [frame.before_types, types, frame.after_types]
+        lengths.append(len(frame) + len(inside))
+    empty = np.zeros(0, dtype=np.int32)
+    has_segments = "token_type_ids" in tokenizer.model_input_names
+    return EncodedPairs(
+        input_ids=np.concatenate([empty, *ids]),
+        token_type_ids=np.concatenate([empty, *segments]) if has_segments else None,
+        starts=np.cumsum(lengths, dtype=np.int64),
+        truncated=np.asarray(truncated, dtype=bool),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
 def encode_pairs(
     tokenizer: Any, first: Sequence[str], second: Sequence[str], *, max_length: int
 ) -> EncodedPairs:
@@ -67,44 +151,23 @@ def encode_pairs(
     Raises:
         ConfigError: a first text leaves no room for the second, or the tokenizer cannot pad.
     """
-    if tokenizer.pad_token_id is None:
-        raise ConfigError("The tokenizer of `model.pretrained_model` has no padding token.")
-    longest = _longest(tokenizer, first)
-    specials = tokenizer.num_special_tokens_to_add(pair=True)
-    if first and longest + specials >= max_length:
-        raise ConfigError(
-            f"`model.max_length` must exceed {longest + specials} tokens (the longest criterion and "
-            f"the special tokens), but is {max_length} instead."
-        )
-    has_segments = "token_type_ids" in tokenizer.model_input_names
-    ids: list[np.ndarray] = []
-    segments: list[np.ndarray] = []
-    truncated: list[bool] = []
-    for begin in range(0, len(first), 1024):
-        chunk = tokenizer(
-            list(first[begin : begin + 1024]),
-            list(second[begin : begin + 1024]),
-            truncation="only_second",
-            max_length=max_length,
-            return_token_type_ids=has_segments,
-            return_attention_mask=False,
-        )
-        ids += [np.asarray(row, dtype=np.int32) for row in chunk["input_ids"]]
-        if has_segments:
-            segments += [np.asarray(row, dtype=np.int32) for row in chunk["token_type_ids"]]
-        truncated += [bool(encoding.overflowing) for encoding in chunk.encodings]
-    return EncodedPairs(
-        input_ids=np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32),
-        token_type_ids=np.concatenate(segments) if segments else None,
-        starts=np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int64),
-        truncated=np.asarray(truncated, dtype=bool),
-        pad_token_id=tokenizer.pad_token_id,
+    frames = frames_of(tokenizer, first, max_length=max_length)
+    tokens: Mapping[str, tuple[np.ndarray, np.ndarray]] = tokenise(tokenizer, second)
+    pairs = [(frames[one], tokens[other][0]) for one, other in zip(first, second, strict=True)]
+    return lay_out(
+        tokenizer,
+        ((frame, ids[: max_length - len(frame)]) for frame, ids in pairs),
+        truncated=[len(frame) + len(ids) > max_length for frame, ids in pairs],
     )
 
 
-def _longest(tokenizer: Any, texts: Sequence[str]) -> int:
-    distinct = sorted(set(texts))
-    if not distinct:
-        return 0
-    rows = tokenizer(distinct, add_special_tokens=False)["input_ids"]
-    return max(len(row) for row in rows)
+def _frame(tokenizer: Any, first: str) -> Frame:
+    """Read the frame off a pair with some second text; it is the same around any."""
+    encoded = tokenizer([first], ["x"], return_token_type_ids=True)
+    parts = encoded.sequence_ids(0)
+    begin = parts.index(1)
+    end = len(parts) - parts[::-1].index(1)
+    ids, types = (
+        np.asarray(encoded[name][0], dtype=np.int32) for name in ("input_ids", "token_type_ids")
+    )
+    return Frame(ids[:begin], types[:begin], int(types[begin]), ids[end:], types[end:])

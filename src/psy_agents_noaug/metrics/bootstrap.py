@@ -94,15 +94,20 @@ def bootstrap_intervals(
         ],
         axis=1,
     )
+    return percentile_intervals(dict(zip(keys, samples, strict=True)), confidence=confidence)
+
+
+def percentile_intervals(samples: Mapping[str, Floats], *, confidence: float) -> Metrics:
+    """`<key>_ci_low` and `<key>_ci_high` of each key's resampled figures, NaN where undefined."""
     tail = (1 - confidence) / 2
     figures: dict[str, Figure] = {}
-    for key, sample in zip(keys, samples, strict=True):
+    for key, sample in samples.items():
         defined = sample[~np.isnan(sample)]
-        n_undefined = n_resamples - len(defined)
+        n_undefined = len(sample) - len(defined)
         for end, quantile in (("low", tail), ("high", 1 - tail)):
             figures[f"{key}_ci_{end}"] = (
-                f"undefined in {n_undefined} of {n_resamples} resamples"
-                if 2 * n_undefined > n_resamples
+                f"undefined in {n_undefined} of {len(sample)} resamples"
+                if 2 * n_undefined > len(sample)
                 else float(np.quantile(defined, quantile))
             )
     return metrics_of(figures)
@@ -153,8 +158,8 @@ class _Ranking:
         below = n_negative - (decided - found) + (total - positive) / 2
         won = (positive * below).sum(axis=0)
         precision = np.divide(found, decided, out=np.zeros_like(decided), where=decided > 0)
-        average_precision = _divide((precision * positive).sum(axis=0), n_positive)
-        return _divide(won, n_positive * n_negative), average_precision
+        average_precision = divide((precision * positive).sum(axis=0), n_positive)
+        return divide(won, n_positive * n_negative), average_precision
 
 
 def _resampled_figures(
@@ -164,26 +169,26 @@ def _resampled_figures(
     whole = np.ones((len(counts), 1), dtype=counts.dtype)
     counts = np.concatenate([whole, counts], axis=1)  # the split itself, then the resamples
     tp, fp, fn, tn = np.einsum("cgo,gr->ocr", by_group, counts.astype(float), optimize=True)
-    f1 = _divide(2 * tp, np.where(tp + fn > 0, 2 * tp + fp + fn, 0))
+    f1 = divide(2 * tp, np.where(tp + fn > 0, 2 * tp + fp + fn, 0))
     pooled_tp, pooled_errors = tp.sum(axis=0), (fp + fn).sum(axis=0)
     has_positive = (tp + fn).sum(axis=0) > 0
-    f1_micro = _divide(2 * pooled_tp, np.where(has_positive, 2 * pooled_tp + pooled_errors, 0))
-    accuracy = _divide((tp + tn).sum(axis=0), (tp + fp + fn + tn).sum(axis=0))
+    f1_micro = divide(2 * pooled_tp, np.where(has_positive, 2 * pooled_tp + pooled_errors, 0))
+    accuracy = divide((tp + tn).sum(axis=0), (tp + fp + fn + tn).sum(axis=0))
     auroc_micro, ap_micro = pooled.auroc_and_average_precision(counts)
     own = [ranking.auroc_and_average_precision(counts) for ranking in rankings]
     auroc, average_precision = np.reshape(own, (-1, 2, counts.shape[1])).transpose(1, 0, 2)
-    f1_macro, auroc_macro, ap_macro = map(_macro, (f1, auroc, average_precision))
+    f1_macro, auroc_macro, ap_macro = map(macro, (f1, auroc, average_precision))
     figures = [f1_macro, f1_micro, accuracy, auroc_macro, auroc_micro, ap_macro, ap_micro]
     return np.stack([*figures, *f1])[:, 1:]  # in the order of BOOTSTRAPPED, then the criteria
 
 
-def _divide(numerator: Floats, denominator: Floats) -> Floats:
+def divide(numerator: Floats, denominator: Floats) -> Floats:
     """Elementwise; NaN, which stays inside the bootstrap, where the denominator is 0."""
     out = np.full_like(numerator, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
-def _macro(values: Floats) -> Floats:
+def macro(values: Floats) -> Floats:
     """Mean over the criteria that are defined in the first column, the whole split."""
     entering = values[~np.isnan(values[:, 0])]
     return entering.mean(axis=0) if len(entering) else np.full(values.shape[1], np.nan)

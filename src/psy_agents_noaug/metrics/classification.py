@@ -28,6 +28,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from psy_agents_noaug.metrics.tables import render_table, shown
+
 ECE_BINS = 15
 FIXED_THRESHOLD = 0.5
 NO_PAIRS = "no pairs"
@@ -239,8 +241,7 @@ def classification_report(
     columns = ("precision", "recall", "f1", "auroc", "average_precision")
 
     def cells(prefix: str, suffix: str = "") -> list[str]:
-        figures = (metrics[f"{prefix}{column}{suffix}"] for column in columns)
-        return ["n/a" if figure is None else f"{figure:.3f}" for figure in figures]
+        return [shown(metrics[f"{prefix}{column}{suffix}"]) for column in columns]
 
     rows = [["criterion", "name", "support", "precision", "recall", "F1", "AUROC", "AP"]]
     for criterion in criteria:
@@ -251,16 +252,7 @@ def classification_report(
     rows.append(["macro", averaged, "", *cells("", "_macro")])
     support = f"{metrics['n_positive']}/{metrics['n_pairs']}"
     rows.append(["micro", "all pairs", support, *cells("", "_micro")])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if position < 2 else cell.rjust(width)
-            for position, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-2], rule, *lines[-2:]])
+    return render_table(rows, left=2, rules=(1, len(rows) - 2))
 
 
 def criterion_index(predictions: PairPredictions, criteria: Sequence[str]) -> Ints:

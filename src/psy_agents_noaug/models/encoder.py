@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
@@ -120,6 +121,42 @@ def add_lora(
             f"`model.lora.target_modules` does not fit the encoder: {error}"
         ) from error
     return wrapped
+
+
+def adapted_encoder(encoder: Encoder, lora: Mapping[str, Any] | None) -> nn.Module:
+    """Return the encoder's network, with the adapters of `add_lora` where they are asked for."""
+    return encoder.model if lora is None else add_lora(encoder.model, **lora)
+
+
+def encode_rows(encoder: nn.Module, inputs: Mapping[str, Tensor], *, max_tokens: int) -> Tensor:
+    """Return the last hidden state `[W, T, H]` of inputs `[W, T]`, in memory that W does not set.
+
+    More than `max_tokens` padded tokens go through the encoder in turns, whose activations are computed
+    again going backward (Chen et al. 2016), so that a post of any number of windows can be trained on.
+    """
+    n_rows, width = inputs["input_ids"].shape
+    at_once = max(1, max_tokens // width)
+
+    def encode(first: int) -> Tensor:
+        rows = {name: value[first : first + at_once] for name, value in inputs.items()}
+        hidden: Tensor = encoder(**rows).last_hidden_state
+        return hidden
+
+    if n_rows <= at_once:
+        return encode(0)
+    turns = range(0, n_rows, at_once)
+    if not torch.is_grad_enabled():
+        return torch.cat([encode(first) for first in turns])
+    return torch.cat([checkpoint(encode, first, use_reentrant=False) for first in turns])
+
+
+def check_positions(max_length: int, encoder: Encoder) -> None:
+    """Raise ConfigError if the encoder has fewer positions than `model.max_length`."""
+    if encoder.max_positions is not None and max_length > encoder.max_positions:
+        raise ConfigError(
+            f"`model.max_length` must be at most {encoder.max_positions}, the encoder's positions, "
+            f"but is {max_length} instead."
+        )
 
 
 def recompute_activations(encoder: nn.Module) -> None:

@@ -25,3 +25,15 @@ def classification_loss(
     if class_weights is not None:
         loss = loss * class_weights[labels]
     return loss
+
+
+def span_loss(logits: Tensor, gold: Tensor) -> Tensor:
+    """Negative log likelihood of the gold borders of each window, `[W]`.
+
+    `logits` are `[W, T, 2]` for starts and ends, -inf where no span may begin or end; `gold` bool of
+    the same shape marks the gold ones, at least one a window. The likelihood is the summed probability
+    of all gold starts, and of all gold ends (Clark & Gardner 2018, eq. 1); the two are averaged.
+    """
+    log_probabilities = logits.float().log_softmax(dim=1)
+    likelihood = log_probabilities.masked_fill(~gold, float("-inf")).logsumexp(dim=1)
+    return -likelihood.mean(dim=-1)

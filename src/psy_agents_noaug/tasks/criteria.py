@@ -8,30 +8,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
 from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
 from psy_agents_noaug.metrics.classification import (
     FIXED_THRESHOLD,
-    Metrics,
     PairPredictions,
     classification_metrics,
     classification_report,
     fit_thresholds,
 )
+from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.models.criteria import CriteriaModel
-from psy_agents_noaug.models.encoder import Encoder, add_lora
+from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.losses import classification_loss
-from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.training.batching import derived_seed
+from psy_agents_noaug.tasks.base import (
+    ReportingTask,
+    description,
+    flat_metrics,
+)
+from psy_agents_noaug.tasks.pools import EpochPools
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
 CLASSES = ("not met", "met")
-_SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
 _HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
 _LOW_IS_GOOD = ("brier", "ece")
 _BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
@@ -39,21 +42,16 @@ _BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average
 
 def build_criteria_task(
     config: TrainConfig,
+    settings: CriteriaTaskConfig,
     *,
     encoder: Encoder,
     criteria: Sequence[Criterion],
     examples: Mapping[str, Sequence[Example]],
 ) -> "CriteriaTask":
     """Assemble the task from a configuration, an encoder and the examples of each split."""
-    if encoder.max_positions is not None and config.model.max_length > encoder.max_positions:
-        raise ConfigError(
-            f"`model.max_length` must be at most {encoder.max_positions}, the encoder's positions, "
-            f"but is {config.model.max_length} instead."
-        )
-    if config.model.lora is not None:
-        body = add_lora(encoder.model, **config.model.lora.model_dump())
-    else:
-        body = encoder.model
+    check_positions(config.model.max_length, encoder)
+    lora = config.model.lora
+    body = adapted_encoder(encoder, lora.model_dump() if lora else None)
     model = CriteriaModel(
         body,
         hidden_size=encoder.hidden_size,
@@ -69,11 +67,11 @@ def build_criteria_task(
         examples=examples,
         max_length=config.model.max_length,
         negatives=config.data.negatives,
-        focal_gamma=config.task.focal_gamma if config.task.loss == "focal" else 0.0,
-        class_weights=config.task.class_weights,
-        thresholds=config.task.thresholds,
-        threshold_min_support=config.task.threshold_min_support,
-        bootstrap_resamples=config.task.bootstrap_resamples,
+        focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
+        class_weights=settings.class_weights,
+        thresholds=settings.thresholds,
+        threshold_min_support=settings.threshold_min_support,
+        bootstrap_resamples=settings.bootstrap_resamples,
         seed=config.seed,
     )
 
@@ -157,12 +155,7 @@ class CriteriaTask(ReportingTask):
         return self._sources[split]
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
-        kept, unannotated, drawn = self._pools
-        if drawn == len(unannotated):
-            return np.arange(len(kept) + len(unannotated))
-        generator = np.random.default_rng(derived_seed(self._seed, epoch, _SAMPLING))
-        sample = generator.choice(unannotated, size=drawn, replace=False)
-        return np.sort(np.concatenate([kept, sample]))
+        return self._pools.of(epoch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         weights = self._class_weights
@@ -185,7 +178,7 @@ class CriteriaTask(ReportingTask):
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
         pairs = self._pairs(split, predictions["probabilities"])
-        return _flat(
+        return flat_metrics(
             classification_metrics(
                 pairs, criteria=self._criterion_ids, thresholds=calibration["thresholds"]
             )
@@ -243,6 +236,13 @@ class CriteriaTask(ReportingTask):
             "share_of_truncated_texts": float(truncated.mean()),
         }
 
+    def notes(self, split: str) -> list[str]:
+        truncated = self.source(split).encoded.truncated
+        return [
+            f"{truncated.sum()} of {len(truncated)} texts of {split} are truncated at "
+            f"{self._max_length} tokens ({100 * truncated.mean():.1f} %)."
+        ]
+
     def monitors(self) -> dict[str, Literal["max", "min"]]:
         halves = np.full(len(self._examples["val"]), 0.5)
         thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
@@ -256,14 +256,7 @@ class CriteriaTask(ReportingTask):
         return monitors
 
     def metadata(self) -> dict[str, Any]:
-        return {
-            "classes": list(CLASSES),
-            "criteria": [
-                {"criterion_id": c.criterion_id, "name": c.name, "text": c.text}
-                for c in self._criteria
-            ],
-            "encoder_files": dict(self._encoder.files),
-        }
+        return {"classes": list(CLASSES), **description(self._criteria, self._encoder)}
 
     def summary(self, metrics: MetricValues) -> str:
         per_criterion = classification_report(
@@ -274,15 +267,8 @@ class CriteriaTask(ReportingTask):
         return f"{per_criterion}\n\n{_comparison(metrics)}"
 
     @cached_property
-    def _pools(self) -> tuple[np.ndarray, np.ndarray, int]:
-        """Training pairs always seen, those drawn from, and how many of these an epoch draws."""
-        examples = self._examples["train"]
-        drawn_from = np.asarray([not e.annotated and e.label == 0 for e in examples], dtype=bool)
-        kept, unannotated = np.flatnonzero(~drawn_from), np.flatnonzero(drawn_from)
-        if self._negatives == "all":
-            return kept, unannotated, len(unannotated)
-        n_positive = sum(example.label for example in examples)
-        return kept, unannotated, min(round(self._negatives * n_positive), len(unannotated))
+    def _pools(self) -> EpochPools:
+        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
     def _resolve_weights(
         self, class_weights: Sequence[float] | Literal["none", "balanced"]
@@ -291,9 +277,9 @@ class CriteriaTask(ReportingTask):
             return None
         if class_weights != "balanced":
             return torch.tensor(class_weights, dtype=torch.float32)
-        kept, _, drawn = self._pools
-        labels = np.asarray([self._examples["train"][index].label for index in kept])
-        counts = np.asarray([len(labels) - labels.sum() + drawn, labels.sum()])
+        # Every epoch has equally many of each class.
+        labels = self._labels("train")[self.epoch_pool(0)]
+        counts = np.asarray([len(labels) - labels.sum(), labels.sum()])
         if not counts.all():
             raise DataError(
                 "`task.class_weights=balanced` needs met and unmet pairs in train, but there are "
@@ -334,7 +320,7 @@ class CriteriaTask(ReportingTask):
             n_resamples=self._bootstrap_resamples,
             seed=self._seed,
         )
-        return _flat(figures) | _flat(intervals)
+        return flat_metrics(figures) | flat_metrics(intervals)
 
     def _tfidf_lr(self, split: str) -> PairPredictions:
         return self._pairs(
@@ -357,31 +343,16 @@ def _comparison(metrics: MetricValues) -> str:
         "TF-IDF + LR": "baseline_tfidf_lr/",
         "majority": "baseline_majority/",
     }
-    lines = [
-        f"{'system':<12}  {'macro-F1 [95 % interval]':<25}  micro-F1   AUROC      AP  accuracy"
-    ]
+    rows = [["system", "macro-F1 [95 % interval]", "micro-F1", "AUROC", "AP", "accuracy"]]
     for name, prefix in systems.items():
-        low, high = (_shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
-        interval = f"{_shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]"
+        low, high = (shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
         rest = [
-            _shown(metrics[prefix + key])
+            shown(metrics[prefix + key])
             for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
         ]
-        lines.append(
-            f"{name:<12}  {interval:<25}  {rest[0]:>8}  {rest[1]:>6}  {rest[2]:>6}  {rest[3]:>8}"
-        )
-    return "\n".join(lines)
-
-
-def _shown(value: float | int | str | None) -> str:
-    return "n/a" if value is None else f"{value:.3f}"
+        rows.append([name, f"{shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
+    return render_table(rows, left=2)
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name != "labels"}
-
-
-def _flat(metrics: Metrics) -> MetricValues:
-    """Put the reason of an undefined figure beside it."""
-    reasons = {f"{key}_undefined": reason for key, reason in metrics.undefined.items()}
-    return {**metrics.values, **reasons}

@@ -54,8 +54,33 @@ def best(tmp_path):
     ("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)]
 )
 def test_every_shipped_yaml_composes_and_validates(group, choice):
-    config = load(f"{group}={choice}", *REQUIRED.get(choice, []))
-    assert config.seed == 42
+    task = choice if group == "task" else "criteria"
+    overrides = [f"{group}={choice}", *REQUIRED.get(choice, [])]
+    assert load_train_config(f"{task}/train", overrides).seed == 42
+
+
+def test_a_script_refuses_the_task_of_another():
+    with pytest.raises(ConfigError, match=r"use scripts/train_evidence\.py"):
+        load("task=evidence", "data.unit=post")
+
+
+def test_a_fault_inside_the_task_is_named_by_its_key():
+    assert "`task.loss` is 'hinge'" in fault_of("task.loss=hinge")
+    assert "`task.strides` is not a known key" in fault_of("task.strides=3")
+    told = fault_of("task.name=both")
+    assert "`task`" in told
+    assert "'criteria', 'evidence'" in told
+
+
+def test_evidence_is_not_looked_for_in_single_sentences():
+    with pytest.raises(ConfigError, match=r"`data\.unit` must be post"):
+        load_train_config("evidence/train", ["data.unit=sentence"])
+
+
+def test_the_learning_rate_is_the_models_unless_it_is_set():
+    assert load("model=minilm").training.learning_rate == 2e-4
+    assert load("model=roberta_base").training.learning_rate == 5e-5
+    assert load("training.learning_rate=3e-5").training.learning_rate == 3e-5
 
 
 def test_all_shipped_groups_were_found():

@@ -327,7 +327,11 @@ def test_a_task_is_built_as_configured(make_config, tiny_encoder):
     )
     examples = {"train": TRAIN, "val": VAL}
     built = build_criteria_task(
-        config, encoder=load_encoder(str(tiny_encoder)), criteria=CRITERIA, examples=examples
+        config,
+        config.task,
+        encoder=load_encoder(str(tiny_encoder)),
+        criteria=CRITERIA,
+        examples=examples,
     )
     assert built.model.pooling.kind == "attention"
     assert [tuple(p.shape) for p in built.model.head.parameters()] == [(7, 32), (7,), (2, 7), (2,)]
@@ -352,6 +356,7 @@ def test_focal_gamma_is_ignored_by_cross_entropy(make_config, tiny_encoder):
     config = make_config("task.focal_gamma=3.0")
     built = build_criteria_task(
         config,
+        config.task,
         encoder=load_encoder(str(tiny_encoder)),
         criteria=CRITERIA,
         examples={"train": TRAIN},

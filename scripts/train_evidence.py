@@ -1,0 +1,8 @@
+"""Train the evidence task: python scripts/train_evidence.py [key=value]... (--help lists the keys)."""
+
+import sys
+
+from psy_agents_noaug.cli import run_train
+
+if __name__ == "__main__":
+    sys.exit(run_train("evidence/train", sys.argv[1:]))

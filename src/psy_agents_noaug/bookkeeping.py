@@ -1,0 +1,109 @@
+"""What a run writes down of itself: the tracker's run, the manifest, the history."""
+
+import csv
+import io
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.data.splits import write_splits
+from psy_agents_noaug.errors import Interrupted
+from psy_agents_noaug.prepare import PreparedData
+from psy_agents_noaug.run_directory import RunDirectory
+from psy_agents_noaug.tracking.base import NullTracker, Tracker
+from psy_agents_noaug.tracking.manifest import write_manifest
+from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.utils.files import write_json, write_text
+
+
+def open_tracker(
+    config: TrainConfig,
+    directory: RunDirectory,
+    processes: Processes,
+    *,
+    run_name: str | None = None,
+    parent_run_id: str | None = None,
+) -> Tracker:
+    if config.tracking.name == "none" or not processes.is_main:
+        return NullTracker()
+    return MlflowTracker(
+        uri=config.tracking.uri,
+        experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
+        run_name=run_name or directory.path.name,
+        output_dir=Path(config.output_dir),
+        run_id=None if run_name else directory.read_manifest().get("mlflow_run_id"),
+        parent_run_id=parent_run_id,
+        system_metrics=config.tracking.system_metrics,
+    )
+
+
+@contextmanager
+def tracked(tracker: Tracker) -> Iterator[None]:
+    """End the tracker's run with the status that is true."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        tracker.finish("KILLED")
+        raise
+    except BaseException:
+        tracker.finish("FAILED")
+        raise
+    tracker.finish("FINISHED")
+
+
+def write_beginning(
+    config: TrainConfig, directory: RunDirectory, data: PreparedData, tracker: Tracker
+) -> None:
+    write_splits(directory.splits, data.splits)
+    write_json(directory.alignment, data.report())
+    record_manifest(config, directory, data, tracker, status="running", weights=None, extra={})
+    tracker.log_params(config.model_dump())
+    tracker.set_tags({f"data.{name}": value for name, value in data.fingerprints().items()})
+    for path in (directory.config, directory.splits, directory.alignment):
+        tracker.log_artifact(path)
+
+
+def record_manifest(
+    config: TrainConfig,
+    directory: RunDirectory,
+    data: PreparedData,
+    tracker: Tracker,
+    *,
+    status: str,
+    weights: str | None,
+    extra: Mapping[str, object],
+) -> None:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_manifest(
+        directory.manifest,
+        task=config.task.name,
+        run_name=directory.path.name,
+        created_at=directory.read_manifest().get("created_at", now),
+        data={"name": config.data.name, **data.fingerprints(), "splits_origin": data.splits.origin},
+        weights_sha256=weights,
+        command=sys.argv,
+        extra={
+            "status": status,
+            "updated_at": now,
+            "mlflow_run_id": tracker.run_id,
+            "pretrained_model": config.model.pretrained_model,
+            "torch_threads": torch.get_num_threads(),
+            **extra,
+        },
+    )
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in history for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_text(path, text.getvalue())

@@ -1,0 +1,165 @@
+"""Posts of any length as sliding windows, and where in them the gold spans are.
+
+Shapes: W windows, T tokens in the longest; a position is a token's index in its window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from psy_agents_noaug.data.alignment import Span
+from psy_agents_noaug.data.encoding import EncodedPairs, Frame, frames_of, lay_out, tokenise
+from psy_agents_noaug.errors import ConfigError
+
+NO_OFFSET = -1
+
+
+class UnreachableSpan(NamedTuple):
+    """A gold span that no window holds whole, and the window that would: 0 tokens where none can."""
+
+    pair: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EncodedWindows:
+    """Pairs whose second texts are cut into overlapping windows, each in the frame of its first text.
+
+    rows: a row a window, in the order of the pairs and of the text.
+    starts: int64 `[pairs + 1]`; pair i owns windows starts[i] to starts[i + 1], at least one.
+    offsets: int32 `[tokens, 2]` beside `rows.input_ids`: the code points of the second text that a
+        token covers; NO_OFFSET for the frame's tokens, and for those that cover white space alone.
+    gold: int64 `[spans, 3]`: window, first and last position of each gold span in each window that
+        holds it whole, in the order of the windows and of the given spans.
+    cut: bool `[windows]`: whether a window holds a part of a gold span, and none whole.
+    unreachable: the gold spans that are whole in no window.
+    longest_gold: tokens of the longest gold span, 0 without any.
+    longest_frame: tokens of the longest frame.
+    """
+
+    rows: EncodedPairs
+    starts: np.ndarray
+    offsets: np.ndarray
+    gold: np.ndarray
+    cut: np.ndarray
+    unreachable: Sequence[UnreachableSpan]
+    longest_gold: int
+    longest_frame: int
+
+
+def encode_windows(
+    tokenizer: Any,
+    first: Sequence[str],
+    second: Sequence[str],
+    spans: Sequence[Sequence[Span]],
+    *,
+    max_length: int,
+    stride: int,
+) -> EncodedWindows:
+    """Cut pairs into windows of `max_length` tokens; neighbours share `stride` tokens of the text.
+
+    A span of up to `stride` + 1 tokens therefore lies whole in some window. `spans` are the gold spans
+    of each pair in code points of its second text.
+
+    Raises:
+        ConfigError: no room for a first text, or for more than `stride` tokens beside it.
+    """
+    frames = frames_of(tokenizer, first, max_length=max_length)
+    longest = max(map(len, frames.values()), default=0)
+    if stride >= max_length - longest:
+        raise ConfigError(
+            f"`task.stride` must be less than the {max_length - longest} tokens of a post that fit "
+            f"into `model.max_length` beside the longest criterion, but is {stride} instead."
+        )
+    tokens = tokenise(tokenizer, second)
+    texts = {text: (ids, clean_offsets(text, offsets)) for text, (ids, offsets) in tokens.items()}
+    rows: list[tuple[Frame, np.ndarray]] = []
+    offsets: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int32)]
+    starts, gold, cut = [0], [], []
+    unreachable: list[UnreachableSpan] = []
+    longest_gold = 0
+    for pair, (one, other) in enumerate(zip(first, second, strict=True)):
+        frame, (ids, text_offsets) = frames[one], texts[other]
+        room = max_length - len(frame)
+        begins = range(0, max(1, len(ids) - stride), room - stride)
+        ranges = [tokens_of(span, text_offsets) for span in spans[pair]]
+        reached = [False] * len(ranges)
+        for begin in begins:
+            end = min(begin + room, len(ids))
+            rows.append((frame, ids[begin:end]))
+            framed = np.full((len(frame) + end - begin, 2), NO_OFFSET, dtype=np.int32)
+            framed[len(frame.before) : len(frame.before) + end - begin] = text_offsets[begin:end]
+            offsets.append(framed)
+            whole = partly = False
+            for number, (start, stop) in enumerate(ranges):
+                if begin <= start < stop <= end:
+                    shift = len(frame.before) - begin
+                    gold.append((len(rows) - 1, start + shift, stop - 1 + shift))
+                    whole = reached[number] = True
+                else:
+                    partly |= start < end and stop > begin
+            cut.append(partly and not whole)
+        starts.append(len(rows))
+        lengths = [stop - start for start, stop in ranges]
+        unreachable += [
+            UnreachableSpan(pair, length)
+            for length, found in zip(lengths, reached, strict=True)
+            if not found
+        ]
+        longest_gold = max([longest_gold, *lengths])
+    return EncodedWindows(
+        rows=lay_out(tokenizer, rows, truncated=[False] * len(rows)),
+        starts=np.asarray(starts, dtype=np.int64),
+        offsets=np.concatenate(offsets),
+        gold=np.asarray(gold, dtype=np.int64).reshape(-1, 3),
+        cut=np.asarray(cut, dtype=bool),
+        unreachable=unreachable,
+        longest_gold=longest_gold,
+        longest_frame=longest,
+    )
+
+
+def tokens_of(span: Span, offsets: np.ndarray) -> tuple[int, int]:
+    """Return the half-open range of tokens that cover `span`, empty (0, 0) if there are none."""
+    covering = (
+        (offsets[:, 0] < span.end_char)
+        & (offsets[:, 1] > span.start_char)
+        & (offsets[:, 0] != NO_OFFSET)
+    )
+    found = np.flatnonzero(covering)
+    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, 0)
+
+
+def clean_offsets(text: str, offsets: np.ndarray) -> np.ndarray:
+    """Make offsets cover what a reader sees as the token, and nothing else.
+
+    White space at a token's ends is left out; characters that the tokenizer drops (combining accents,
+    joiners, control characters) belong to the token that they touch, the one before them first. Tokens
+    of white space alone get NO_OFFSET.
+    """
+    cleaned = np.full_like(offsets, NO_OFFSET)
+    before, end_before = -1, 0
+    for index, (start, end) in enumerate(offsets.tolist()):
+        while start < end and text[start].isspace():
+            start += 1
+        while start < end and text[end - 1].isspace():
+            end -= 1
+        if start >= end:
+            continue
+        if before >= 0 and end_before < start:
+            cleaned[before, 1] = end_before = _grown(text, end_before, start)
+        while start > end_before and not text[start - 1].isspace():
+            start -= 1
+        cleaned[index] = start, end
+        before, end_before = index, max(end, end_before)
+    if before >= 0:
+        cleaned[before, 1] = _grown(text, int(cleaned[before, 1]), len(text))
+    return cleaned
+
+
+def _grown(text: str, end: int, limit: int) -> int:
+    while end < limit and not text[end].isspace():
+        end += 1
+    return end

@@ -1,0 +1,40 @@
+"""SQuAD's comparison of two answers (Rajpurkar et al. 2016, 2018), as its official script does it."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower-case, and leave out ASCII punctuation, English articles and extra white space."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str]) -> float:
+    """1.0 if the normalised prediction equals a normalised gold answer, else 0.0.
+
+    No answer is the empty string; without golds, or where all normalise to nothing, the gold is none.
+    """
+    return max(float(normalize_answer(prediction) == gold) for gold in _normalized(golds))
+
+
+def token_f1(prediction: str, golds: Sequence[str]) -> float:
+    """F1 of the bags of normalised words, the best over the golds; no answer as in `exact_match`."""
+    words = normalize_answer(prediction).split()
+    return max(_f1(words, gold.split()) for gold in _normalized(golds))
+
+
+def _normalized(golds: Sequence[str]) -> list[str]:
+    return [gold for gold in map(normalize_answer, golds) if gold] or [""]
+
+
+def _f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
+    if not predicted or not gold:
+        return float(predicted == gold)
+    common = (Counter(predicted) & Counter(gold)).total()
+    # Twice the overlap over both lengths: the harmonic mean of precision and recall.
+    return 2 * common / (len(predicted) + len(gold))

@@ -1,0 +1,45 @@
+"""From a configuration to its task."""
+
+from collections.abc import Mapping, Sequence
+
+from psy_agents_noaug.config.schema import CriteriaTaskConfig, EvidenceTaskConfig, TrainConfig
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.models.encoder import Encoder, recompute_activations
+from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.tasks.criteria import build_criteria_task
+from psy_agents_noaug.tasks.evidence import build_evidence_task
+
+
+def build_task(
+    config: TrainConfig,
+    *,
+    encoder: Encoder,
+    criteria: Sequence[Criterion],
+    examples: Mapping[str, Sequence[Example]],
+    max_tokens: int,
+) -> ReportingTask:
+    """Assemble the task that `config` names, on the examples of the splits that may be looked at.
+
+    `max_tokens`: padded tokens whose activations may be held at once.
+    """
+    task: ReportingTask
+    match config.task:
+        case CriteriaTaskConfig():
+            task = build_criteria_task(
+                config, config.task, encoder=encoder, criteria=criteria, examples=examples
+            )
+        case EvidenceTaskConfig():
+            task = build_evidence_task(
+                config,
+                config.task,
+                encoder=encoder,
+                criteria=criteria,
+                examples=examples,
+                max_tokens=max_tokens,
+            )
+    if config.training.gradient_checkpointing:
+        recompute_activations(encoder.model)
+    if config.training.compile:
+        task.model.compile(dynamic=True)
+    return task

@@ -1,0 +1,349 @@
+"""The evidence task: which words of the post show that the criterion is met?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psy_agents_noaug.config.schema import EvidenceTaskConfig, TrainConfig
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.sentences import sentences
+from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_windows
+from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
+from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
+from psy_agents_noaug.models.losses import span_loss
+from psy_agents_noaug.tasks.base import ReportingTask, description
+from psy_agents_noaug.tasks.decoding import decode_spans
+from psy_agents_noaug.tasks.evidence_judge import EvidenceJudge
+from psy_agents_noaug.tasks.pools import EpochPools
+from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
+
+_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "context_mask")
+
+
+def build_evidence_task(
+    config: TrainConfig,
+    settings: EvidenceTaskConfig,
+    *,
+    encoder: Encoder,
+    criteria: Sequence[Criterion],
+    examples: Mapping[str, Sequence[Example]],
+    max_tokens: int,
+) -> "EvidenceTask":
+    """Assemble the task; `max_tokens` as in `models.encoder.encode_rows`."""
+    check_positions(config.model.max_length, encoder)
+    lora = config.model.lora
+    model = EvidenceModel(
+        adapted_encoder(encoder, lora.model_dump() if lora else None),
+        hidden_size=encoder.hidden_size,
+        head_layers=config.model.head_layers,
+        head_width=config.model.head_width,
+        head_dropout=config.model.head_dropout,
+        max_tokens=max_tokens,
+    )
+    return EvidenceTask(
+        model,
+        encoder=encoder,
+        criteria=criteria,
+        examples=examples,
+        max_length=config.model.max_length,
+        stride=settings.stride,
+        negatives=config.data.negatives,
+        loss=settings.loss,
+        n_best_size=settings.n_best_size,
+        max_answer_length=settings.max_answer_length,
+        max_spans=settings.max_spans,
+        snap_to_sentences=settings.snap_to_sentences,
+        bootstrap_resamples=settings.bootstrap_resamples,
+        seed=config.seed,
+    )
+
+
+class WindowSource:
+    """Pairs as windows, tokenised once, collated in any grouping; an example is all of its windows.
+
+    Args:
+        snap_to_sentences: let a predicted span begin and end where the sentences do that it touches.
+        first_span: train on the first gold span of a window alone.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        windows: EncodedWindows,
+        *,
+        snap_to_sentences: bool,
+        first_span: bool,
+    ) -> None:
+        self.examples = examples
+        self.windows = windows
+        self.ids = [example.example_id for example in examples]
+        counts = np.diff(windows.starts)
+        self._offsets = _snapped(examples, windows) if snap_to_sentences else windows.offsets
+        self._pair_of = np.repeat(np.arange(len(examples)), counts)
+        # A window with a part of a gold span and no whole one says neither yes nor no.
+        counted = np.bincount(self._pair_of, weights=~windows.cut, minlength=len(examples))
+        self.trainable = counted > 0
+        self._weights = np.where(
+            windows.cut, 0.0, 1.0 / np.maximum(counted, 1.0)[self._pair_of]
+        ).astype(np.float32)
+        gold = windows.gold
+        if first_span:
+            gold = gold[np.unique(gold[:, 0], return_index=True)[1]]
+        self._gold = gold
+        self._gold_starts = np.searchsorted(gold[:, 0], np.arange(len(windows.cut) + 1))
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, `[examples]`: of its windows padded to the longest of them."""
+        longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
+        return longest * np.diff(self.windows.starts)
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Return the windows of these examples, padded, example by example: W rows of T tokens.
+
+        `input_ids`, `attention_mask`, perhaps `token_type_ids`, `context_mask` (tokens of the post
+        that cover a character): `[W, T]`; `offset_mapping` `[W, T, 2]`; `gold` bool `[W, T, 2]`: gold
+        starts and ends, NULL_POSITION where there are none; `weights` `[W]`: of a window in its
+        example's loss; `pairs` `[W]`: each window's example, by its place in `indices`.
+        """
+        starts = self.windows.starts
+        ranges = [np.arange(starts[index], starts[index + 1]) for index in indices]
+        rows = np.concatenate(ranges)
+        batch = self.windows.rows.pad(rows.tolist())
+        shape = tuple(batch["input_ids"].shape)
+        offsets = np.full((*shape, 2), NO_OFFSET, dtype=np.int64)
+        gold = np.zeros((*shape, 2), dtype=bool)
+        for at, row in enumerate(rows.tolist()):
+            begin, end = self.windows.rows.starts[row], self.windows.rows.starts[row + 1]
+            offsets[at, : end - begin] = self._offsets[begin:end]
+            own = self._gold[self._gold_starts[row] : self._gold_starts[row + 1]]
+            gold[at, own[:, 1], 0] = True
+            gold[at, own[:, 2], 1] = True
+            gold[at, NULL_POSITION] = len(own) == 0
+        pairs = np.repeat(np.arange(len(indices)), [len(own) for own in ranges])
+        return {
+            **batch,
+            "context_mask": torch.from_numpy((offsets[:, :, 0] != NO_OFFSET).astype(np.int64)),
+            "offset_mapping": torch.from_numpy(offsets),
+            "gold": torch.from_numpy(gold),
+            "weights": torch.from_numpy(self._weights[rows]),
+            "pairs": torch.from_numpy(pairs),
+        }
+
+
+class EvidenceTask(ReportingTask):
+    """Spans of the post, or none, for each (criterion, post) pair.
+
+    A met pair whose evidence is unknown (not given, or lost in alignment) is neither trained on nor
+    judged; it is counted.
+
+    Args:
+        examples: the pairs of each split that may be looked at; tokenised when first used.
+        max_length, stride: of the windows, see `encode_windows`.
+        negatives: `all`, or how many unannotated negatives per positive an epoch of training draws.
+        loss: `marginal`: over all gold spans of a window; `first_span`: its first one alone.
+        n_best_size, max_answer_length, max_spans: see `decode_spans`.
+        snap_to_sentences: see `WindowSource`.
+    """
+
+    name = "evidence"
+
+    def __init__(
+        self,
+        model: EvidenceModel,
+        *,
+        encoder: Encoder,
+        criteria: Sequence[Criterion],
+        examples: Mapping[str, Sequence[Example]],
+        max_length: int,
+        stride: int,
+        negatives: float | Literal["all"],
+        loss: Literal["marginal", "first_span"],
+        n_best_size: int,
+        max_answer_length: int,
+        max_spans: int,
+        snap_to_sentences: bool,
+        bootstrap_resamples: int,
+        seed: int,
+    ) -> None:
+        self.model = model
+        self._encoder = encoder
+        self._criteria = list(criteria)
+        self._examples = {
+            split: [example for example in pairs if example.evidence or example.label == 0]
+            for split, pairs in examples.items()
+        }
+        self._n_unknown = {
+            split: len(pairs) - len(self._examples[split]) for split, pairs in examples.items()
+        }
+        self._max_length = max_length
+        self._stride = stride
+        self._negatives = negatives
+        self._first_span = loss == "first_span"
+        self._n_best_size = n_best_size
+        self._max_answer_length = max_answer_length
+        self._max_spans = max_spans
+        self._snap_to_sentences = snap_to_sentences
+        self._seed = seed
+        self._sources: dict[str, WindowSource] = {}
+        self._judge = EvidenceJudge(
+            criteria=criteria,
+            examples=self._examples,
+            bootstrap_resamples=bootstrap_resamples,
+            seed=seed,
+        )
+
+    def source(self, split: str) -> WindowSource:
+        if split not in self._sources:
+            examples = self._examples[split]
+            if not examples:
+                raise DataError(
+                    f"The split {split} has no pair whose evidence is known; see the alignment report."
+                )
+            reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
+            windows = encode_windows(
+                self._encoder.tokenizer,
+                [reads[example.criterion_id] for example in examples],
+                [example.text for example in examples],
+                [example.evidence for example in examples],
+                max_length=self._max_length,
+                stride=self._stride,
+            )
+            self._sources[split] = WindowSource(
+                examples,
+                windows,
+                snap_to_sentences=self._snap_to_sentences,
+                first_span=self._first_span,
+            )
+        return self._sources[split]
+
+    def epoch_pool(self, epoch: int) -> np.ndarray:
+        pool = self._pools.of(epoch)
+        trained_on: np.ndarray = pool[self.source("train").trainable[pool]]
+        return trained_on
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted mean of the windows' losses an example, `[B]`."""
+        per_window = span_loss(model(**_inputs(batch)), batch["gold"]) * batch["weights"]
+        n_pairs = int(batch["pairs"][-1]) + 1
+        return per_window.new_zeros(n_pairs).index_add(0, batch["pairs"], per_window)
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `span_starts`, `span_ends` (code points) and `span_scores`, `[B, max_spans]`."""
+        relative = log_odds(model(**_inputs(batch)))
+        starts, ends, scores = decode_spans(
+            relative.detach().cpu().numpy(),
+            batch["offset_mapping"].cpu().numpy(),
+            batch["pairs"].cpu().numpy(),
+            n_pairs=int(batch["pairs"][-1]) + 1,
+            n_best_size=self._n_best_size,
+            max_answer_length=self._max_answer_length,
+            max_spans=self._max_spans,
+        )
+        return {
+            "span_starts": torch.from_numpy(starts),
+            "span_ends": torch.from_numpy(ends),
+            "span_scores": torch.from_numpy(scores),
+        }
+
+    def calibrate(self, predictions: Predictions) -> Calibration:
+        return self._judge.calibrate(predictions)
+
+    def metrics(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        return self._judge.metrics(predictions, split=split, calibration=calibration)
+
+    def report(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        windows = self.source(split).windows
+        return {
+            **self._judge.report(predictions, split=split, calibration=calibration),
+            "n_windows": len(windows.cut),
+            "n_unreachable_gold_spans": len(windows.unreachable),
+            "n_pairs_with_unknown_evidence": self._n_unknown[split],
+        }
+
+    def records(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> Iterator[dict[str, Any]]:
+        evidence = self._judge.evidence(predictions, split=split, calibration=calibration)
+        for example, found in zip(self._examples[split], evidence, strict=True):
+            yield {
+                "example_id": example.example_id,
+                "post_id": example.post_id,
+                "criterion_id": example.criterion_id,
+                **found,
+            }
+
+    def notes(self, split: str) -> list[str]:
+        windows = self.source(split).windows
+        pairs = self._examples[split]
+        answerable = sum(bool(example.evidence) for example in pairs)
+        lines = [
+            f"{len(windows.cut)} windows of {len(pairs)} pairs of {split}, {answerable} of them with "
+            f"evidence; {self._n_unknown[split]} met pairs whose evidence is unknown are left out."
+        ]
+        if windows.unreachable:
+            longest = max(span.tokens for span in windows.unreachable)
+            room = max(self._max_length, windows.longest_frame + longest)
+            ids = sorted({pairs[span.pair].example_id for span in windows.unreachable})
+            lines.append(
+                f"{len(windows.unreachable)} gold spans of {split} are whole in no window, and count as "
+                f"missed: {', '.join(ids)}. task.stride={max(longest - 1, 0)} with "
+                f"model.max_length={room} would reach all of them that have a token."
+            )
+        if windows.longest_gold > self._max_answer_length:
+            lines.append(
+                f"The longest gold span of {split} has {windows.longest_gold} tokens, but "
+                f"`task.max_answer_length` is {self._max_answer_length}: it can't be predicted."
+            )
+        return lines
+
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
+        n_pairs = len(self._examples["val"])
+        nothing: Predictions = {
+            "span_starts": np.full((n_pairs, 1), NO_OFFSET),
+            "span_ends": np.full((n_pairs, 1), NO_OFFSET),
+            "span_scores": np.full((n_pairs, 1), -np.inf),
+        }
+        names = self.metrics(nothing, split="val", calibration={"null_score_diff_threshold": 0.0})
+        high_is_good = ("f1", "precision", "recall", "exact_match", "average_precision")
+        return {name: "max" for name in names if name.removesuffix("_micro").endswith(high_is_good)}
+
+    def metadata(self) -> dict[str, Any]:
+        return description(self._criteria, self._encoder)
+
+    def summary(self, metrics: MetricValues) -> str:
+        return self._judge.summary(metrics)
+
+    @cached_property
+    def _pools(self) -> EpochPools:
+        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+
+
+def _snapped(examples: Sequence[Example], windows: EncodedWindows) -> np.ndarray:
+    """Let every token stand for the whole sentence that it lies in."""
+    offsets = windows.offsets.copy()
+    for pair, example in enumerate(examples):
+        rows = (
+            windows.rows.starts[windows.starts[pair]],
+            windows.rows.starts[windows.starts[pair + 1]],
+        )
+        own = offsets[slice(*rows)]
+        original = own.copy()
+        for sentence in sentences(example.text):
+            inside = (original[:, 0] < sentence.end_char) & (original[:, 1] > sentence.start_char)
+            own[inside & (original[:, 0] != NO_OFFSET)] = sentence.start_char, sentence.end_char
+    return offsets

@@ -1,0 +1,218 @@
+"""How predicted evidence is judged, whichever model predicted it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.metrics.spans import (
+    SpanPredictions,
+    fit_null_threshold,
+    span_intervals,
+    span_metrics,
+)
+from psy_agents_noaug.metrics.tables import render_table, shown
+from psy_agents_noaug.tasks.base import flat_metrics
+from psy_agents_noaug.tasks.evidence_baselines import (
+    Answers,
+    first_sentence,
+    no_evidence,
+    similar_sentence,
+    whole_post,
+)
+from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
+
+THRESHOLD = "null_score_diff_threshold"
+_COMPARED = {
+    "IOU F1": "evidence_iou_f1",
+    "token F1": "answerable/evidence_token_f1",
+    "exact": "answerable/evidence_exact_match",
+    "token F1, all": "evidence_token_f1",
+    "detection F1": "evidence_detection_f1",
+    "AP": "evidence_detection_average_precision",
+}
+_BASELINES = {
+    "tfidf_sentence": "TF-IDF sentence",
+    "first_sentence": "first sentence",
+    "whole_post": "whole post",
+    "none": "no evidence",
+}
+
+
+class EvidenceJudge:
+    """Judges span candidates against the gold spans of each split.
+
+    Predictions hold `span_starts`, `span_ends` and `span_scores`, `[pairs, spans]`, as
+    `SpanCandidates` has them.
+
+    Args:
+        examples: the pairs of each split, in the order of the predictions; their evidence is known.
+    """
+
+    def __init__(
+        self,
+        *,
+        criteria: Sequence[Criterion],
+        examples: Mapping[str, Sequence[Example]],
+        bootstrap_resamples: int,
+        seed: int,
+    ) -> None:
+        self._criteria = list(criteria)
+        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
+        self._examples = examples
+        self._bootstrap_resamples = bootstrap_resamples
+        self._seed = seed
+
+    def calibrate(self, predictions: Predictions) -> Calibration:
+        """Fit the `null_score_diff_threshold` on predictions of val."""
+        spans = self._spans("val", _candidates(predictions))
+        return {THRESHOLD: fit_null_threshold(spans, criteria=self._criterion_ids)}
+
+    def metrics(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        """Return the figures of `metrics.spans`, and those on explicitly unmet pairs with a span."""
+        spans = self._spans(split, _candidates(predictions))
+        threshold = calibration[THRESHOLD]
+        figures = span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
+        kept = spans.kept(threshold)
+        hard = [
+            bool(found)
+            for example, found in zip(self._examples[split], kept, strict=True)
+            if example.hard_negative_spans and not example.evidence
+        ]
+        return {
+            **flat_metrics(figures),
+            THRESHOLD: threshold,
+            "hard_negatives/n_pairs": len(hard),
+            "hard_negatives/false_alarm_rate": float(np.mean(hard)) if hard else None,
+            **({} if hard else {"hard_negatives/false_alarm_rate_undefined": "no such pair"}),
+        }
+
+    def report(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        """Return `metrics`, bootstrap intervals, and the baselines with theirs."""
+        figures = self.metrics(predictions, split=split, calibration=calibration)
+        figures |= self._intervals(
+            self._spans(split, _candidates(predictions)), calibration[THRESHOLD]
+        )
+        for name in _BASELINES:
+            spans = self._spans(split, self._baseline(name, split))
+            threshold = fit_null_threshold(
+                self._spans("val", self._baseline(name, "val")), criteria=self._criterion_ids
+            )
+            of_baseline = flat_metrics(
+                span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
+            )
+            of_baseline |= self._intervals(spans, threshold)
+            figures |= {
+                f"baseline_{name}/{key}": value
+                for key, value in of_baseline.items()
+                if not key.startswith("per_criterion/")
+            }
+        return figures
+
+    def evidence(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> list[dict[str, Any]]:
+        """Return what the prediction line of each pair says of its evidence."""
+        spans = self._spans(split, _candidates(predictions))
+        kept = spans.kept(calibration[THRESHOLD])
+        return [
+            {
+                "evidence": [
+                    {"start_char": start, "end_char": end, "score": float(score)}
+                    for (start, end), score in zip(found, scores, strict=False)
+                ],
+                "gold_evidence": [
+                    {"start_char": span.start_char, "end_char": span.end_char}
+                    for span in example.evidence
+                ],
+                "null_score_diff": float(-scores[0]) if np.isfinite(scores[0]) else None,
+                THRESHOLD: calibration[THRESHOLD],
+            }
+            for example, found, scores in zip(
+                self._examples[split], kept, spans.scores, strict=True
+            )
+        ]
+
+    def summary(self, metrics: MetricValues) -> str:
+        """Render the figures by criterion, and the model beside the baselines."""
+        columns = {
+            "IOU F1": "evidence_iou_f1",
+            "precision": "evidence_iou_precision",
+            "recall": "evidence_iou_recall",
+            "token F1": "answerable/evidence_token_f1",
+            "exact": "answerable/evidence_exact_match",
+            "detection F1": "evidence_detection_f1",
+            "AP": "evidence_detection_average_precision",
+        }
+        rows = [["criterion", "name", "answerable", *columns]]
+        for criterion in self._criteria:
+            key = f"per_criterion/{criterion.criterion_id}/"
+            answerable = f"{metrics[key + 'n_answerable']}/{metrics[key + 'n_pairs']}"
+            figures = [shown(metrics[key + name]) for name in columns.values()]
+            rows.append([criterion.criterion_id, criterion.name, answerable, *figures])
+        averaged = f"mean of {metrics['n_criteria_in_macro']}/{len(self._criteria)} criteria"
+        answerable = f"{metrics['n_answerable']}/{metrics['n_pairs']}"
+        rows.append(
+            ["macro", averaged, answerable, *(shown(metrics[name]) for name in columns.values())]
+        )
+        systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED)[1:]]]
+        prefixes = {"model": ""} | {name: f"baseline_{key}/" for key, name in _BASELINES.items()}
+        for name, prefix in prefixes.items():
+            low, high = (
+                shown(metrics[f"{prefix}evidence_iou_f1_ci_{end}"]) for end in ("low", "high")
+            )
+            first, *rest = (shown(metrics[prefix + key]) for key in _COMPARED.values())
+            systems.append([name, f"{first} [{low}, {high}]", *rest])
+        return (
+            f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
+            f"{render_table(systems, left=2)}\n"
+            "token F1 and exact: pairs with evidence; all: pairs without it too, where none is right"
+        )
+
+    def _baseline(self, name: str, split: str) -> Answers:
+        examples = self._examples[split]
+        match name:
+            case "tfidf_sentence":
+                reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
+                return similar_sentence(examples, train=self._examples["train"], reads=reads)
+            case "first_sentence":
+                return first_sentence(examples)
+            case "whole_post":
+                return whole_post(examples)
+        return no_evidence(examples)
+
+    def _spans(self, split: str, answers: Answers) -> SpanPredictions:
+        examples = self._examples[split]
+        return SpanPredictions(
+            texts=[example.text for example in examples],
+            gold=[
+                [(span.start_char, span.end_char) for span in example.evidence]
+                for example in examples
+            ],
+            starts=answers.starts,
+            ends=answers.ends,
+            scores=answers.scores,
+            criterion_ids=np.asarray([example.criterion_id for example in examples]),
+            group_ids=np.asarray([example.post_id for example in examples]),
+        )
+
+    def _intervals(self, spans: SpanPredictions, threshold: float) -> MetricValues:
+        return flat_metrics(
+            span_intervals(
+                spans,
+                criteria=self._criterion_ids,
+                threshold=threshold,
+                n_resamples=self._bootstrap_resamples,
+                seed=self._seed,
+            )
+        )
+
+
+def _candidates(predictions: Predictions) -> Answers:
+    return Answers(predictions["span_starts"], predictions["span_ends"], predictions["span_scores"])

@@ -1,0 +1,39 @@
+"""Which training pairs an epoch sees."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.training.batching import derived_seed
+
+_SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
+
+
+class EpochPools:
+    """All annotated pairs in every epoch, and a fresh sample of the unannotated negatives.
+
+    Args:
+        negatives: `all`, or how many unannotated negatives per positive an epoch draws.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], *, negatives: float | Literal["all"], seed: int
+    ) -> None:
+        drawn_from = np.asarray([not e.annotated and e.label == 0 for e in examples], dtype=bool)
+        self._kept = np.flatnonzero(~drawn_from)
+        self._unannotated = np.flatnonzero(drawn_from)
+        self._seed = seed
+        n_positive = sum(example.label for example in examples)
+        self._n_drawn = len(self._unannotated)
+        if negatives != "all":
+            self._n_drawn = min(round(negatives * n_positive), self._n_drawn)
+
+    def of(self, epoch: int) -> np.ndarray:
+        """Return the sorted indices of the pairs of `epoch`, a pure function of it and the seed."""
+        if self._n_drawn == len(self._unannotated):
+            return np.arange(len(self._kept) + len(self._unannotated))
+        generator = np.random.default_rng(derived_seed(self._seed, epoch, _SAMPLING))
+        sample = generator.choice(self._unannotated, size=self._n_drawn, replace=False)
+        return np.sort(np.concatenate([self._kept, sample]))

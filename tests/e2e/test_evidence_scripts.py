@@ -1,0 +1,167 @@
+"""The evidence scripts as a user runs them: files, figures, exact evaluation, long posts, real data."""
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.training.checkpoint import load_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
+PREDICTION_KEYS = {
+    "example_id",
+    "post_id",
+    "criterion_id",
+    "evidence",
+    "gold_evidence",
+    "null_score_diff",
+    "null_score_diff_threshold",
+}
+
+
+@pytest.fixture
+def task_name() -> str:
+    return "evidence"
+
+
+def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+
+def figures(folder: Path, split: str) -> dict[str, object]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
+
+
+def test_a_training_and_its_evaluations_by_the_scripts(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    trained = run_script("train_evidence.py", *overrides, "run_name=one")
+    assert trained.returncode == 0, trained.stderr
+    assert "TF-IDF sentence" in trained.stdout
+    assert "windows of" in trained.stderr
+    folder = tmp_path / "outputs" / "evidence" / "one"
+    recorded = figures(folder, "val")
+    assert recorded["val/baseline_whole_post/answerable/evidence_token_f1"] > 0
+    assert not figures(folder, "test")
+    lines = [json.loads(x) for x in (folder / "predictions" / "val.jsonl").read_text().splitlines()]
+    assert {key for line in lines for key in line} == PREDICTION_KEYS
+
+    best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
+    again = run_script("eval_evidence.py", f"checkpoint={best}", "split=val")
+    assert again.returncode == 0, again.stderr
+    assert figures(folder, "val") == recorded
+    test = run_script("eval_evidence.py", f"checkpoint={best}")
+    assert test.returncode == 0, test.stderr
+    assert figures(folder, "test")["test/n_pairs"] == 8 * 9
+    threshold = load_checkpoint(best, task="evidence").calibration["null_score_diff_threshold"]
+    assert figures(folder, "test")["test/null_score_diff_threshold"] == threshold
+
+
+def test_a_checkpoint_of_another_task_is_refused(
+    overrides: list[str],
+    tmp_path: Path,
+    own_logging: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    argv = [*overrides, "training.max_steps=1", "run_name=other"]
+    assert run_train("evidence/train", argv) == 0
+    best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
+    assert run_evaluate("criteria/eval", [f"checkpoint={best}"]) == 2
+    assert "CheckpointError" in capfd.readouterr().err
+
+
+def test_offsets_that_do_not_fit_are_refused_all_at_once(
+    overrides: list[str],
+    tiny_corpus: Path,
+    tmp_path: Path,
+    own_logging: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    posts = [{"post_id": f"p{n}", "text": f"I slept badly in week {n}."} for n in range(12)]
+    bad = [
+        {"start_char": 2, "end_char": 99},
+        {"start_char": 9, "end_char": 4},
+        {"start_char": 2, "end_char": 7, "evidence_text": "badly"},
+        {"start_char": -1, "end_char": 4},
+    ]
+    annotations = [
+        {"post_id": f"p{n}", "criterion_id": "A.4", "status": 1, **offsets}
+        for n, offsets in enumerate(bad)
+    ]
+    for name, rows in (("posts", posts), ("annotations", annotations)):
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    argv = [
+        *(item for item in overrides if not item.startswith("data")),
+        "data=tables",
+        f"data.dir={tmp_path}",
+        "data.posts=posts.jsonl",
+        "data.annotations=annotations.jsonl",
+    ]
+    assert run_train("evidence/train", argv) == 2
+    told = capfd.readouterr().err
+    for row, column in ((1, "end_char"), (2, "end_char"), (3, "evidence_text"), (4, "start_char")):
+        assert f"annotations.jsonl, row {row}, column {column}: must" in told
+    assert "slept" not in told
+
+
+def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
+    overrides: list[str], tiny_corpus: Path, tmp_path: Path, own_logging: None
+) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for path in tiny_corpus.iterdir():
+        (corpus / path.name).write_bytes(path.read_bytes())
+    with (corpus / "redsm5_posts.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for post in (rows[0], rows[14]):
+        post["text"] = "The bus was late again this morning. " * 1000 + post["text"]
+    with (corpus / "redsm5_posts.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    argv = [
+        *overrides,
+        f"data.dir={corpus}",
+        "data.near_duplicate_threshold=1.0",
+        "training.max_steps=4",
+        "run_name=long",
+    ]
+    assert run_train("evidence/train", argv) == 0
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    # All windows of one pair at once would hold the activations of 15,000 tokens: 1,100 MiB and more.
+    assert grown < 500
+    lines = (tmp_path / "outputs/evidence/long/predictions/val.jsonl").read_text().splitlines()
+    assert len([line for line in lines if '"p14"' in line]) == 9
+
+
+@pytest.mark.skipif(not PUBLIC_SAMPLE.is_dir(), reason="the real public sample is not beside us")
+def test_training_runs_on_the_evidence_of_the_real_sample_that_was_found(
+    overrides: list[str],
+    tmp_path: Path,
+    own_logging: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    own = [item for item in overrides if not item.startswith(("data.", "task.stride"))]
+    argv = [
+        *own,
+        f"data.dir={PUBLIC_SAMPLE}",
+        "task.stride=16",
+        "training.epochs=1",
+        "run_name=real",
+    ]
+    assert run_train("evidence/train", argv) == 0
+    told = capfd.readouterr().err
+    assert "0 given, 0 verbatim, 0 folded, 1 fuzzy, 24 lost" in told
+    report = json.loads((tmp_path / "outputs/evidence/real/alignment.json").read_text())
+    assert [name.split(" ")[1] for name in report["alignment"]["ids"]["fuzzy"]] == ["(94.3)"]
+    assert len(report["alignment"]["ids"]["lost"]) == 24

@@ -1,0 +1,236 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from psy_agents_noaug.metrics.spans import (
+    SpanPredictions,
+    fit_null_threshold,
+    iou,
+    span_intervals,
+    span_metrics,
+)
+
+TEXT = "aa bb cc dd ee ff gg hh"
+
+
+def words(first: int, last: int) -> tuple[int, int]:
+    """The span of words `first` to `last` of TEXT, both included."""
+    return 3 * first, 3 * last + 2
+
+
+def make(pairs, *, criteria=None, posts=None, text=TEXT) -> SpanPredictions:
+    """From (gold spans, [(span, score)]) a pair."""
+    n, width = len(pairs), max([1, *(len(predicted) for _, predicted in pairs)])
+    starts, ends = (np.full((n, width), -1) for _ in range(2))
+    scores = np.full((n, width), -np.inf)
+    for row, (_, predicted) in enumerate(pairs):
+        for column, ((start, end), score) in enumerate(predicted):
+            starts[row, column], ends[row, column], scores[row, column] = start, end, score
+    return SpanPredictions(
+        texts=[text] * n,
+        gold=[gold for gold, _ in pairs],
+        starts=starts,
+        ends=ends,
+        scores=scores,
+        criterion_ids=np.asarray(criteria or ["A"] * n),
+        group_ids=np.asarray(posts or [f"p{row}" for row in range(n)]),
+    )
+
+
+WORKED = [
+    ([words(0, 3)], [(words(1, 3), 2.0)]),
+    ([], []),
+    ([], [(words(0, 0), 1.0), (words(4, 4), -5.0)]),
+    ([words(0, 1), words(5, 7)], [(words(5, 7), 3.0), (words(0, 0), 0.5)]),
+]
+
+
+def test_all_figures_of_a_worked_example_are_those_by_hand():
+    values = span_metrics(make(WORKED), criteria=["A"], threshold=0.0).values
+    assert values["n_pairs"], values["n_answerable"] == (4, 2)
+    assert (values["n_gold_spans"], values["n_predicted_spans"]) == (3, 4)
+    expected = {
+        "evidence_exact_match": 2 / 4,
+        "evidence_token_f1": (6 / 7 + 1 + 0 + 1) / 4,
+        "answerable/evidence_exact_match": 1 / 2,
+        "answerable/evidence_token_f1": (6 / 7 + 1) / 2,
+        "unanswerable/evidence_exact_match": 1 / 2,
+        "unanswerable/evidence_token_f1": 1 / 2,
+        # 3/4 and 1/2 of the words are shared, which is enough.
+        "evidence_iou_precision": 3 / 4,
+        "evidence_iou_recall": 3 / 3,
+        "evidence_iou_f1": 6 / 7,
+        "evidence_set_token_precision": 7 / 8,
+        "evidence_set_token_recall": 7 / 9,
+        "evidence_set_token_f1": 14 / 17,
+        # Characters of the predicted spans: 8, 2, 8, 2; of the gold ones 11 and 5 + 8; shared 8 and 10.
+        "evidence_char_precision": 18 / 20,
+        "evidence_char_recall": 18 / 24,
+        "evidence_char_f1": 36 / 44,
+        "evidence_detection_precision": 2 / 3,
+        "evidence_detection_recall": 2 / 2,
+        "evidence_detection_f1": 4 / 5,
+        "evidence_detection_average_precision": 1.0,
+        "evidence_iou_f1_micro": 6 / 7,
+    }
+    assert {key: values[key] for key in expected} == pytest.approx(expected)
+
+
+def test_a_span_is_predicted_if_it_beats_no_evidence_by_the_threshold():
+    pairs = make(WORKED)
+    assert [len(kept) for kept in pairs.kept(0.0)] == [1, 0, 1, 2]
+    assert [len(kept) for kept in pairs.kept(-0.5)] == [1, 0, 1, 1 + 1]
+    assert [len(kept) for kept in pairs.kept(-0.6)] == [1, 0, 1, 1]
+    assert [len(kept) for kept in pairs.kept(-99.0)] == [0, 0, 0, 0]
+    assert [len(kept) for kept in pairs.kept(99.0)] == [1, 0, 2, 2]
+
+
+def test_spans_at_the_first_and_the_last_word_count_in_full():
+    pairs = make([([words(0, 0)], [(words(0, 0), 1.0)]), ([words(7, 7)], [(words(7, 7), 1.0)])])
+    values = span_metrics(pairs, criteria=["A"], threshold=0.0).values
+    assert values["evidence_exact_match"] == values["evidence_iou_f1"] == 1.0
+    assert values["evidence_char_f1"] == values["evidence_set_token_f1"] == 1.0
+
+
+def test_precision_and_recall_count_each_span_once():
+    # Two predictions share half of their words with one gold span: both right, one gold span found.
+    pairs = make([([words(0, 3)], [(words(0, 1), 2.0), (words(2, 3), 1.0)])])
+    values = span_metrics(pairs, criteria=["A"], threshold=0.0).values
+    assert values["evidence_iou_precision"] == values["evidence_iou_recall"] == 1.0
+
+
+def test_means_are_over_criteria_with_gold_and_micro_pools_all_pairs():
+    pairs = make([*WORKED, ([words(0, 0)], []), ([], [])], criteria=[*"AAAA", "B", "C"])
+    metrics = span_metrics(pairs, criteria=["A", "B", "C"], threshold=0.0)
+    values = metrics.values
+    assert values["n_criteria_in_macro"] == 2
+    assert values["per_criterion/B/evidence_iou_f1"] == 0.0
+    assert values["per_criterion/B/evidence_iou_precision"] is None
+    assert metrics.undefined["per_criterion/B/evidence_iou_precision"] == "nothing predicted"
+    assert metrics.undefined["per_criterion/C/evidence_iou_f1"] == "no pair with evidence"
+    assert metrics.undefined["per_criterion/B/unanswerable/evidence_token_f1"] == (
+        "no pair without evidence"
+    )
+    assert values["evidence_iou_f1"] == pytest.approx((6 / 7 + 0) / 2)
+    assert values["evidence_iou_precision"] == pytest.approx((3 / 4 + 0) / 2)
+    assert values["evidence_iou_f1_micro"] == pytest.approx(3 / 4)
+    assert values["evidence_exact_match"] == pytest.approx((0.5 + 0 + 1) / 3)
+
+
+def test_without_any_gold_span_nothing_is_silently_zero():
+    metrics = span_metrics(make([([], []), ([], [])]), criteria=["A"], threshold=0.0)
+    assert metrics.values["evidence_iou_f1"] is None
+    assert metrics.values["evidence_detection_average_precision"] is None
+    assert metrics.values["evidence_exact_match"] == 1.0
+    assert set(metrics.undefined) == {k for k, v in metrics.values.items() if v is None}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (words(0, 1), words(0, 1), 1.0),
+        (words(0, 1), words(1, 2), 1 / 3),
+        (words(0, 0), words(1, 1), 0.0),
+        ((1, 4), words(0, 1), 1.0),
+        ((2, 3), words(0, 0), 0.0),
+    ],
+)
+def test_iou_is_of_the_words_that_the_spans_touch(one, other, expected):
+    assert iou(TEXT, one, other) == pytest.approx(expected)
+
+
+def test_the_fitted_threshold_has_the_best_iou_f1_of_all():
+    rng = np.random.default_rng(3)
+    pairs = make(random_pairs(rng, 40), criteria=["A", "B"] * 20)
+    fitted = fit_null_threshold(pairs, criteria=["A", "B", "C"])
+
+    def f1(threshold: float) -> float:
+        return span_metrics(pairs, criteria=["A", "B", "C"], threshold=threshold).values[
+            "evidence_iou_f1"
+        ]
+
+    candidates = [float(-score) for score in pairs.scores.ravel() if np.isfinite(score)]
+    everywhere = [value + shift for value in candidates for shift in (-1e-6, 1e-6)]
+    assert f1(fitted) == pytest.approx(max(map(f1, everywhere)))
+    assert min(map(f1, everywhere)) < f1(fitted) - 0.1
+
+
+def test_of_equally_good_thresholds_the_nearest_to_zero_wins():
+    pairs = make([([words(0, 0)], [(words(0, 0), 6.0)]), ([], [(words(0, 0), 2.0)])])
+    assert fit_null_threshold(pairs, criteria=["A"]) == -4.0
+    pairs = make([([words(0, 0)], [(words(0, 0), 6.0)]), ([], [(words(0, 0), -2.0)])])
+    assert fit_null_threshold(pairs, criteria=["A"]) == 0.0
+    assert fit_null_threshold(make([([], [(words(0, 0), 5.0)])]), criteria=["A"]) == 0.0
+
+
+def test_intervals_are_those_of_a_naive_bootstrap_over_posts():
+    rng = np.random.default_rng(0)
+    posts = [f"p{row // 2:02d}" for row in range(60)]
+    rows = random_pairs(rng, 60)
+    pairs = make(rows, posts=posts)
+    got = span_intervals(pairs, criteria=["A"], threshold=0.0, n_resamples=400, seed=7).values
+    ids = np.unique(posts)
+    members = {name: [at for at, post in enumerate(posts) if post == name] for name in ids}
+    draw = np.random.default_rng(7)
+    samples = []
+    for _ in range(400):
+        drawn = [at for name in ids[draw.integers(30, size=30)] for at in members[name]]
+        resample = make([rows[at] for at in drawn])
+        samples.append(span_metrics(resample, criteria=["A"], threshold=0.0).values)
+    for key in ("evidence_iou_f1", "evidence_token_f1", "evidence_char_f1"):
+        naive = np.quantile([sample[key] for sample in samples], [0.025, 0.975])
+        assert [got[f"{key}_ci_low"], got[f"{key}_ci_high"]] == pytest.approx(naive.tolist())
+        assert naive[0] < naive[1]
+
+
+def test_intervals_depend_on_the_seed_and_not_on_the_order_of_pairs():
+    rng = np.random.default_rng(1)
+    rows = random_pairs(rng, 30)
+    posts = [f"p{row // 3}" for row in range(30)]
+
+    def interval(order, seed):
+        pairs = make([rows[at] for at in order], posts=[posts[at] for at in order])
+        return span_intervals(pairs, criteria=["A"], threshold=0.0, n_resamples=100, seed=seed)
+
+    forward, backward = range(30), range(29, -1, -1)
+    assert interval(forward, 1).values == pytest.approx(interval(backward, 1).values)
+    assert interval(forward, 1).values != interval(forward, 2).values
+
+
+def test_scores_that_rise_and_criteria_that_are_unknown_are_refused():
+    with pytest.raises(ValueError, match="must fall"):
+        make([([], [(words(0, 0), 1.0), (words(1, 1), 2.0)])])
+    with pytest.raises(ValueError, match="criteria"):
+        span_metrics(make([([], [])], criteria=["Z"]), criteria=["A"], threshold=0.0)
+
+
+TOKEN = st.integers(0, 7)
+SPAN = st.tuples(TOKEN, TOKEN).map(lambda ends: words(min(ends), max(ends)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.lists(SPAN, max_size=2), st.lists(SPAN, max_size=2)), min_size=1, max_size=5
+    )
+)
+def test_every_figure_is_a_share_and_perfect_predictions_score_one(rows):
+    pairs = [(gold, [(span, 2.0 - at) for at, span in enumerate(found)]) for gold, found in rows]
+    for name, value in span_metrics(make(pairs), criteria=["A"], threshold=9.0).values.items():
+        assert name.startswith("n_") or "/n_" in name or value is None or 0.0 <= value <= 1.0
+    perfect = [(gold, [(span, 2.0 - at) for at, span in enumerate(gold)]) for gold, _ in rows]
+    values = span_metrics(make(perfect), criteria=["A"], threshold=9.0).values
+    for name in ("evidence_exact_match", "evidence_iou_f1", "evidence_char_f1"):
+        assert values[name] in (None, pytest.approx(1.0))
+
+
+def random_pairs(rng: np.random.Generator, count: int):
+    """Pairs of which a third has evidence; better predictions have better scores, mostly."""
+    rows = []
+    for _ in range(count):
+        gold = [words(2, 4)] if rng.random() < 0.4 else []
+        first = int(rng.integers(0, 4))
+        score = float(rng.normal() + (2.0 if gold and first == 2 else 0.0))
+        rows.append((gold, [(words(first, first + 2), score)]))
+    return rows
