@@ -21,7 +21,15 @@ from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 REPOSITORY = Path(__file__).parents[1]
 CANARY = "xylozephyrquill"
 # What a task needs besides `overrides` for tiny inputs.
-TINY_SETTINGS = {"criteria": (), "evidence": ("task.stride=8",)}
+TINY_SETTINGS = {
+    "criteria": ("task.bootstrap_resamples=100",),
+    "evidence": ("task.bootstrap_resamples=100", "task.stride=8"),
+    "joint": (
+        "task.criteria.bootstrap_resamples=100",
+        "task.evidence.bootstrap_resamples=100",
+        "task.evidence.stride=8",
+    ),
+}
 
 _NEUTRAL = [
     "The bus was late again this morning.",
@@ -126,9 +134,9 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[[Path], list[str]]:
-    """Return a function from an output_dir to the command line of a run that takes a second."""
-    return lambda output_dir: [
+def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[str]]:
+    """Return a function from output_dir and task to the command line of a run that takes a second."""
+    return lambda output_dir, task="criteria": [
         "data=redsm5",
         f"data.dir={tiny_corpus}",
         "data.splits=splits.json",
@@ -140,8 +148,8 @@ def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[[Path], lis
         "training.train_batch_size=8",
         "training.micro_batch_tokens=256",
         "training.learning_rate=0.001",
-        "task.bootstrap_resamples=100",
         f"output_dir={output_dir}",
+        *TINY_SETTINGS[task],
     ]
 
 
@@ -152,11 +160,9 @@ def task_name() -> str:
 
 
 @pytest.fixture
-def overrides(
-    overrides_for: Callable[[Path], list[str]], tmp_path: Path, task_name: str
-) -> list[str]:
+def overrides(overrides_for: Callable[..., list[str]], tmp_path: Path, task_name: str) -> list[str]:
     """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
-    return [*overrides_for(tmp_path / "outputs"), *TINY_SETTINGS[task_name]]
+    return overrides_for(tmp_path / "outputs", task_name)
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ def better_direction(monitor: str, task: ReportingTask) -> str:
     """
     known = {f"val/{name}": direction for name, direction in task.monitors().items()}
     if monitor not in known:
-        shown = ", ".join(sorted(name for name in known if name.count("/") == 1))
+        shown = ", ".join(sorted(name for name in known if "/per_criterion/" not in name))
+        example = min(name for name in known if "/per_criterion/" in name)
         raise ConfigError(
             f"`training.monitor` must be a figure on val, but is {monitor!r} instead. There are: "
-            f"{shown}; and the same per criterion, e.g. val/per_criterion/A.1/f1."
+            f"{shown}; and the same per criterion, e.g. {example}."
         )
     return known[monitor]
 

@@ -18,7 +18,7 @@ from psy_agents_noaug.utils.reproducibility import (
 # A CPU computes small batches as fast as large ones, and these have less padding.
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 _ON_A_GPU = 16384
-# What fits into any memory in one go, whatever is fast.
+# Of one example of many windows, which would be encoded twice beyond this.
 _MAX_TOKENS_HELD = 4096
 
 logger = logging.getLogger(__name__)

@@ -26,15 +26,11 @@ from psy_agents_noaug.guards import (
     evaluation_directory,
 )
 from psy_agents_noaug.machine import Machine, prepare_machine
-from psy_agents_noaug.models.encoder import (
-    Encoder,
-    load_encoder,
-    rebuild_encoder,
-)
 from psy_agents_noaug.prepare import PreparedData, prepare_data
 from psy_agents_noaug.run_directory import RunDirectory, open_run_directory, point_to_latest
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.build import build_task
+from psy_agents_noaug.tasks.encoders import load_encoders, rebuild_encoders
 from psy_agents_noaug.tracking.base import Tracker
 from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.training.checkpoint import (
@@ -77,10 +73,12 @@ def train(config: TrainConfig) -> RunResult:
         checkpoint = _last_checkpoint(config, directory)
         if checkpoint is not None:
             check_resumed_data(checkpoint, data, directory.path)
-        encoder = _encoder(config, checkpoint)
+        encoders = (
+            load_encoders(config) if checkpoint is None else rebuild_encoders(checkpoint.metadata)
+        )
         task = build_task(
             config,
-            encoder=encoder,
+            encoders=encoders,
             criteria=data.corpus.criteria,
             examples={name: data.examples[name] for name in ("train", "val")},
             max_tokens=machine.max_tokens,
@@ -121,7 +119,7 @@ def evaluate(
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
     task = build_task(
         config,
-        encoder=rebuild_encoder(checkpoint.metadata["encoder_files"]),
+        encoders=rebuild_encoders(checkpoint.metadata),
         criteria=data.corpus.criteria,
         examples=data.examples,
         max_tokens=machine.max_tokens,
@@ -169,16 +167,6 @@ def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint
     checkpoint = load_checkpoint(directory.last_checkpoint, task=config.task.name)
     logger.info("Going on with %s from step %d.", directory.path, checkpoint.step)
     return checkpoint
-
-
-def _encoder(config: TrainConfig, checkpoint: Checkpoint | None) -> Encoder:
-    if checkpoint is not None:
-        return rebuild_encoder(checkpoint.metadata["encoder_files"])
-    return load_encoder(
-        config.model.pretrained_model,
-        revision=config.model.revision,
-        dropout=config.model.encoder_dropout,
-    )
 
 
 def _fit(
@@ -324,19 +312,23 @@ def _judge(
     began = time.perf_counter()
     evaluation = evaluator.evaluate(task.model, split, calibration=checkpoint.calibration)
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
-    figures = task.report(evaluation.predictions, split=split, calibration=evaluation.calibration)
+    predictions, calibration = evaluation.predictions, evaluation.calibration
+    figures = task.report(predictions, split=split, calibration=calibration)
+    follow_ups = {
+        name: evaluator.predict(task.model, name)
+        for name in task.follow_ups(predictions, split=split, calibration=calibration)
+    }
+    figures |= task.follow_up_report(predictions, follow_ups, split=split, calibration=calibration)
     metrics: MetricValues = {f"{split}/{key}": value for key, value in figures.items()}
     if evaluator.is_main:
         directory.add_metrics(metrics)
-        records = task.records(
-            evaluation.predictions, split=split, calibration=evaluation.calibration
-        )
-        predictions = directory.write_predictions(split, records)
+        records = task.records(predictions, split=split, calibration=calibration)
+        lines = directory.write_predictions(split, records)
         tracker.log_metrics(
             {key: value for key, value in metrics.items() if not isinstance(value, str)},
             step=step,
         )
-        for path in (directory.metrics, predictions):
+        for path in (directory.metrics, lines):
             tracker.log_artifact(path)
     return RunResult(directory.path, dict(metrics), task.summary(figures))
 

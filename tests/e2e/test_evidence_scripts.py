@@ -2,7 +2,6 @@
 
 import csv
 import json
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +59,7 @@ def test_a_training_and_its_evaluations_by_the_scripts(
     assert figures(folder, "val") == recorded
     test = run_script("eval_evidence.py", f"checkpoint={best}")
     assert test.returncode == 0, test.stderr
-    assert figures(folder, "test")["test/n_pairs"] == 8 * 9
+    assert figures(folder, "test")["test/evidence_n_pairs"] == 8 * 9
     threshold = load_checkpoint(best, task="evidence").calibration["null_score_diff_threshold"]
     assert figures(folder, "test")["test/null_score_diff_threshold"] == threshold
 
@@ -113,8 +112,16 @@ def test_offsets_that_do_not_fit_are_refused_all_at_once(
     assert "slept" not in told
 
 
+PEAK = """
+import resource, sys
+from psy_agents_noaug.cli import run_train
+assert run_train("evidence/train", sys.argv[1:]) == 0
+print("peak MiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
 def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
-    overrides: list[str], tiny_corpus: Path, tmp_path: Path, own_logging: None
+    overrides: list[str], tiny_corpus: Path, tmp_path: Path
 ) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
@@ -128,19 +135,21 @@ def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    argv = [
-        *overrides,
-        f"data.dir={corpus}",
-        "data.near_duplicate_threshold=1.0",
-        "training.max_steps=4",
-        "run_name=long",
-    ]
-    assert run_train("evidence/train", argv) == 0
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    # All windows of one pair at once would hold the activations of 15,000 tokens: 1,100 MiB and more.
-    assert grown < 500
-    lines = (tmp_path / "outputs/evidence/long/predictions/val.jsonl").read_text().splitlines()
+    settings = [*overrides, f"data.dir={corpus}", "training.max_steps=4", "run_name=long"]
+    peaks = []
+    for tokens in (256, 100_000):
+        argv = [*settings, f"training.micro_batch_tokens={tokens}", f"run_name=held{tokens}"]
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, *argv],
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=True,
+        )
+        peaks.append(int(done.stdout.split("peak MiB ")[1]))
+    # All windows at once hold the activations of 14,000 tokens and more.
+    assert peaks[0] + 200 < peaks[1]
+    lines = (tmp_path / "outputs/evidence/held256/predictions/val.jsonl").read_text().splitlines()
     assert len([line for line in lines if '"p14"' in line]) == 9
 
 

@@ -79,6 +79,9 @@ class ModelConfig(Section):
     pretrained_model: str
     revision: str | None = None
     max_length: Annotated[int, Field(ge=8)]
+    criteria_encoder: str | None = None
+    evidence_encoder: str | None = None
+    share_encoder: bool = False
     pooling: Literal["cls", "mean", "max", "attention"]
     head_layers: Positive
     head_width: Positive | None
@@ -114,6 +117,31 @@ class EvidenceTaskConfig(Section):
     max_spans: Positive
     snap_to_sentences: bool
     bootstrap_resamples: Annotated[int, Field(ge=100)]
+
+
+class LossWeightsConfig(Section):
+    """What the two losses of the joint task are multiplied by."""
+
+    criteria: Annotated[float, Field(ge=0.0)]
+    evidence: Annotated[float, Field(ge=0.0)]
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> "LossWeightsConfig":
+        if self.criteria == self.evidence == 0.0:
+            raise ValueError("`task.loss_weights` must not both be 0.")
+        return self
+
+
+class JointTaskConfig(Section):
+    """How label and evidence are learned together (`configs/task/joint.yaml`)."""
+
+    name: Literal["joint"]
+    criteria: CriteriaTaskConfig
+    evidence: EvidenceTaskConfig
+    fusion: Literal["none", "concat", "evidence_attention"]
+    window_pooling: Literal["max", "logsumexp"]
+    loss_weights: Literal["uncertainty"] | LossWeightsConfig
+    decoding: Literal["independent", "consistent"]
 
 
 class EarlyStoppingConfig(Section):
@@ -186,10 +214,15 @@ class TrackingConfig(Section):
         return self
 
 
+TaskConfig = Annotated[
+    CriteriaTaskConfig | EvidenceTaskConfig | JointTaskConfig, Field(discriminator="name")
+]
+
+
 class TrainConfig(Section):
     """Everything one training run depends on."""
 
-    task: Annotated[CriteriaTaskConfig | EvidenceTaskConfig, Field(discriminator="name")]
+    task: TaskConfig
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
@@ -202,10 +235,26 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _finds_evidence_in_posts(self) -> "TrainConfig":
-        if self.task.name == "evidence" and self.data.unit != "post":
+        if self.task.name != "criteria" and self.data.unit != "post":
             raise ValueError(
-                "`data.unit` must be post for the evidence task, which finds the evidence in it, "
-                f"but is {self.data.unit} instead."
+                f"`data.unit` must be post for the {self.task.name} task, which finds the evidence in "
+                f"it, but is {self.data.unit} instead."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_the_encoders_it_names(self) -> "TrainConfig":
+        model = self.model
+        named = model.criteria_encoder or model.evidence_encoder
+        if self.task.name != "joint" and (named or model.share_encoder):
+            raise ValueError(
+                "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` are of "
+                f"the joint task; for {self.task.name} give `model.pretrained_model`."
+            )
+        if named and model.share_encoder:
+            raise ValueError(
+                "`model.share_encoder` leaves no room for `model.criteria_encoder` or "
+                "`model.evidence_encoder`; give `model.pretrained_model`."
             )
         return self
 

@@ -26,6 +26,7 @@ class Example:
     `evidence` (from rows of status 1) and `hard_negative_spans` (status 0) are sorted, without
     repetition, in code points of the post; both are empty where the unit is the sentence. A met
     criterion without evidence means that its evidence is unknown, not that there is none.
+    `evidence_is_partial`: some rows of status 1 have evidence, others none that is known.
     """
 
     example_id: str
@@ -37,6 +38,7 @@ class Example:
     annotated: bool
     evidence: tuple[Span, ...]
     hard_negative_spans: tuple[Span, ...]
+    evidence_is_partial: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,8 @@ def _example(
         annotated=bool(rows),
         evidence=found[1],
         hard_negative_spans=found[0],
+        evidence_is_partial=bool(found[1])
+        and any(row.status == 1 and row.row not in spans for row in rows),
     )
 
 

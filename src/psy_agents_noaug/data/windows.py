@@ -71,13 +71,14 @@ def encode_windows(
     if stride >= max_length - longest:
         raise ConfigError(
             f"`task.stride` must be less than the {max_length - longest} tokens of a post that fit "
-            f"into `model.max_length` beside the longest criterion, but is {stride} instead."
+            f"into `model.max_length` ({max_length}) beside the longest criterion, but is {stride} "
+            "instead. Lower the one or raise the other."
         )
     tokens = tokenise(tokenizer, second)
     texts = {text: (ids, clean_offsets(text, offsets)) for text, (ids, offsets) in tokens.items()}
     rows: list[tuple[Frame, np.ndarray]] = []
     offsets: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int32)]
-    starts, gold, cut = [0], [], []
+    starts, gold, cut, truncated = [0], [], [], []
     unreachable: list[UnreachableSpan] = []
     longest_gold = 0
     for pair, (one, other) in enumerate(zip(first, second, strict=True)):
@@ -89,6 +90,7 @@ def encode_windows(
         for begin in begins:
             end = min(begin + room, len(ids))
             rows.append((frame, ids[begin:end]))
+            truncated.append(end < len(ids))
             framed = np.full((len(frame) + end - begin, 2), NO_OFFSET, dtype=np.int32)
             framed[len(frame.before) : len(frame.before) + end - begin] = text_offsets[begin:end]
             offsets.append(framed)
@@ -110,7 +112,7 @@ def encode_windows(
         ]
         longest_gold = max([longest_gold, *lengths])
     return EncodedWindows(
-        rows=lay_out(tokenizer, rows, truncated=[False] * len(rows)),
+        rows=lay_out(tokenizer, rows, truncated=truncated),
         starts=np.asarray(starts, dtype=np.int64),
         offsets=np.concatenate(offsets),
         gold=np.asarray(gold, dtype=np.int64).reshape(-1, 3),

@@ -3,8 +3,9 @@
 A pair is answerable if it has gold spans. Which figure is what:
 
 - `evidence_exact_match`, `evidence_token_f1`: SQuAD 2.0 (Rajpurkar et al. 2018). The best predicted span
-  against the gold span that fits best; without gold, 1 for no prediction and 0 for any. Means over the
-  pairs of a criterion; `answerable/` and `unanswerable/` part them, because where evidence is rare
+  against the gold span that fits best; without gold, 1 for no prediction and 0 for any, and 0 for no
+  prediction with gold (the official script compares texts, to which a lone "." is no answer). Means over
+  the pairs of a criterion; `answerable/` and `unanswerable/` part them, because where evidence is rare
   predicting none scores high over all pairs.
 - `evidence_iou_*`: ERASER (DeYoung et al. 2020). Spans as sets of words (runs without white space); a
   predicted span is right if its intersection over union with some gold span is at least 0.5. Precision
@@ -26,7 +27,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from psy_agents_noaug.metrics.bootstrap import (
     bootstrap_intervals,
@@ -138,12 +138,12 @@ def span_metrics(
     np.add.at(counts[:, 0], index, _pair_counts(predictions, threshold))
     by_criterion = _figures(counts)
     figures: dict[str, Figure] = {
-        "n_pairs": len(predictions.texts),
+        "evidence_n_pairs": len(predictions.texts),
         "n_answerable": int(counts[:, 0, _N_ANSWERABLE].sum()),
         "n_gold_spans": int(counts[:, 0, _GOLD].sum()),
         "n_predicted_spans": int(counts[:, 0, _PREDICTED].sum()),
-        "n_posts": len(set(predictions.group_ids.tolist())),
-        "n_criteria_in_macro": int((counts[:, 0, _GOLD] > 0).sum()),
+        "evidence_n_posts": len(set(predictions.group_ids.tolist())),
+        "evidence_n_criteria_in_macro": int((counts[:, 0, _GOLD] > 0).sum()),
     }
     pooled = counts.sum(axis=0, keepdims=True)
     has_gold = counts[:, :, _GOLD] > 0
@@ -157,7 +157,7 @@ def span_metrics(
             figures[f"{name}_micro"] = _figure(name, values[0, 0], pooled[0, 0])
     for position, criterion in enumerate(criteria):
         own: dict[str, Figure] = {
-            "n_pairs": int(counts[position, 0, _N]),
+            "evidence_n_pairs": int(counts[position, 0, _N]),
             "n_answerable": int(counts[position, 0, _N_ANSWERABLE]),
             **{
                 name: _figure(name, values[position, 0], counts[position, 0])
@@ -250,14 +250,8 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
     f1 = _f1(at_least(right), at_least(predicted), at_least(found), n_gold[:, None])
     mean = f1[n_gold > 0].mean(axis=0)
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
-    thresholds = -cutoffs[best]
+    thresholds = 0.0 - cutoffs[best]
     return float(min(thresholds, key=lambda value: (abs(value), value)))
-
-
-def iou(text: str, one: tuple[int, int], other: tuple[int, int]) -> float:
-    """Intersection over union of the words that two spans of `text` touch; 0 if neither touches one."""
-    words = _words(text)
-    return _iou(_touched(words, one), _touched(words, other))
 
 
 # The counts of a pair; all figures are ratios of their sums.
@@ -266,8 +260,7 @@ def iou(text: str, one: tuple[int, int], other: tuple[int, int]) -> float:
     _N_ANSWERABLE,
     _EXACT,
     _F1,
-    _EXACT_ANSWERABLE,
-    _F1_ANSWERABLE,
+    _RIGHTLY_NONE,
     _PREDICTED,
     _RIGHT,
     _GOLD,
@@ -281,8 +274,8 @@ def iou(text: str, one: tuple[int, int], other: tuple[int, int]) -> float:
     _DETECTED,
     _FALSE_ALARM,
     _MISSED,
-) = range(19)
-_N_COUNTS = 19
+) = range(18)
+_N_COUNTS = 18
 
 
 def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
@@ -296,13 +289,12 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
         predictions.overlaps,
         strict=True,
     ):
-        answer = text[slice(*kept[0])] if kept else ""
-        golds = [text[start:end] for start, end in gold]
-        exact, f1 = exact_match(answer, golds), token_f1(answer, golds)
         answerable = bool(gold)
         row[_N], row[_N_ANSWERABLE] = 1, answerable
-        row[_EXACT], row[_F1] = exact, f1
-        row[_EXACT_ANSWERABLE], row[_F1_ANSWERABLE] = exact * answerable, f1 * answerable
+        row[_RIGHTLY_NONE] = not gold and not kept
+        if gold and kept:
+            answer, golds = text[slice(*kept[0])], [text[start:end] for start, end in gold]
+            row[_EXACT], row[_F1] = exact_match(answer, golds), token_f1(answer, golds)
         fits = overlaps[: len(kept)]
         row[_PREDICTED], row[_RIGHT] = len(kept), fits.any(axis=1).sum()
         row[_GOLD], row[_FOUND] = len(gold), fits.any(axis=0).sum()
@@ -325,17 +317,13 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
 def _figures(counts: Floats) -> dict[str, Floats]:
     """From [criteria, resamples, counts] to [criteria, resamples] each, NaN where undefined."""
     c = np.moveaxis(counts, -1, 0)
-    figures = {
-        "evidence_exact_match": divide(c[_EXACT], c[_N]),
-        "evidence_token_f1": divide(c[_F1], c[_N]),
-        "answerable/evidence_exact_match": divide(c[_EXACT_ANSWERABLE], c[_N_ANSWERABLE]),
-        "answerable/evidence_token_f1": divide(c[_F1_ANSWERABLE], c[_N_ANSWERABLE]),
-    }
-    for name, total, answerable in (
-        ("evidence_exact_match", _EXACT, _EXACT_ANSWERABLE),
-        ("evidence_token_f1", _F1, _F1_ANSWERABLE),
-    ):
-        figures[f"unanswerable/{name}"] = divide(c[total] - c[answerable], c[_N] - c[_N_ANSWERABLE])
+    figures: dict[str, Floats] = {}
+    for name, of_answers in (("evidence_exact_match", _EXACT), ("evidence_token_f1", _F1)):
+        figures |= {
+            name: divide(c[of_answers] + c[_RIGHTLY_NONE], c[_N]),
+            f"answerable/{name}": divide(c[of_answers], c[_N_ANSWERABLE]),
+            f"unanswerable/{name}": divide(c[_RIGHTLY_NONE], c[_N] - c[_N_ANSWERABLE]),
+        }
     for name, right, predicted, found, gold in (
         ("iou", _RIGHT, _PREDICTED, _FOUND, _GOLD),
         ("set_token", _WORDS_BOTH, _WORDS_PREDICTED, _WORDS_BOTH, _WORDS_GOLD),
@@ -416,10 +404,11 @@ def _covered(size: int, span: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _detection(predictions: SpanPredictions) -> PairPredictions:
-    """Evidence or none, ranked by the best span; the logistic of a score keeps its order."""
+    """Evidence or none, ranked by the best span: equal scores share a rank, no span has rank 0."""
+    distinct, ranks = np.unique(predictions.best_scores, return_inverse=True)
     return PairPredictions(
         labels=np.array([int(bool(gold)) for gold in predictions.gold], dtype=np.int64),
-        probabilities=expit(predictions.best_scores),
+        probabilities=ranks / max(len(distinct) - 1, 1),
         criterion_ids=predictions.criterion_ids,
         group_ids=predictions.group_ids,
     )

@@ -49,11 +49,16 @@ class EvidenceModel(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
-        logits = self.head(encode_rows(self.encoder, inputs, max_tokens=self.max_tokens)).float()
+        return self.score(
+            encode_rows(self.encoder, inputs, max_tokens=self.max_tokens), context_mask
+        )
+
+    def score(self, tokens: Tensor, context_mask: Tensor) -> Tensor:
+        """The logits of `forward` from the encoder's tokens `[W, T, H]`."""
         allowed = context_mask.bool().clone()
         allowed[:, NULL_POSITION] = True
-        masked: Tensor = logits.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
-        return masked
+        logits: Tensor = self.head(tokens).float()
+        return logits.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
 
 
 def log_odds(logits: Tensor) -> Tensor:

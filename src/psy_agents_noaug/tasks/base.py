@@ -1,11 +1,11 @@
 """What a run asks of a task beyond what the loops do: its report, its records, its description."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.classification import Metrics
-from psy_agents_noaug.models.encoder import Encoder
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions, Task
 
 
@@ -26,6 +26,23 @@ class ReportingTask(Task, Protocol):
     ) -> MetricValues:
         """Return `metrics`, their bootstrap intervals, and the baselines on the same split."""
 
+    def follow_ups(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> list[str]:
+        """Return the names of further sources, made of these predictions, that a report needs."""
+        return []
+
+    def follow_up_report(
+        self,
+        predictions: Predictions,
+        follow_ups: Mapping[str, Predictions],
+        *,
+        split: str,
+        calibration: Calibration,
+    ) -> MetricValues:
+        """Return the figures that come of the predictions on the sources of `follow_ups`."""
+        return {}
+
     def records(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> Iterator[dict[str, Any]]:
@@ -35,13 +52,17 @@ class ReportingTask(Task, Protocol):
         """Render the figures of a report as a table for the console."""
 
 
-def description(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Any]:
-    """Return the part of `ReportingTask.metadata` that every task with one encoder has."""
+def described_criteria(criteria: Sequence[Criterion]) -> list[dict[str, str]]:
+    """Return the criteria as `ReportingTask.metadata` has them."""
+    return [{"criterion_id": c.criterion_id, "name": c.name, "text": c.text} for c in criteria]
+
+
+def example_ids(example: Example) -> dict[str, str]:
+    """Return how a prediction line begins."""
     return {
-        "criteria": [
-            {"criterion_id": c.criterion_id, "name": c.name, "text": c.text} for c in criteria
-        ],
-        "encoder_files": dict(encoder.files),
+        "example_id": example.example_id,
+        "post_id": example.post_id,
+        "criterion_id": example.criterion_id,
     }
 
 

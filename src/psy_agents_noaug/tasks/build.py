@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 
-from psy_agents_noaug.config.schema import CriteriaTaskConfig, EvidenceTaskConfig, TrainConfig
+from psy_agents_noaug.config.schema import (
+    CriteriaTaskConfig,
+    EvidenceTaskConfig,
+    JointTaskConfig,
+    TrainConfig,
+)
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.models.encoder import Encoder, recompute_activations
+from psy_agents_noaug.models.encoder import recompute_activations
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.criteria import build_criteria_task
+from psy_agents_noaug.tasks.encoders import ONLY, Encoders
 from psy_agents_noaug.tasks.evidence import build_evidence_task
+from psy_agents_noaug.tasks.joint import build_joint_task
 
 
 def build_task(
     config: TrainConfig,
     *,
-    encoder: Encoder,
+    encoders: Encoders,
     criteria: Sequence[Criterion],
     examples: Mapping[str, Sequence[Example]],
     max_tokens: int,
@@ -27,19 +34,29 @@ def build_task(
     match config.task:
         case CriteriaTaskConfig():
             task = build_criteria_task(
-                config, config.task, encoder=encoder, criteria=criteria, examples=examples
+                config, config.task, encoder=encoders[ONLY], criteria=criteria, examples=examples
             )
         case EvidenceTaskConfig():
             task = build_evidence_task(
                 config,
                 config.task,
-                encoder=encoder,
+                encoder=encoders[ONLY],
+                criteria=criteria,
+                examples=examples,
+                max_tokens=max_tokens,
+            )
+        case JointTaskConfig():
+            task = build_joint_task(
+                config,
+                config.task,
+                encoders=encoders,
                 criteria=criteria,
                 examples=examples,
                 max_tokens=max_tokens,
             )
     if config.training.gradient_checkpointing:
-        recompute_activations(encoder.model)
+        for encoder in encoders.values():
+            recompute_activations(encoder.model)
     if config.training.compile:
         task.model.compile(dynamic=True)
     return task

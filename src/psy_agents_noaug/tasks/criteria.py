@@ -13,31 +13,16 @@ from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
-from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
-from psy_agents_noaug.metrics.classification import (
-    FIXED_THRESHOLD,
-    PairPredictions,
-    classification_metrics,
-    classification_report,
-    fit_thresholds,
-)
-from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.losses import classification_loss
-from psy_agents_noaug.tasks.base import (
-    ReportingTask,
-    description,
-    flat_metrics,
-)
+from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
+from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
+from psy_agents_noaug.tasks.encoders import ONLY, described
 from psy_agents_noaug.tasks.pools import EpochPools
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
 CLASSES = ("not met", "met")
-_HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
-_LOW_IS_GOOD = ("brier", "ece")
-_BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
 
 
 def build_criteria_task(
@@ -127,17 +112,25 @@ class CriteriaTask(ReportingTask):
         self.model = model
         self._encoder = encoder
         self._criteria = list(criteria)
-        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
         self._max_length = max_length
         self._negatives = negatives
         self._focal_gamma = focal_gamma
-        self._thresholds = thresholds
-        self._threshold_min_support = threshold_min_support
-        self._bootstrap_resamples = bootstrap_resamples
         self._seed = seed
         self._sources: dict[str, PairSource] = {}
-        self._class_weights = self._resolve_weights(class_weights)
+        self._judge = CriteriaJudge(
+            criteria=criteria,
+            examples=examples,
+            thresholds=thresholds,
+            threshold_min_support=threshold_min_support,
+            bootstrap_resamples=bootstrap_resamples,
+            seed=seed,
+        )
+        self._class_weights: Tensor | None = None
+        if "train" in examples:
+            # Every epoch has equally many of each class.
+            seen = [examples["train"][index].label for index in self.epoch_pool(0)]
+            self._class_weights = resolve_class_weights(class_weights, labels=np.asarray(seen))
 
     def source(self, split: str) -> PairSource:
         if split not in self._sources:
@@ -172,62 +165,27 @@ class CriteriaTask(ReportingTask):
         return {"probabilities": model(**_inputs(batch)).float().softmax(dim=-1)[:, 1]}
 
     def calibrate(self, predictions: Predictions) -> Calibration:
-        return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
+        return self._judge.calibrate(predictions)
 
     def metrics(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        pairs = self._pairs(split, predictions["probabilities"])
-        return flat_metrics(
-            classification_metrics(
-                pairs, criteria=self._criterion_ids, thresholds=calibration["thresholds"]
-            )
-        )
+        return self._judge.metrics(predictions, split=split, calibration=calibration)
 
     def report(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        pairs = self._pairs(split, predictions["probabilities"])
-        metrics = self._judge(pairs, calibration["thresholds"])
-        tfidf = self._tfidf_lr(split)
-        fitted = self._fit(tfidf if split == "val" else self._tfidf_lr("val"))
-        majority = majority_probabilities(
-            train_labels=self._labels("train"),
-            train_criterion_ids=self._pair_criteria("train"),
-            criterion_ids=self._pair_criteria(split),
-        )
-        baselines = {
-            "tfidf_lr": self._judge(tfidf, fitted),
-            "majority": self._judge(
-                self._pairs(split, majority),
-                dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
-            ),
+        return {
+            **self._judge.report(predictions, split=split, calibration=calibration),
+            **self.truncation(split),
         }
-        for name, figures in baselines.items():
-            metrics |= {
-                f"baseline_{name}/{key}": value
-                for key, value in figures.items()
-                if key.startswith(_BASELINE_FIGURES)
-            }
-        return {**metrics, **self.truncation(split)}
 
     def records(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> Iterator[dict[str, Any]]:
-        thresholds = calibration["thresholds"]
-        for example, value in zip(
-            self._examples[split], predictions["probabilities"].tolist(), strict=True
-        ):
-            threshold = thresholds[example.criterion_id]
-            yield {
-                "example_id": example.example_id,
-                "post_id": example.post_id,
-                "criterion_id": example.criterion_id,
-                "label": example.label,
-                "probability": value,
-                "decision": int(value >= threshold),
-                "threshold": threshold,
-            }
+        decisions = self._judge.decisions(predictions, split=split, calibration=calibration)
+        for example, decision in zip(self._examples[split], decisions, strict=True):
+            yield {**example_ids(example), **decision}
 
     def truncation(self, split: str) -> MetricValues:
         truncated = self.source(split).encoded.truncated
@@ -244,114 +202,42 @@ class CriteriaTask(ReportingTask):
         ]
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        halves = np.full(len(self._examples["val"]), 0.5)
-        thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
-        names = classification_metrics(
-            self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
-        ).values
-        monitors: dict[str, Literal["max", "min"]] = dict.fromkeys(_LOW_IS_GOOD, "min")
-        for name in names:
-            if name.split("/")[-1].startswith(_HIGH_IS_GOOD):
-                monitors[name] = "max"
-        return monitors
+        return self._judge.monitors()
 
     def metadata(self) -> dict[str, Any]:
-        return {"classes": list(CLASSES), **description(self._criteria, self._encoder)}
+        return {
+            "classes": list(CLASSES),
+            "criteria": described_criteria(self._criteria),
+            **described({ONLY: self._encoder}),
+        }
 
     def summary(self, metrics: MetricValues) -> str:
-        per_criterion = classification_report(
-            {key: value for key, value in metrics.items() if not isinstance(value, str)},
-            criteria=self._criterion_ids,
-            names={criterion.criterion_id: criterion.name for criterion in self._criteria},
-        )
-        return f"{per_criterion}\n\n{_comparison(metrics)}"
+        return self._judge.summary(metrics)
 
     @cached_property
     def _pools(self) -> EpochPools:
         return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
-    def _resolve_weights(
-        self, class_weights: Sequence[float] | Literal["none", "balanced"]
-    ) -> Tensor | None:
-        if class_weights == "none" or "train" not in self._examples:
-            return None
-        if class_weights != "balanced":
-            return torch.tensor(class_weights, dtype=torch.float32)
-        # Every epoch has equally many of each class.
-        labels = self._labels("train")[self.epoch_pool(0)]
-        counts = np.asarray([len(labels) - labels.sum(), labels.sum()])
-        if not counts.all():
-            raise DataError(
-                "`task.class_weights=balanced` needs met and unmet pairs in train, but there are "
-                f"{counts[1]} met and {counts[0]} unmet ones."
-            )
-        return torch.from_numpy(counts.sum() / (2 * counts)).float()
 
-    def _labels(self, split: str) -> np.ndarray:
-        return np.asarray([example.label for example in self._examples[split]], dtype=np.int64)
+def resolve_class_weights(
+    class_weights: Sequence[float] | Literal["none", "balanced"], *, labels: np.ndarray
+) -> Tensor | None:
+    """Return the weights of not met and met, `[2]`; `labels` are those of the pairs of an epoch.
 
-    def _pair_criteria(self, split: str) -> np.ndarray:
-        return np.asarray([example.criterion_id for example in self._examples[split]])
-
-    def _pairs(self, split: str, probabilities: np.ndarray) -> PairPredictions:
-        return PairPredictions(
-            labels=self._labels(split),
-            probabilities=probabilities.astype(np.float64),
-            criterion_ids=self._pair_criteria(split),
-            group_ids=np.asarray([example.post_id for example in self._examples[split]]),
+    Raises:
+        DataError: `balanced` without pairs of both classes.
+    """
+    if class_weights == "none":
+        return None
+    if class_weights != "balanced":
+        return torch.tensor(class_weights, dtype=torch.float32)
+    counts = np.asarray([len(labels) - labels.sum(), labels.sum()])
+    if not counts.all():
+        raise DataError(
+            "`task.class_weights=balanced` needs met and unmet pairs in train, but there are "
+            f"{counts[1]} met and {counts[0]} unmet ones."
         )
-
-    def _fit(self, pairs: PairPredictions) -> dict[str, float]:
-        return fit_thresholds(
-            pairs,
-            criteria=self._criterion_ids,
-            mode=self._thresholds,
-            min_support=self._threshold_min_support,
-        )
-
-    def _judge(self, pairs: PairPredictions, thresholds: Mapping[str, float]) -> MetricValues:
-        """Figures and their intervals."""
-        criteria = self._criterion_ids
-        figures = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
-        intervals = bootstrap_intervals(
-            pairs,
-            criteria=criteria,
-            thresholds=thresholds,
-            n_resamples=self._bootstrap_resamples,
-            seed=self._seed,
-        )
-        return flat_metrics(figures) | flat_metrics(intervals)
-
-    def _tfidf_lr(self, split: str) -> PairPredictions:
-        return self._pairs(
-            split,
-            tfidf_lr_probabilities(
-                train_texts=[example.text for example in self._examples["train"]],
-                train_labels=self._labels("train"),
-                train_criterion_ids=self._pair_criteria("train"),
-                texts=[example.text for example in self._examples[split]],
-                criterion_ids=self._pair_criteria(split),
-                seed=self._seed,
-            ),
-        )
-
-
-def _comparison(metrics: MetricValues) -> str:
-    """The model beside the baselines: a row a system, 95 % intervals over resampled posts."""
-    systems = {
-        "model": "",
-        "TF-IDF + LR": "baseline_tfidf_lr/",
-        "majority": "baseline_majority/",
-    }
-    rows = [["system", "macro-F1 [95 % interval]", "micro-F1", "AUROC", "AP", "accuracy"]]
-    for name, prefix in systems.items():
-        low, high = (shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
-        rest = [
-            shown(metrics[prefix + key])
-            for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
-        ]
-        rows.append([name, f"{shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
-    return render_table(rows, left=2)
+    return torch.from_numpy(counts.sum() / (2 * counts)).float()
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from psy_agents_noaug.errors import NonFiniteError
+
 NO_SPAN = -1
 
 
@@ -11,7 +13,8 @@ class SpanCandidates(NamedTuple):
     """The best non-overlapping spans of each pair, best first; whether they count is decided later.
 
     starts, ends: int64 `[B, K]`, code points of the post, NO_SPAN where there are fewer than K.
-    scores: float64 `[B, K]`, log odds against no evidence in the span's window; -inf without a span.
+    scores: float64 `[B, K]`, a model's are log odds against no evidence in the span's window; -inf
+        without a span.
     """
 
     starts: np.ndarray
@@ -38,7 +41,15 @@ def decode_spans(
         n_best_size: so many starts and ends of a window are combined.
         max_answer_length: tokens of a span at most.
         max_spans: K.
+
+    Raises:
+        NonFiniteError: a score is NaN or plus infinity.
     """
+    if np.isnan(log_odds).any() or np.isposinf(log_odds).any():
+        raise NonFiniteError(
+            "The model's span scores are NaN or infinite, so that its figures would mean nothing. "
+            "Evaluate with `training.amp=off`, or train with a lower `training.learning_rate`."
+        )
     starts = np.full((n_pairs, max_spans), NO_SPAN, dtype=np.int64)
     ends = np.full((n_pairs, max_spans), NO_SPAN, dtype=np.int64)
     scores = np.full((n_pairs, max_spans), -np.inf)

@@ -17,13 +17,14 @@ from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.base import ReportingTask, description
+from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
 from psy_agents_noaug.tasks.decoding import decode_spans
+from psy_agents_noaug.tasks.encoders import ONLY, described
 from psy_agents_noaug.tasks.evidence_judge import EvidenceJudge
 from psy_agents_noaug.tasks.pools import EpochPools
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
-_MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "context_mask")
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def build_evidence_task(
@@ -48,18 +49,12 @@ def build_evidence_task(
     )
     return EvidenceTask(
         model,
+        settings,
         encoder=encoder,
         criteria=criteria,
         examples=examples,
         max_length=config.model.max_length,
-        stride=settings.stride,
         negatives=config.data.negatives,
-        loss=settings.loss,
-        n_best_size=settings.n_best_size,
-        max_answer_length=settings.max_answer_length,
-        max_spans=settings.max_spans,
-        snap_to_sentences=settings.snap_to_sentences,
-        bootstrap_resamples=settings.bootstrap_resamples,
         seed=config.seed,
     )
 
@@ -86,12 +81,14 @@ class WindowSource:
         counts = np.diff(windows.starts)
         self._offsets = _snapped(examples, windows) if snap_to_sentences else windows.offsets
         self._pair_of = np.repeat(np.arange(len(examples)), counts)
-        # A window with a part of a gold span and no whole one says neither yes nor no.
-        counted = np.bincount(self._pair_of, weights=~windows.cut, minlength=len(examples))
+        # A window says neither yes nor no with a part of a gold span and no whole one, or where the
+        # evidence of a met pair is unknown.
+        unknown = np.asarray([e.label == 1 and not e.evidence for e in examples], dtype=bool)
+        silent = windows.cut | unknown[self._pair_of]
+        counted = np.bincount(self._pair_of, weights=~silent, minlength=len(examples))
         self.trainable = counted > 0
-        self._weights = np.where(
-            windows.cut, 0.0, 1.0 / np.maximum(counted, 1.0)[self._pair_of]
-        ).astype(np.float32)
+        share = 1.0 / np.maximum(counted, 1.0)[self._pair_of]
+        self._weights = np.where(silent, 0.0, share).astype(np.float32)
         gold = windows.gold
         if first_span:
             gold = gold[np.unique(gold[:, 0], return_index=True)[1]]
@@ -145,11 +142,7 @@ class EvidenceTask(ReportingTask):
 
     Args:
         examples: the pairs of each split that may be looked at; tokenised when first used.
-        max_length, stride: of the windows, see `encode_windows`.
-        negatives: `all`, or how many unannotated negatives per positive an epoch of training draws.
-        loss: `marginal`: over all gold spans of a window; `first_span`: its first one alone.
-        n_best_size, max_answer_length, max_spans: see `decode_spans`.
-        snap_to_sentences: see `WindowSource`.
+        max_length: of the windows, in tokens. negatives: see `EpochPools`.
     """
 
     name = "evidence"
@@ -157,19 +150,13 @@ class EvidenceTask(ReportingTask):
     def __init__(
         self,
         model: EvidenceModel,
+        settings: EvidenceTaskConfig,
         *,
         encoder: Encoder,
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         max_length: int,
-        stride: int,
         negatives: float | Literal["all"],
-        loss: Literal["marginal", "first_span"],
-        n_best_size: int,
-        max_answer_length: int,
-        max_spans: int,
-        snap_to_sentences: bool,
-        bootstrap_resamples: int,
         seed: int,
     ) -> None:
         self.model = model
@@ -182,20 +169,15 @@ class EvidenceTask(ReportingTask):
         self._n_unknown = {
             split: len(pairs) - len(self._examples[split]) for split, pairs in examples.items()
         }
+        self._settings = settings
         self._max_length = max_length
-        self._stride = stride
         self._negatives = negatives
-        self._first_span = loss == "first_span"
-        self._n_best_size = n_best_size
-        self._max_answer_length = max_answer_length
-        self._max_spans = max_spans
-        self._snap_to_sentences = snap_to_sentences
         self._seed = seed
         self._sources: dict[str, WindowSource] = {}
         self._judge = EvidenceJudge(
             criteria=criteria,
             examples=self._examples,
-            bootstrap_resamples=bootstrap_resamples,
+            bootstrap_resamples=settings.bootstrap_resamples,
             seed=seed,
         )
 
@@ -213,13 +195,13 @@ class EvidenceTask(ReportingTask):
                 [example.text for example in examples],
                 [example.evidence for example in examples],
                 max_length=self._max_length,
-                stride=self._stride,
+                stride=self._settings.stride,
             )
             self._sources[split] = WindowSource(
                 examples,
                 windows,
-                snap_to_sentences=self._snap_to_sentences,
-                first_span=self._first_span,
+                snap_to_sentences=self._settings.snap_to_sentences,
+                first_span=self._settings.loss == "first_span",
             )
         return self._sources[split]
 
@@ -236,21 +218,7 @@ class EvidenceTask(ReportingTask):
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return `span_starts`, `span_ends` (code points) and `span_scores`, `[B, max_spans]`."""
-        relative = log_odds(model(**_inputs(batch)))
-        starts, ends, scores = decode_spans(
-            relative.detach().cpu().numpy(),
-            batch["offset_mapping"].cpu().numpy(),
-            batch["pairs"].cpu().numpy(),
-            n_pairs=int(batch["pairs"][-1]) + 1,
-            n_best_size=self._n_best_size,
-            max_answer_length=self._max_answer_length,
-            max_spans=self._max_spans,
-        )
-        return {
-            "span_starts": torch.from_numpy(starts),
-            "span_ends": torch.from_numpy(ends),
-            "span_scores": torch.from_numpy(scores),
-        }
+        return decoded_spans(log_odds(model(**_inputs(batch))), batch, self._settings)
 
     def calibrate(self, predictions: Predictions) -> Calibration:
         return self._judge.calibrate(predictions)
@@ -269,6 +237,9 @@ class EvidenceTask(ReportingTask):
             "n_windows": len(windows.cut),
             "n_unreachable_gold_spans": len(windows.unreachable),
             "n_pairs_with_unknown_evidence": self._n_unknown[split],
+            "n_pairs_with_partial_evidence": sum(
+                e.evidence_is_partial for e in self._examples[split]
+            ),
         }
 
     def records(
@@ -276,50 +247,26 @@ class EvidenceTask(ReportingTask):
     ) -> Iterator[dict[str, Any]]:
         evidence = self._judge.evidence(predictions, split=split, calibration=calibration)
         for example, found in zip(self._examples[split], evidence, strict=True):
-            yield {
-                "example_id": example.example_id,
-                "post_id": example.post_id,
-                "criterion_id": example.criterion_id,
-                **found,
-            }
+            yield {**example_ids(example), **found}
 
     def notes(self, split: str) -> list[str]:
-        windows = self.source(split).windows
-        pairs = self._examples[split]
-        answerable = sum(bool(example.evidence) for example in pairs)
-        lines = [
-            f"{len(windows.cut)} windows of {len(pairs)} pairs of {split}, {answerable} of them with "
-            f"evidence; {self._n_unknown[split]} met pairs whose evidence is unknown are left out."
-        ]
-        if windows.unreachable:
-            longest = max(span.tokens for span in windows.unreachable)
-            room = max(self._max_length, windows.longest_frame + longest)
-            ids = sorted({pairs[span.pair].example_id for span in windows.unreachable})
-            lines.append(
-                f"{len(windows.unreachable)} gold spans of {split} are whole in no window, and count as "
-                f"missed: {', '.join(ids)}. task.stride={max(longest - 1, 0)} with "
-                f"model.max_length={room} would reach all of them that have a token."
-            )
-        if windows.longest_gold > self._max_answer_length:
-            lines.append(
-                f"The longest gold span of {split} has {windows.longest_gold} tokens, but "
-                f"`task.max_answer_length` is {self._max_answer_length}: it can't be predicted."
-            )
-        return lines
+        return window_notes(
+            self.source(split),
+            split=split,
+            n_unknown=self._n_unknown[split],
+            max_length=self._max_length,
+            max_positions=self._encoder.max_positions,
+            max_answer_length=self._settings.max_answer_length,
+        )
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        n_pairs = len(self._examples["val"])
-        nothing: Predictions = {
-            "span_starts": np.full((n_pairs, 1), NO_OFFSET),
-            "span_ends": np.full((n_pairs, 1), NO_OFFSET),
-            "span_scores": np.full((n_pairs, 1), -np.inf),
-        }
-        names = self.metrics(nothing, split="val", calibration={"null_score_diff_threshold": 0.0})
-        high_is_good = ("f1", "precision", "recall", "exact_match", "average_precision")
-        return {name: "max" for name in names if name.removesuffix("_micro").endswith(high_is_good)}
+        return self._judge.monitors()
 
     def metadata(self) -> dict[str, Any]:
-        return description(self._criteria, self._encoder)
+        return {
+            "criteria": described_criteria(self._criteria),
+            **described({ONLY: self._encoder}),
+        }
 
     def summary(self, metrics: MetricValues) -> str:
         return self._judge.summary(metrics)
@@ -329,8 +276,74 @@ class EvidenceTask(ReportingTask):
         return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
 
+def decoded_spans(
+    relative: Tensor, batch: Batch, settings: EvidenceTaskConfig
+) -> dict[str, Tensor]:
+    """Decode log odds `[W, T, 2]` of a batch of `WindowSource` to what `EvidenceJudge` reads."""
+    starts, ends, scores = decode_spans(
+        relative.detach().cpu().numpy(),
+        batch["offset_mapping"].cpu().numpy(),
+        batch["pairs"].cpu().numpy(),
+        n_pairs=int(batch["pairs"][-1]) + 1,
+        n_best_size=settings.n_best_size,
+        max_answer_length=settings.max_answer_length,
+        max_spans=settings.max_spans,
+    )
+    return {
+        "span_starts": torch.from_numpy(starts),
+        "span_ends": torch.from_numpy(ends),
+        "span_scores": torch.from_numpy(scores),
+    }
+
+
+def window_notes(
+    source: WindowSource,
+    *,
+    split: str,
+    n_unknown: int,
+    max_length: int,
+    max_positions: int | None,
+    max_answer_length: int,
+) -> list[str]:
+    """Say how many windows there are, and which evidence is out of reach, with what would reach it."""
+    windows, examples = source.windows, source.examples
+    answerable = sum(bool(example.evidence) for example in examples)
+    lines = [
+        f"{len(windows.cut)} windows of {len(examples)} pairs of {split}, {answerable} of them with "
+        f"evidence; of {n_unknown} met pairs the evidence is unknown."
+    ]
+    if partial := [example.example_id for example in examples if example.evidence_is_partial]:
+        lines.append(
+            f"Of {len(partial)} pairs of {split} a part of the evidence is unknown and counts as none: "
+            f"{', '.join(partial)}."
+        )
+    if windows.unreachable:
+        ids = sorted({source.ids[span.pair] for span in windows.unreachable})
+        longest = max(span.tokens for span in windows.unreachable)
+        limit = max_positions or max(max_length, windows.longest_frame + 2 * longest)
+        # Room for twice the span, where the encoder has it, lets windows advance by more than a little.
+        room = min(max(max_length, windows.longest_frame + 2 * longest), limit)
+        advice = f"task.stride={longest - 1} with model.max_length={room} would reach the longest."
+        if longest == 0:
+            advice = "They have no token: the tokenizer drops all of their characters."
+        elif windows.longest_frame + longest > limit:
+            advice = (
+                f"The longest, of {longest} tokens, is beyond the {limit} that the encoder takes."
+            )
+        lines.append(
+            f"{len(windows.unreachable)} gold spans of {split} are whole in no window, and count as "
+            f"missed: {', '.join(ids)}. {advice}"
+        )
+    if windows.longest_gold > max_answer_length:
+        lines.append(
+            f"The longest gold span of {split} has {windows.longest_gold} tokens, but "
+            f"`task.max_answer_length` is {max_answer_length}: it can't be predicted."
+        )
+    return lines
+
+
 def _inputs(batch: Batch) -> dict[str, Tensor]:
-    return {name: batch[name] for name in _MODEL_INPUTS if name in batch}
+    return {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
 
 
 def _snapped(examples: Sequence[Example], windows: EncodedWindows) -> np.ndarray:

@@ -5,7 +5,6 @@ for them as for the model, by a threshold fitted on val.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -13,35 +12,28 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
+from psy_agents_noaug.tasks.decoding import NO_SPAN, SpanCandidates
 
 
-class Answers(NamedTuple):
-    """Spans int64 `[pairs, spans]`, -1 for none, and scores float64 `[pairs, spans]`, -inf for none."""
-
-    starts: np.ndarray
-    ends: np.ndarray
-    scores: np.ndarray
-
-
-def no_evidence(examples: Sequence[Example]) -> Answers:
+def no_evidence(examples: Sequence[Example]) -> SpanCandidates:
     """No span at all, which is right for most pairs where evidence is rare."""
     shape = (len(examples), 1)
-    return Answers(np.full(shape, -1), np.full(shape, -1), np.full(shape, -np.inf))
+    return SpanCandidates(np.full(shape, NO_SPAN), np.full(shape, NO_SPAN), np.full(shape, -np.inf))
 
 
-def whole_post(examples: Sequence[Example]) -> Answers:
+def whole_post(examples: Sequence[Example]) -> SpanCandidates:
     """The whole post, always with score 0."""
     return _answers([Span(0, len(example.text)) for example in examples], np.zeros(len(examples)))
 
 
-def first_sentence(examples: Sequence[Example]) -> Answers:
+def first_sentence(examples: Sequence[Example]) -> SpanCandidates:
     """The first sentence, always with score 0."""
     return _answers([_sentences(example)[0] for example in examples], np.zeros(len(examples)))
 
 
 def similar_sentence(
     examples: Sequence[Example], *, train: Sequence[Example], reads: Mapping[str, str]
-) -> Answers:
+) -> SpanCandidates:
     """The sentence whose TF-IDF vector is nearest to the criterion's; the score is their cosine.
 
     Document frequencies are those of the criteria (`reads`: text by criterion id) and of the sentences
@@ -80,6 +72,6 @@ def _borders(span: Span) -> tuple[int, int]:
     return span.start_char, span.end_char
 
 
-def _answers(spans: Sequence[Span], scores: np.ndarray) -> Answers:
+def _answers(spans: Sequence[Span], scores: np.ndarray) -> SpanCandidates:
     borders = np.asarray([_borders(span) for span in spans], dtype=np.int64).reshape(-1, 2)
-    return Answers(borders[:, :1], borders[:, 1:], scores[:, None])
+    return SpanCandidates(borders[:, :1], borders[:, 1:], scores[:, None])

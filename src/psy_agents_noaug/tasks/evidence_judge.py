@@ -1,7 +1,7 @@
 """How predicted evidence is judged, whichever model predicted it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from psy_agents_noaug.metrics.spans import (
 )
 from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.tasks.base import flat_metrics
+from psy_agents_noaug.tasks.decoding import NO_SPAN, SpanCandidates
 from psy_agents_noaug.tasks.evidence_baselines import (
-    Answers,
     first_sentence,
     no_evidence,
     similar_sentence,
@@ -139,6 +139,32 @@ class EvidenceJudge:
             )
         ]
 
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
+        """Return the keys of `metrics` that training may steer by; of all of them more is better."""
+        n_pairs = len(self._examples["val"])
+        nothing: Predictions = {
+            "span_starts": np.full((n_pairs, 1), NO_SPAN),
+            "span_ends": np.full((n_pairs, 1), NO_SPAN),
+            "span_scores": np.full((n_pairs, 1), -np.inf),
+        }
+        names = self.metrics(nothing, split="val", calibration={THRESHOLD: 0.0})
+        high_is_good = ("f1", "precision", "recall", "exact_match", "average_precision")
+        return {name: "max" for name in names if name.removesuffix("_micro").endswith(high_is_good)}
+
+    def right(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> np.ndarray:
+        """Return for each pair whether a predicted span is right (IOU >= 0.5), bool `[pairs]`."""
+        spans = self._spans(split, _candidates(predictions))
+        kept = spans.kept(calibration[THRESHOLD])
+        return np.asarray(
+            [
+                overlaps[: len(found)].any()
+                for overlaps, found in zip(spans.overlaps, kept, strict=True)
+            ],
+            dtype=bool,
+        )
+
     def summary(self, metrics: MetricValues) -> str:
         """Render the figures by criterion, and the model beside the baselines."""
         columns = {
@@ -153,11 +179,13 @@ class EvidenceJudge:
         rows = [["criterion", "name", "answerable", *columns]]
         for criterion in self._criteria:
             key = f"per_criterion/{criterion.criterion_id}/"
-            answerable = f"{metrics[key + 'n_answerable']}/{metrics[key + 'n_pairs']}"
+            answerable = f"{metrics[key + 'n_answerable']}/{metrics[key + 'evidence_n_pairs']}"
             figures = [shown(metrics[key + name]) for name in columns.values()]
             rows.append([criterion.criterion_id, criterion.name, answerable, *figures])
-        averaged = f"mean of {metrics['n_criteria_in_macro']}/{len(self._criteria)} criteria"
-        answerable = f"{metrics['n_answerable']}/{metrics['n_pairs']}"
+        averaged = (
+            f"mean of {metrics['evidence_n_criteria_in_macro']}/{len(self._criteria)} criteria"
+        )
+        answerable = f"{metrics['n_answerable']}/{metrics['evidence_n_pairs']}"
         rows.append(
             ["macro", averaged, answerable, *(shown(metrics[name]) for name in columns.values())]
         )
@@ -175,7 +203,7 @@ class EvidenceJudge:
             "token F1 and exact: pairs with evidence; all: pairs without it too, where none is right"
         )
 
-    def _baseline(self, name: str, split: str) -> Answers:
+    def _baseline(self, name: str, split: str) -> SpanCandidates:
         examples = self._examples[split]
         match name:
             case "tfidf_sentence":
@@ -187,7 +215,7 @@ class EvidenceJudge:
                 return whole_post(examples)
         return no_evidence(examples)
 
-    def _spans(self, split: str, answers: Answers) -> SpanPredictions:
+    def _spans(self, split: str, answers: SpanCandidates) -> SpanPredictions:
         examples = self._examples[split]
         return SpanPredictions(
             texts=[example.text for example in examples],
@@ -214,5 +242,7 @@ class EvidenceJudge:
         )
 
 
-def _candidates(predictions: Predictions) -> Answers:
-    return Answers(predictions["span_starts"], predictions["span_ends"], predictions["span_scores"])
+def _candidates(predictions: Predictions) -> SpanCandidates:
+    return SpanCandidates(
+        predictions["span_starts"], predictions["span_ends"], predictions["span_scores"]
+    )

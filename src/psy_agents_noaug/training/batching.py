@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
+from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.training.protocols import Batch, Task
 
 
@@ -90,7 +91,13 @@ class TrainingSteps(Dataset[Step]):
         self._world_size = world_size
         self._epoch = -1
         self._order = np.zeros(0, dtype=np.int64)
-        self.steps_per_epoch = -(-len(task.epoch_pool(0)) // train_batch_size)
+        n_examples = len(task.epoch_pool(0))
+        if n_examples == 0:
+            raise DataError(
+                "No pair is left to train on: see the alignment and label reports for what was lost, "
+                "and `data.negatives`."
+            )
+        self.steps_per_epoch = -(-n_examples // train_batch_size)
 
     def indices(self, step: int) -> list[int]:
         """Return the examples of update `step` (from 0), over all processes, longest first."""

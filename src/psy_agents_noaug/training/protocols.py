@@ -24,10 +24,10 @@ class ExampleSource(Protocol):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, `[examples]`."""
+        """Tokens of each example, `[examples]`; of several rows, as padded to the longest."""
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the padded batch of these examples, one row each, in this order."""
+        """Return the padded batch of these examples, in this order; an example may have several rows."""
 
 
 class Task(Protocol):
@@ -35,6 +35,8 @@ class Task(Protocol):
 
     name: str
     model: nn.Module
+    # What the columns of `loss` are called in the history; empty where it has none.
+    loss_parts: tuple[str, ...] = ()
 
     def source(self, split: str) -> ExampleSource:
         """Return the examples of `train`, `val` or `test`."""
@@ -46,7 +48,10 @@ class Task(Protocol):
         """
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run `model` (perhaps wrapped for several processes) and return a loss an example, `[B]`."""
+        """Run `model` (perhaps wrapped for several processes) and return a loss an example.
+
+        `[B]`, or `[B, parts]`, of which the loss is the sum.
+        """
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Run `model` and return what is known of each example, first dimension B."""

@@ -41,15 +41,15 @@ LAST = "last_checkpoint.pt"
 class Position:
     """Where the loop is. With the weights and the optimizer it is all that resuming needs.
 
-    step: updates done; evaluated_step: the last step that was evaluated; loss_sum, loss_count: over
-    the examples since then; max_tokens: the micro-batches' token budget, halved when memory ran out;
-    seconds: spent training; history: a row an evaluation.
+    step: updates done; evaluated_step: the last step that was evaluated; loss_sums (of each part of
+    the loss), loss_count: over the examples since then; max_tokens: the micro-batches' token budget,
+    halved when memory ran out; seconds: spent training; history: a row an evaluation.
     """
 
     max_tokens: int
     step: int = 0
     evaluated_step: int = 0
-    loss_sum: float = 0.0
+    loss_sums: list[float] = field(default_factory=list)
     loss_count: int = 0
     token_count: int = 0
     seconds: float = 0.0
@@ -226,13 +226,12 @@ class Trainer:
     def _train_step(self, step: Step, signals: StopSignals) -> tuple[float, int, int]:
         """Make one update. Return its mean loss, examples and real tokens, over all processes."""
         losses = self._gradients_within_memory(step)
-        mine = torch.cat(losses).float().sum() * step.weight
-        totals = self._processes.sum(
-            torch.stack([mine, mine.new_tensor(step.n_tokens), mine.new_tensor(signals.received)])
-        )
-        loss_sum, n_tokens, was_signalled = totals.tolist()
-        loss = loss_sum / step.n_examples
-        if not torch.isfinite(totals[0]):
+        mine = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
+        counts = mine.new_tensor([step.n_tokens, signals.received])
+        totals = self._processes.sum(torch.cat([mine * step.weight, counts]))
+        *loss_sums, n_tokens, was_signalled = totals.tolist()
+        loss = sum(loss_sums) / step.n_examples
+        if not torch.isfinite(totals).all():
             self._refuse_update(step, losses)
         self._precision.unscale(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm or float("inf"))
@@ -245,7 +244,8 @@ class Trainer:
         # All processes stop at the step at which any of them was asked to, and at no other.
         if was_signalled:
             self._stop_signal = signals.received or SIGTERM
-        self._position.loss_sum += loss_sum
+        before = self._position.loss_sums or [0.0] * len(loss_sums)
+        self._position.loss_sums = [a + b for a, b in zip(before, loss_sums, strict=True)]
         self._position.loss_count += step.n_examples
         self._position.token_count += int(n_tokens)
         return loss, step.n_examples, int(n_tokens)
@@ -285,7 +285,8 @@ class Trainer:
         single = all(len(indices) == 1 for indices in step.indices)
         if single or self._processes.count > 1:
             raise ConfigError(
-                "Memory ran out with one example at a time; lower `model.max_length`, or set "
+                "Memory ran out with one example at a time; lower `training.micro_batch_tokens` (which "
+                "bounds what a post of many windows holds) or `model.max_length`, or set "
                 "`training.gradient_checkpointing=true`."
                 if single
                 else "Memory ran out; lower `training.micro_batch_tokens` (several processes cannot "
@@ -339,7 +340,7 @@ class Trainer:
         metrics: MetricValues = {f"val/{key}": value for key, value in evaluation.metrics.items()}
         row = self._history_row(metrics)
         position.history.append(row)
-        position.loss_sum, position.loss_count = 0.0, 0
+        position.loss_sums, position.loss_count = [], 0
         position.token_count, position.seconds = 0, 0.0
         monitored = metrics[self._monitor]
         assert not isinstance(monitored, str)
@@ -368,7 +369,11 @@ class Trainer:
         return {
             "step": position.step,
             "epoch": position.step / self._steps_per_epoch,
-            "train/loss": position.loss_sum / max(position.loss_count, 1),
+            "train/loss": sum(position.loss_sums) / max(position.loss_count, 1),
+            **{
+                f"train/loss_{part}": value / max(position.loss_count, 1)
+                for part, value in zip(self._task.loss_parts, position.loss_sums, strict=False)
+            },
             "train/learning_rate": self._scheduler.get_last_lr()[0],
             "train/examples_per_second": position.loss_count / seconds,
             "train/tokens_per_second": position.token_count / seconds,

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
     fit_null_threshold,
-    iou,
     span_intervals,
     span_metrics,
 )
@@ -48,7 +47,7 @@ WORKED = [
 
 def test_all_figures_of_a_worked_example_are_those_by_hand():
     values = span_metrics(make(WORKED), criteria=["A"], threshold=0.0).values
-    assert values["n_pairs"], values["n_answerable"] == (4, 2)
+    assert (values["evidence_n_pairs"], values["n_answerable"]) == (4, 2)
     assert (values["n_gold_spans"], values["n_predicted_spans"]) == (3, 4)
     expected = {
         "evidence_exact_match": 2 / 4,
@@ -104,7 +103,7 @@ def test_means_are_over_criteria_with_gold_and_micro_pools_all_pairs():
     pairs = make([*WORKED, ([words(0, 0)], []), ([], [])], criteria=[*"AAAA", "B", "C"])
     metrics = span_metrics(pairs, criteria=["A", "B", "C"], threshold=0.0)
     values = metrics.values
-    assert values["n_criteria_in_macro"] == 2
+    assert values["evidence_n_criteria_in_macro"] == 2
     assert values["per_criterion/B/evidence_iou_f1"] == 0.0
     assert values["per_criterion/B/evidence_iou_precision"] is None
     assert metrics.undefined["per_criterion/B/evidence_iou_precision"] == "nothing predicted"
@@ -127,17 +126,19 @@ def test_without_any_gold_span_nothing_is_silently_zero():
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("one", "other", "right"),
     [
-        (words(0, 1), words(0, 1), 1.0),
-        (words(0, 1), words(1, 2), 1 / 3),
-        (words(0, 0), words(1, 1), 0.0),
-        ((1, 4), words(0, 1), 1.0),
-        ((2, 3), words(0, 0), 0.0),
+        (words(0, 1), words(0, 1), True),
+        (words(0, 1), words(1, 2), False),
+        (words(0, 1), words(0, 3), True),
+        (words(0, 1), words(0, 4), False),
+        (words(0, 0), words(1, 1), False),
+        ((1, 4), words(0, 1), True),
+        ((2, 3), words(0, 0), False),
     ],
 )
-def test_iou_is_of_the_words_that_the_spans_touch(one, other, expected):
-    assert iou(TEXT, one, other) == pytest.approx(expected)
+def test_a_span_is_right_if_half_of_the_words_they_touch_are_shared(one, other, right):
+    assert make([([other], [(one, 1.0)])]).overlaps[0].tolist() == [[right]]
 
 
 def test_the_fitted_threshold_has_the_best_iou_f1_of_all():
@@ -156,29 +157,55 @@ def test_the_fitted_threshold_has_the_best_iou_f1_of_all():
     assert min(map(f1, everywhere)) < f1(fitted) - 0.1
 
 
+def test_where_there_is_no_answer_any_span_is_wrong_and_none_is_no_answer():
+    text = "I sleep . the"
+    pairs = make(
+        [([], [((8, 9), 1.0)]), ([(10, 13)], []), ([(10, 13)], [((10, 13), 1.0)])], text=text
+    )
+    values = span_metrics(pairs, criteria=["A"], threshold=0.0).values
+    assert values["unanswerable/evidence_token_f1"] == 0.0
+    assert (
+        values["answerable/evidence_exact_match"] == values["answerable/evidence_token_f1"] == 0.5
+    )
+
+
+def test_detection_ranks_scores_of_any_size():
+    rows = [([], [(words(0, 0), 300.0)]), ([words(0, 0)], [(words(0, 0), 300.5)]), ([], [])]
+    values = span_metrics(make(rows), criteria=["A"], threshold=0.0).values
+    assert values["evidence_detection_average_precision"] == 1.0
+    rows[1], rows[2] = ([], [(words(0, 0), -1.0)]), ([words(0, 0)], [])
+    values = span_metrics(make(rows), criteria=["A"], threshold=0.0).values
+    assert values["evidence_detection_average_precision"] == pytest.approx(1 / 3)
+
+
 def test_of_equally_good_thresholds_the_nearest_to_zero_wins():
     pairs = make([([words(0, 0)], [(words(0, 0), 6.0)]), ([], [(words(0, 0), 2.0)])])
     assert fit_null_threshold(pairs, criteria=["A"]) == -4.0
     pairs = make([([words(0, 0)], [(words(0, 0), 6.0)]), ([], [(words(0, 0), -2.0)])])
     assert fit_null_threshold(pairs, criteria=["A"]) == 0.0
     assert fit_null_threshold(make([([], [(words(0, 0), 5.0)])]), criteria=["A"]) == 0.0
+    both = make([([words(0, 0)], [(words(0, 0), 1.0)]), ([], [(words(0, 0), -1.0)])])
+    assert str(fit_null_threshold(both, criteria=["A"])) == "0.0"
 
 
 def test_intervals_are_those_of_a_naive_bootstrap_over_posts():
     rng = np.random.default_rng(0)
     posts = [f"p{row // 2:02d}" for row in range(60)]
+    names = ["A", "B"] * 30
     rows = random_pairs(rng, 60)
-    pairs = make(rows, posts=posts)
-    got = span_intervals(pairs, criteria=["A"], threshold=0.0, n_resamples=400, seed=7).values
+    pairs = make(rows, posts=posts, criteria=names)
+    criteria = ["A", "B"]
+    got = span_intervals(pairs, criteria=criteria, threshold=0.0, n_resamples=400, seed=7).values
     ids = np.unique(posts)
     members = {name: [at for at, post in enumerate(posts) if post == name] for name in ids}
     draw = np.random.default_rng(7)
     samples = []
     for _ in range(400):
         drawn = [at for name in ids[draw.integers(30, size=30)] for at in members[name]]
-        resample = make([rows[at] for at in drawn])
-        samples.append(span_metrics(resample, criteria=["A"], threshold=0.0).values)
-    for key in ("evidence_iou_f1", "evidence_token_f1", "evidence_char_f1"):
+        resample = make([rows[at] for at in drawn], criteria=[names[at] for at in drawn])
+        samples.append(span_metrics(resample, criteria=criteria, threshold=0.0).values)
+    average_precision = "evidence_detection_average_precision"
+    for key in ("evidence_iou_f1", "evidence_token_f1", "evidence_char_f1", average_precision):
         naive = np.quantile([sample[key] for sample in samples], [0.025, 0.975])
         assert [got[f"{key}_ci_low"], got[f"{key}_ci_high"]] == pytest.approx(naive.tolist())
         assert naive[0] < naive[1]
@@ -218,7 +245,7 @@ SPAN = st.tuples(TOKEN, TOKEN).map(lambda ends: words(min(ends), max(ends)))
 def test_every_figure_is_a_share_and_perfect_predictions_score_one(rows):
     pairs = [(gold, [(span, 2.0 - at) for at, span in enumerate(found)]) for gold, found in rows]
     for name, value in span_metrics(make(pairs), criteria=["A"], threshold=9.0).values.items():
-        assert name.startswith("n_") or "/n_" in name or value is None or 0.0 <= value <= 1.0
+        assert "n_" in name or value is None or 0.0 <= value <= 1.0
     perfect = [(gold, [(span, 2.0 - at) for at, span in enumerate(gold)]) for gold, _ in rows]
     values = span_metrics(make(perfect), criteria=["A"], threshold=9.0).values
     for name in ("evidence_exact_match", "evidence_iou_f1", "evidence_char_f1"):

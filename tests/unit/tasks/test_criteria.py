@@ -12,6 +12,7 @@ from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.criteria import CriteriaTask, build_criteria_task
+from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
 SECRET = "xylozephyrquill"
@@ -285,9 +286,9 @@ def test_a_report_adds_intervals_baselines_and_truncation(make_task):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_baselines_thresholds_are_fitted_on_val_alone(make_task, monkeypatch, split):
     seen = []
-    original = CriteriaTask._fit
+    original = CriteriaJudge._fit
     monkeypatch.setattr(
-        CriteriaTask, "_fit", lambda self, pairs: (seen.append(pairs), original(self, pairs))[1]
+        CriteriaJudge, "_fit", lambda self, pairs: (seen.append(pairs), original(self, pairs))[1]
     )
     labels = [example.label for example in {"val": VAL, "test": TEST}[split]]
     make_task().report(_predictions(labels), split=split, calibration=CALIBRATION)

@@ -113,7 +113,7 @@ def test_a_span_on_a_status_0_row_is_a_hard_negative_and_always_trained_on(make_
 def test_met_pairs_whose_evidence_is_unknown_are_left_out_and_counted(make_task):
     task = make_task()
     assert task.source("train").ids == [e.example_id for e in TRAIN if e is not TRAIN[3]]
-    assert "1 met pairs whose evidence is unknown are left out" in task.notes("train")[0]
+    assert "of 1 met pairs the evidence is unknown" in task.notes("train")[0]
     with pytest.raises(DataError, match="no pair whose evidence is known"):
         make_task(train=[TRAIN[3]]).source("train")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,10 @@ from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.criteria import CriteriaTask
+from psy_agents_noaug.tasks.evidence import EvidenceTask
+from psy_agents_noaug.tasks.joint import JointTask
 from psy_agents_noaug.training import train_loop
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
@@ -31,7 +35,8 @@ Hashes = Callable[[RunResult], tuple[str, str]]
 COMPARABLE = ("model.encoder_dropout=0.0", "model.head_dropout=0.0", "training.adam_epsilon=0.0001")
 
 
-EVERY_TASK = pytest.mark.parametrize("task_name", ["criteria", "evidence"])
+TASKS = {"criteria": CriteriaTask, "evidence": EvidenceTask, "joint": JointTask}
+EVERY_TASK = pytest.mark.parametrize("task_name", list(TASKS))
 
 
 def _last_weights(result: RunResult) -> dict[str, torch.Tensor]:
@@ -72,7 +77,7 @@ def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Ha
 
 @pytest.mark.parametrize(
     ("task_name", "seed"),
-    [*(("criteria", seed) for seed in range(4)), *(("evidence", seed) for seed in range(2))],
+    [*(("criteria", seed) for seed in range(4)), ("evidence", 0), ("joint", 1)],
 )
 def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -116,8 +121,10 @@ def _history(result: RunResult) -> list[str]:
     [
         ("criteria", 0),
         ("evidence", 1),
-        *(pytest.param("criteria", seed, marks=pytest.mark.slow) for seed in range(2, 8)),
-        *(pytest.param("evidence", seed, marks=pytest.mark.slow) for seed in range(8, 12)),
+        ("joint", 2),
+        *(pytest.param("criteria", seed, marks=pytest.mark.slow) for seed in range(3, 7)),
+        *(pytest.param("evidence", seed, marks=pytest.mark.slow) for seed in range(7, 10)),
+        *(pytest.param("joint", seed, marks=pytest.mark.slow) for seed in range(10, 13)),
     ],
 )
 def test_a_killed_process_resumes_to_the_same_weights(
@@ -225,7 +232,7 @@ def _predictions(result: RunResult) -> list[dict[str, object]]:
     lines = (result.directory / "predictions" / "val.jsonl").read_text().splitlines()
     found = []
     for line in map(json.loads, lines):
-        line["score"] = line.pop("probability", None) or line.pop("null_score_diff")
+        line["score"] = line.pop("probability" if "probability" in line else "null_score_diff")
         for span in line.get("evidence", []):
             del span["score"]
         line = {key: value for key, value in line.items() if not key.endswith("threshold")}
@@ -233,40 +240,46 @@ def _predictions(result: RunResult) -> list[dict[str, object]]:
     return found
 
 
-def test_training_never_encodes_the_test_split(
+@EVERY_TASK
+def test_training_is_given_nothing_of_the_test_split(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: set[str] = set()
-    original = CriteriaTask.source
-    monkeypatch.setattr(
-        CriteriaTask, "source", lambda self, split: (asked.add(split), original(self, split))[1]
-    )
+    given: list[set[str]] = []
+    original = runs.build_task
+
+    def watched(config: TrainConfig, **parts: Any) -> ReportingTask:
+        given.append(set(parts["examples"]))
+        return original(config, **parts)
+
+    monkeypatch.setattr(runs, "build_task", watched)
     result = runs.train(make_config())
-    assert asked == {"train", "val"}
+    assert given == [{"train", "val"}]
     assert not [key for key in result.metrics if key.startswith("test/")]
 
 
+@EVERY_TASK
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_examples(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, task_name: str
 ) -> None:
     config = make_config("run_name=poisoned", "training.save_steps=1")
-    original = CriteriaTask.loss
+    original = TASKS[task_name].loss
     calls = []
 
     def poisoned(
-        self: CriteriaTask, model: CriteriaModel, batch: dict[str, torch.Tensor]
+        self: ReportingTask, model: torch.nn.Module, batch: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         loss = original(self, model, batch)
         calls.append(len(loss))
         if sum(calls) > 16:
-            loss = loss * torch.tensor([math.nan] + [1.0] * (len(loss) - 1))
+            loss = loss.clone()
+            loss[0] *= math.nan
         return loss
 
-    monkeypatch.setattr(CriteriaTask, "loss", poisoned)
+    monkeypatch.setattr(TASKS[task_name], "loss", poisoned)
     with pytest.raises(NonFiniteError, match=r"loss is NaN .* step 2.*\n  - p\d\d/A\.\d"):
         runs.train(config)
-    last = Path(config.output_dir) / "criteria" / "poisoned" / "checkpoints" / "last_checkpoint.pt"
-    checkpoint = load_checkpoint(last, task="criteria")
+    last = Path(config.output_dir) / task_name / "poisoned" / "checkpoints" / "last_checkpoint.pt"
+    checkpoint = load_checkpoint(last, task=task_name)
     assert checkpoint.step == 2
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
 
@@ -306,7 +319,12 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
 
 @pytest.mark.parametrize(
     ("task_name", "launcher"),
-    [("criteria", "torchrun"), ("criteria", "accelerate"), ("evidence", "torchrun")],
+    [
+        ("criteria", "torchrun"),
+        ("criteria", "accelerate"),
+        ("evidence", "torchrun"),
+        ("joint", "torchrun"),
+    ],
 )
 def test_two_processes_make_the_update_of_one(
     make_config: MakeConfig, overrides: list[str], task_name: str, launcher: str

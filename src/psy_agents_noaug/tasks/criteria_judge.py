@@ -1,0 +1,202 @@
+"""How predicted probabilities are judged, whichever model predicted them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
+from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
+from psy_agents_noaug.metrics.classification import (
+    FIXED_THRESHOLD,
+    PairPredictions,
+    classification_metrics,
+    classification_report,
+    fit_thresholds,
+)
+from psy_agents_noaug.metrics.tables import render_table, shown
+from psy_agents_noaug.tasks.base import flat_metrics
+from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
+
+_HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
+_LOW_IS_GOOD = ("brier", "ece")
+_BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
+
+
+class CriteriaJudge:
+    """Judges p(met) against the labels of each split.
+
+    Predictions hold `probabilities`, `[pairs]`.
+
+    Args:
+        examples: the pairs of each split, in the order of the predictions.
+        thresholds, threshold_min_support: see `fit_thresholds`.
+    """
+
+    def __init__(
+        self,
+        *,
+        criteria: Sequence[Criterion],
+        examples: Mapping[str, Sequence[Example]],
+        thresholds: Literal["global", "per_criterion"],
+        threshold_min_support: int,
+        bootstrap_resamples: int,
+        seed: int,
+    ) -> None:
+        self._criteria = list(criteria)
+        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
+        self._examples = examples
+        self._thresholds = thresholds
+        self._threshold_min_support = threshold_min_support
+        self._bootstrap_resamples = bootstrap_resamples
+        self._seed = seed
+
+    def calibrate(self, predictions: Predictions) -> Calibration:
+        """Fit the `thresholds`, one a criterion, on predictions of val."""
+        return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
+
+    def metrics(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        """Return the figures of `metrics.classification`."""
+        pairs = self._pairs(split, predictions["probabilities"])
+        return flat_metrics(
+            classification_metrics(
+                pairs, criteria=self._criterion_ids, thresholds=calibration["thresholds"]
+            )
+        )
+
+    def report(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        """Return `metrics`, bootstrap intervals, and the baselines on the same split."""
+        pairs = self._pairs(split, predictions["probabilities"])
+        metrics = self._judge(pairs, calibration["thresholds"])
+        tfidf = self._tfidf_lr(split)
+        fitted = self._fit(tfidf if split == "val" else self._tfidf_lr("val"))
+        majority = majority_probabilities(
+            train_labels=self._labels("train"),
+            train_criterion_ids=self._pair_criteria("train"),
+            criterion_ids=self._pair_criteria(split),
+        )
+        baselines = {
+            "tfidf_lr": self._judge(tfidf, fitted),
+            "majority": self._judge(
+                self._pairs(split, majority),
+                dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
+            ),
+        }
+        for name, figures in baselines.items():
+            metrics |= {
+                f"baseline_{name}/{key}": value
+                for key, value in figures.items()
+                if key.startswith(_BASELINE_FIGURES)
+            }
+        return metrics
+
+    def decisions(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> list[dict[str, Any]]:
+        """Return what the prediction line of each pair says of its label."""
+        thresholds = calibration["thresholds"]
+        return [
+            {
+                "label": example.label,
+                "probability": value,
+                "decision": int(value >= thresholds[example.criterion_id]),
+                "threshold": thresholds[example.criterion_id],
+            }
+            for example, value in zip(
+                self._examples[split], predictions["probabilities"].tolist(), strict=True
+            )
+        ]
+
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
+        """Return the keys of `metrics` that tell better from worse, and which way is better."""
+        halves = np.full(len(self._examples["val"]), 0.5)
+        thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
+        names = classification_metrics(
+            self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
+        ).values
+        monitors: dict[str, Literal["max", "min"]] = dict.fromkeys(_LOW_IS_GOOD, "min")
+        for name in names:
+            if name.split("/")[-1].startswith(_HIGH_IS_GOOD):
+                monitors[name] = "max"
+        return monitors
+
+    def summary(self, metrics: MetricValues) -> str:
+        """Render the figures by criterion, and the model beside the baselines."""
+        per_criterion = classification_report(
+            {key: value for key, value in metrics.items() if not isinstance(value, str)},
+            criteria=self._criterion_ids,
+            names={criterion.criterion_id: criterion.name for criterion in self._criteria},
+        )
+        return f"{per_criterion}\n\n{_comparison(metrics)}"
+
+    def _labels(self, split: str) -> np.ndarray:
+        return np.asarray([example.label for example in self._examples[split]], dtype=np.int64)
+
+    def _pair_criteria(self, split: str) -> np.ndarray:
+        return np.asarray([example.criterion_id for example in self._examples[split]])
+
+    def _pairs(self, split: str, probabilities: np.ndarray) -> PairPredictions:
+        return PairPredictions(
+            labels=self._labels(split),
+            probabilities=probabilities.astype(np.float64),
+            criterion_ids=self._pair_criteria(split),
+            group_ids=np.asarray([example.post_id for example in self._examples[split]]),
+        )
+
+    def _fit(self, pairs: PairPredictions) -> dict[str, float]:
+        return fit_thresholds(
+            pairs,
+            criteria=self._criterion_ids,
+            mode=self._thresholds,
+            min_support=self._threshold_min_support,
+        )
+
+    def _judge(self, pairs: PairPredictions, thresholds: Mapping[str, float]) -> MetricValues:
+        """Figures and their intervals."""
+        criteria = self._criterion_ids
+        figures = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
+        intervals = bootstrap_intervals(
+            pairs,
+            criteria=criteria,
+            thresholds=thresholds,
+            n_resamples=self._bootstrap_resamples,
+            seed=self._seed,
+        )
+        return flat_metrics(figures) | flat_metrics(intervals)
+
+    def _tfidf_lr(self, split: str) -> PairPredictions:
+        return self._pairs(
+            split,
+            tfidf_lr_probabilities(
+                train_texts=[example.text for example in self._examples["train"]],
+                train_labels=self._labels("train"),
+                train_criterion_ids=self._pair_criteria("train"),
+                texts=[example.text for example in self._examples[split]],
+                criterion_ids=self._pair_criteria(split),
+                seed=self._seed,
+            ),
+        )
+
+
+def _comparison(metrics: MetricValues) -> str:
+    """The model beside the baselines: a row a system, 95 % intervals over resampled posts."""
+    systems = {
+        "model": "",
+        "TF-IDF + LR": "baseline_tfidf_lr/",
+        "majority": "baseline_majority/",
+    }
+    rows = [["system", "macro-F1 [95 % interval]", "micro-F1", "AUROC", "AP", "accuracy"]]
+    for name, prefix in systems.items():
+        low, high = (shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
+        rest = [
+            shown(metrics[prefix + key])
+            for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
+        ]
+        rows.append([name, f"{shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
+    return render_table(rows, left=2)

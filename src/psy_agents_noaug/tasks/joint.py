@@ -1,0 +1,487 @@
+"""The joint task: is the criterion met, and which words of the post show it?"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from psy_agents_noaug.config.schema import JointTaskConfig, TrainConfig
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.windows import encode_windows
+from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.metrics.joint import JointDecisions, faithfulness, joint_metrics
+from psy_agents_noaug.metrics.tables import render_table, shown
+from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
+from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
+from psy_agents_noaug.models.joint import JointModel
+from psy_agents_noaug.models.losses import classification_loss, span_loss
+from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids, flat_metrics
+from psy_agents_noaug.tasks.criteria import CLASSES, resolve_class_weights
+from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
+from psy_agents_noaug.tasks.encoders import CRITERIA, EVIDENCE, ONLY, Encoders, described
+from psy_agents_noaug.tasks.evidence import (
+    ENCODER_INPUTS,
+    WindowSource,
+    decoded_spans,
+    window_notes,
+)
+from psy_agents_noaug.tasks.evidence_judge import THRESHOLD, EvidenceJudge
+from psy_agents_noaug.tasks.pools import EpochPools
+from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
+
+_OF_CRITERIA = "criteria/"  # prefix of the batch's entries for the label's own encoder
+
+
+def build_joint_task(
+    config: TrainConfig,
+    settings: JointTaskConfig,
+    *,
+    encoders: Encoders,
+    criteria: Sequence[Criterion],
+    examples: Mapping[str, Sequence[Example]],
+    max_tokens: int,
+) -> "JointTask":
+    """Assemble the task; `max_tokens` as in `models.encoder.encode_rows`."""
+    for encoder in encoders.values():
+        check_positions(config.model.max_length, encoder)
+    lora = config.model.lora.model_dump() if config.model.lora else None
+    networks = {part: adapted_encoder(encoder, lora) for part, encoder in encoders.items()}
+    evidence_part = ONLY if ONLY in encoders else EVIDENCE
+    criteria_part = ONLY if ONLY in encoders else CRITERIA
+    evidence = EvidenceModel(
+        networks[evidence_part],
+        hidden_size=encoders[evidence_part].hidden_size,
+        head_layers=config.model.head_layers,
+        head_width=config.model.head_width,
+        head_dropout=config.model.head_dropout,
+        max_tokens=max_tokens,
+    )
+    model = JointModel(
+        evidence,
+        networks.get(CRITERIA),
+        hidden_size=encoders[criteria_part].hidden_size,
+        evidence_hidden_size=encoders[evidence_part].hidden_size,
+        fusion=settings.fusion,
+        window_pooling=settings.window_pooling,
+        learned_weights=settings.loss_weights == "uncertainty",
+        pooling=config.model.pooling,
+        head_layers=config.model.head_layers,
+        head_width=config.model.head_width,
+        head_dropout=config.model.head_dropout,
+    )
+    return JointTask(
+        model,
+        settings,
+        encoders=encoders,
+        criteria=criteria,
+        examples=examples,
+        max_length=config.model.max_length,
+        negatives=config.data.negatives,
+        seed=config.seed,
+    )
+
+
+class JointSource:
+    """Pairs as windows for the evidence's encoder, and for the label's own where it has one."""
+
+    def __init__(
+        self, examples: Sequence[Example], evidence: WindowSource, criteria: WindowSource | None
+    ) -> None:
+        self.examples = examples
+        self.evidence = evidence
+        self.criteria = criteria
+        self.ids = evidence.ids
+        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        own: np.ndarray = self.evidence.lengths
+        return own if self.criteria is None else own + self.criteria.lengths
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Return `WindowSource`'s batch, `labels` `[B]`, and with a prefix the label's own windows."""
+        batch = self.evidence.collate(indices)
+        batch["labels"] = torch.from_numpy(self.labels[list(indices)])
+        if self.criteria is not None:
+            own = self.criteria.collate(indices)
+            batch |= {
+                _OF_CRITERIA + name: own[name] for name in (*ENCODER_INPUTS, "pairs") if name in own
+            }
+        return batch
+
+
+class JointTask(ReportingTask):
+    """The label of each (criterion, post) pair, and its evidence.
+
+    A met pair whose evidence is unknown trains and judges the label alone.
+
+    Args:
+        encoders: one, shared by both parts, or one for each.
+        examples: the pairs of each split that may be looked at; tokenised when first used.
+        max_length: of the windows. negatives: see `EpochPools`.
+    """
+
+    name = "joint"
+    loss_parts = ("criteria", "evidence")
+
+    def __init__(
+        self,
+        model: JointModel,
+        settings: JointTaskConfig,
+        *,
+        encoders: Encoders,
+        criteria: Sequence[Criterion],
+        examples: Mapping[str, Sequence[Example]],
+        max_length: int,
+        negatives: float | Literal["all"],
+        seed: int,
+    ) -> None:
+        self.model = model
+        self._settings = settings
+        self._encoders = encoders
+        self._criteria = list(criteria)
+        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
+        self._examples = dict(examples)
+        self._max_length = max_length
+        self._negatives = negatives
+        self._seed = seed
+        self._sources: dict[str, JointSource] = {}
+        self._known = {
+            split: np.asarray([bool(e.evidence) or e.label == 0 for e in pairs], dtype=bool)
+            for split, pairs in examples.items()
+        }
+        self._label_judge = CriteriaJudge(
+            criteria=criteria,
+            examples=examples,
+            thresholds=settings.criteria.thresholds,
+            threshold_min_support=settings.criteria.threshold_min_support,
+            bootstrap_resamples=settings.criteria.bootstrap_resamples,
+            seed=seed,
+        )
+        self._evidence_judge = EvidenceJudge(
+            criteria=criteria,
+            examples={
+                split: [example for example in pairs if example.evidence or example.label == 0]
+                for split, pairs in examples.items()
+            },
+            bootstrap_resamples=settings.evidence.bootstrap_resamples,
+            seed=seed,
+        )
+        self._class_weights = (
+            resolve_class_weights(
+                settings.criteria.class_weights,
+                labels=np.asarray([examples["train"][index].label for index in self.epoch_pool(0)]),
+            )
+            if "train" in examples
+            else None
+        )
+
+    def source(self, split: str) -> JointSource:
+        if split not in self._sources:
+            examples = self._examples[split]
+            if not examples:
+                raise DataError(f"The split {split} has no pair; see the label report.")
+            evidence = self._windows(examples, self._encoders.get(EVIDENCE) or self._encoders[ONLY])
+            own = self._encoders.get(CRITERIA)
+            self._sources[split] = JointSource(
+                examples, evidence, None if own is None else self._windows(examples, own)
+            )
+        return self._sources[split]
+
+    def epoch_pool(self, epoch: int) -> np.ndarray:
+        return self._pools.of(epoch)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the weighted losses of label and evidence, `[B, 2]`."""
+        labels, spans, log_variances = model(**_inputs(batch))
+        settings = self._settings.criteria
+        weights = self._class_weights
+        of_label = classification_loss(
+            torch.stack([torch.zeros_like(labels), labels], dim=-1),
+            batch["labels"],
+            class_weights=None if weights is None else weights.to(labels.device),
+            focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
+        )
+        per_window = span_loss(spans, batch["gold"]) * batch["weights"]
+        of_evidence = torch.zeros_like(of_label).index_add(0, batch["pairs"], per_window)
+        losses = torch.stack([of_label, of_evidence], dim=-1)
+        fixed = self._settings.loss_weights
+        if fixed == "uncertainty":
+            # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
+            weighted: Tensor = losses * torch.exp(-log_variances) + log_variances / 2
+        else:
+            weighted = losses * losses.new_tensor([fixed.criteria, fixed.evidence])
+        return weighted
+
+    def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+        """Return `probabilities`, float32 `[B]`, and the spans of `EvidenceTask.predict`."""
+        labels, spans, _ = model(**_inputs(batch))
+        return {
+            "probabilities": labels.float().sigmoid(),
+            **decoded_spans(log_odds(spans), batch, self._settings.evidence),
+        }
+
+    def calibrate(self, predictions: Predictions) -> Calibration:
+        return {
+            **self._label_judge.calibrate(predictions),
+            **self._evidence_judge.calibrate(self._where_known("val", predictions)),
+        }
+
+    def metrics(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        decided = self._decoded(predictions, split=split, calibration=calibration)
+        known = self._where_known(split, decided)
+        figures = {
+            **self._label_judge.metrics(decided, split=split, calibration=calibration),
+            **self._evidence_judge.metrics(known, split=split, calibration=calibration),
+        }
+        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+
+    def report(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> MetricValues:
+        decided = self._decoded(predictions, split=split, calibration=calibration)
+        known = self._where_known(split, decided)
+        figures = {
+            **self._label_judge.report(decided, split=split, calibration=calibration),
+            **self._evidence_judge.report(known, split=split, calibration=calibration),
+            "n_pairs_with_unknown_evidence": int((~self._known[split]).sum()),
+        }
+        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+
+    def follow_ups(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> list[str]:
+        decided = self._decoded(predictions, split=split, calibration=calibration)
+        chosen = self._explained(decided, split=split, calibration=calibration)
+        kept = self._kept(decided, calibration)
+        texts: dict[str, list[Example]] = {"without": [], "alone": []}
+        for index in chosen:
+            example, spans = self._examples[split][index], sorted(kept[index])
+            borders = [0, *(border for span in spans for border in span), len(example.text)]
+            pieces = [example.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
+            inside = [example.text[a:b] for a, b in spans]
+            for name, parts in (("without", pieces), ("alone", inside)):
+                text = " ".join(part.strip() for part in parts if part.strip())
+                texts[name].append(replace(example, text=text, evidence=(), hard_negative_spans=()))
+        if not chosen:
+            return []
+        names = [f"{split}/{name}" for name in texts]
+        for name, examples in zip(names, texts.values(), strict=True):
+            self._examples[name] = examples
+            self._sources.pop(name, None)
+        return names
+
+    def follow_up_report(
+        self,
+        predictions: Predictions,
+        follow_ups: Mapping[str, Predictions],
+        *,
+        split: str,
+        calibration: Calibration,
+    ) -> MetricValues:
+        decided = self._decoded(predictions, split=split, calibration=calibration)
+        chosen = self._explained(decided, split=split, calibration=calibration)
+        full = predictions["probabilities"].astype(np.float64)[chosen]
+        without, alone = (
+            follow_ups[f"{split}/{name}"]["probabilities"].astype(np.float64) if chosen else full
+            for name in ("without", "alone")
+        )
+        return flat_metrics(faithfulness(full, without, alone))
+
+    def records(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> Iterator[dict[str, Any]]:
+        decided = self._decoded(predictions, split=split, calibration=calibration)
+        labels = self._label_judge.decisions(decided, split=split, calibration=calibration)
+        known = iter(
+            self._evidence_judge.evidence(
+                self._where_known(split, decided), split=split, calibration=calibration
+            )
+        )
+        kept = self._kept(decided, calibration)
+        for index, (example, label) in enumerate(zip(self._examples[split], labels, strict=True)):
+            evidence = (
+                next(known)
+                if self._known[split][index]
+                else {
+                    "evidence": [
+                        {"start_char": start, "end_char": end, "score": float(score)}
+                        for (start, end), score in zip(
+                            kept[index], decided["span_scores"][index], strict=False
+                        )
+                    ],
+                    "gold_evidence": None,
+                }
+            )
+            yield {**example_ids(example), **label, **evidence}
+
+    def notes(self, split: str) -> list[str]:
+        return window_notes(
+            self.source(split).evidence,
+            split=split,
+            n_unknown=int((~self._known[split]).sum()),
+            max_length=self._max_length,
+            max_positions=(self._encoders.get(EVIDENCE) or self._encoders[ONLY]).max_positions,
+            max_answer_length=self._settings.evidence.max_answer_length,
+        )
+
+    def monitors(self) -> dict[str, Literal["max", "min"]]:
+        names = ("supported_precision", "supported_recall", "supported_f1")
+        own: dict[str, Literal["max", "min"]] = {
+            "joint_score": "max",
+            "positive_without_evidence": "min",
+            "evidence_without_positive": "min",
+            **{f"{name}{kind}": "max" for name in names for kind in ("", "_micro")},
+        }
+        return own | self._label_judge.monitors() | self._evidence_judge.monitors()
+
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "classes": list(CLASSES),
+            "criteria": described_criteria(self._criteria),
+            **described(self._encoders),
+        }
+
+    def summary(self, metrics: MetricValues) -> str:
+        head = ["joint_score", "supported F1 [95 % interval]", "macro-F1", "IOU F1"]
+        head += ["met, no evidence", "evidence, not met", "comprehensiveness", "sufficiency"]
+        low, high = (shown(metrics[f"supported_f1_ci_{end}"]) for end in ("low", "high"))
+        names = (
+            "f1_macro",
+            "evidence_iou_f1",
+            "positive_without_evidence",
+            "evidence_without_positive",
+            "comprehensiveness",
+            "sufficiency",
+        )
+        row = [
+            shown(metrics["joint_score"]),
+            f"{shown(metrics['supported_f1'])} [{low}, {high}]",
+            *(shown(metrics[name]) for name in names),
+        ]
+        return "\n\n".join(
+            [
+                self._label_judge.summary(metrics),
+                self._evidence_judge.summary(metrics),
+                render_table([head, row], left=0),
+            ]
+        )
+
+    @cached_property
+    def _pools(self) -> EpochPools:
+        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
+
+    def _windows(self, examples: Sequence[Example], encoder: Encoder) -> WindowSource:
+        reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
+        settings = self._settings.evidence
+        windows = encode_windows(
+            encoder.tokenizer,
+            [reads[example.criterion_id] for example in examples],
+            [example.text for example in examples],
+            [example.evidence for example in examples],
+            max_length=self._max_length,
+            stride=settings.stride,
+        )
+        return WindowSource(
+            examples,
+            windows,
+            snap_to_sentences=settings.snap_to_sentences,
+            first_span=settings.loss == "first_span",
+        )
+
+    def _decoded(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> Predictions:
+        """The predictions as they are, or with the evidence made to agree with the label."""
+        if self._settings.decoding == "independent":
+            return predictions
+        met = self._met(predictions, split=split, calibration=calibration)
+        scores = np.where(met[:, None], predictions["span_scores"], -np.inf)
+        found = scores[:, 0] > -np.inf
+        scores[found, 0] = np.maximum(scores[found, 0], -calibration[THRESHOLD])
+        return {**predictions, "span_scores": scores}
+
+    def _met(self, predictions: Predictions, *, split: str, calibration: Calibration) -> np.ndarray:
+        cutoffs = np.asarray(
+            [calibration["thresholds"][e.criterion_id] for e in self._examples[split]]
+        )
+        met: np.ndarray = predictions["probabilities"].astype(np.float64) >= cutoffs
+        return met
+
+    def _kept(
+        self, predictions: Predictions, calibration: Calibration
+    ) -> list[list[tuple[int, int]]]:
+        counts = (-predictions["span_scores"] <= calibration[THRESHOLD]).sum(axis=1)
+        return [
+            list(zip(starts[:count].tolist(), ends[:count].tolist(), strict=True))
+            for starts, ends, count in zip(
+                predictions["span_starts"], predictions["span_ends"], counts.tolist(), strict=True
+            )
+        ]
+
+    def _explained(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> list[int]:
+        """The pairs that are decided met with evidence."""
+        met = self._met(predictions, split=split, calibration=calibration)
+        kept = self._kept(predictions, calibration)
+        return [index for index, spans in enumerate(kept) if met[index] and spans]
+
+    def _where_known(self, split: str, predictions: Predictions) -> Predictions:
+        return {name: values[self._known[split]] for name, values in predictions.items()}
+
+    def _joint(
+        self,
+        predictions: Predictions,
+        figures: MetricValues,
+        *,
+        split: str,
+        calibration: Calibration,
+    ) -> MetricValues:
+        known = self._known[split]
+        right = self._evidence_judge.right(
+            self._where_known(split, predictions), split=split, calibration=calibration
+        )
+        pairs = [e for e, is_known in zip(self._examples[split], known, strict=True) if is_known]
+        met = self._met(predictions, split=split, calibration=calibration)[known]
+        kept = self._kept(self._where_known(split, predictions), calibration)
+        metrics = joint_metrics(
+            JointDecisions(
+                labels=np.asarray([example.label == 1 for example in pairs], dtype=bool),
+                decisions=met,
+                predicted=np.asarray([bool(spans) for spans in kept], dtype=bool),
+                right=right,
+                criterion_ids=np.asarray([example.criterion_id for example in pairs]),
+                group_ids=np.asarray([example.post_id for example in pairs]),
+            ),
+            criteria=self._criterion_ids,
+            n_resamples=self._settings.criteria.bootstrap_resamples,
+            seed=self._seed,
+        )
+        halves = figures["f1_macro"], figures["evidence_iou_f1"]
+        joint: MetricValues = flat_metrics(metrics)
+        if any(half is None for half in halves):
+            return {**joint, "joint_score": None, "joint_score_undefined": "one half is undefined"}
+        return {**joint, "joint_score": sum(float(half or 0.0) for half in halves) / 2}
+
+
+def _inputs(batch: Batch) -> dict[str, Any]:
+    """The model's arguments; without windows of its own the label reads the evidence's."""
+    evidence = {name: batch[name] for name in ENCODER_INPUTS if name in batch}
+    criteria = {
+        name: batch[_OF_CRITERIA + name] for name in ENCODER_INPUTS if _OF_CRITERIA + name in batch
+    }
+    return {
+        "criteria": criteria or evidence,
+        "evidence": evidence,
+        "criteria_pairs": batch.get(f"{_OF_CRITERIA}pairs", batch["pairs"]),
+        "evidence_pairs": batch["pairs"],
+        "context_mask": batch["context_mask"],
+    }

@@ -1,0 +1,111 @@
+"""The joint scripts as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from psy_agents_noaug.cli import run_evaluate, run_train
+
+REPOSITORY = Path(__file__).parents[2]
+PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
+
+
+@pytest.fixture
+def task_name() -> str:
+    return "joint"
+
+
+def figures(folder: Path, split: str) -> dict[str, object]:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
+
+
+@pytest.mark.parametrize("encoders", ["shared", "separate"])
+def test_a_training_and_its_evaluations_by_the_scripts(
+    overrides: list[str], tmp_path: Path, encoders: str
+) -> None:
+    def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+
+    trained = run_script(
+        "train_joint.py",
+        *overrides,
+        "run_name=one",
+        f"model.share_encoder={str(encoders == 'shared').lower()}",
+        "task.fusion=evidence_attention",
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "joint_score" in trained.stdout
+    folder = tmp_path / "outputs" / "joint" / "one"
+    recorded = figures(folder, "val")
+    assert {"val/joint_score", "val/f1_macro", "val/evidence_iou_f1", "val/sufficiency"} <= set(
+        recorded
+    )
+    header = (folder / "history.csv").read_text().splitlines()[0].split(",")
+    assert {"train/loss", "train/loss_criteria", "train/loss_evidence"} <= set(header)
+    line = json.loads((folder / "predictions" / "val.jsonl").read_text().splitlines()[0])
+    assert {"label", "probability", "decision", "evidence", "gold_evidence"} <= set(line)
+
+    best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
+    again = run_script("eval_joint.py", f"checkpoint={best}", "split=val")
+    assert again.returncode == 0, again.stderr
+    assert figures(folder, "val") == recorded
+    test = run_script("eval_joint.py", f"checkpoint={best}")
+    assert test.returncode == 0, test.stderr
+    assert figures(folder, "test")["test/n_pairs"] == 8 * 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("task.loss_weights={criteria: 0.0, evidence: 0.0}", "`task.loss_weights`"),
+        ("task.loss_weights=learned", "`task.loss_weights` is 'learned'"),
+        ("task.fusion=sum", "`task.fusion` is 'sum'"),
+        ("task.evidence.stride=-1", "`task.evidence.stride` is -1"),
+        ("model.criteria_encoder=somewhere", "`model.share_encoder` leaves no room"),
+        ("data.unit=sentence", "`data.unit` must be post"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    overrides: list[str],
+    own_logging: None,
+    capfd: pytest.CaptureFixture[str],
+    setting: str,
+    told: str,
+) -> None:
+    assert run_train("joint/train", [*overrides, setting]) == 2
+    assert told in capfd.readouterr().err
+
+
+def test_the_encoders_may_be_named_apart(
+    overrides: list[str], tiny_encoder: Path, tmp_path: Path, own_logging: None
+) -> None:
+    argv = [
+        *overrides,
+        "model.share_encoder=false",
+        f"model.evidence_encoder={tiny_encoder}",
+        "model.pretrained_model=nowhere",
+        f"model.criteria_encoder={tiny_encoder}",
+        "training.max_steps=2",
+        "run_name=two",
+    ]
+    assert run_train("joint/train", argv) == 0
+    best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
+    assert run_evaluate("joint/eval", [f"checkpoint={best}", "split=val"]) == 0
+
+
+@pytest.mark.skipif(not PUBLIC_SAMPLE.is_dir(), reason="the real public sample is not beside us")
+def test_the_real_sample_trains_and_evaluates(
+    overrides: list[str], tmp_path: Path, own_logging: None
+) -> None:
+    own = [item for item in overrides if not item.startswith("data.")]
+    argv = [*own, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
+    assert run_train("joint/train", argv) == 0
+    best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
+    assert run_evaluate("joint/eval", [f"checkpoint={best}"]) == 0
+    metrics = json.loads((tmp_path / "outputs/joint/real/metrics.json").read_text())
+    assert metrics["val/n_pairs_with_unknown_evidence"] > 0

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from psy_agents_noaug.metrics.joint import JointDecisions, faithfulness, joint_metrics
+
+
+def make(rows, criteria=None, posts=None) -> JointDecisions:
+    """From (label, decision, evidence predicted, evidence right) a pair."""
+    columns = np.asarray(rows, dtype=bool).reshape(-1, 4).T
+    names = criteria or ["A"] * len(rows)
+    groups = posts or [f"p{at}" for at in range(len(rows))]
+    return JointDecisions(*columns, np.asarray(names), np.asarray(groups))
+
+
+def judge(decisions: JointDecisions, criteria=("A",)):
+    return joint_metrics(decisions, criteria=list(criteria), n_resamples=200, seed=0)
+
+
+WORKED = [
+    (1, 1, 1, 1),  # right label, right evidence
+    (1, 1, 1, 0),  # right label, wrong evidence
+    (1, 1, 0, 0),  # right label, no evidence
+    (1, 0, 1, 1),  # missed label, right evidence
+    (0, 1, 1, 0),
+    (0, 0, 1, 0),
+    (0, 0, 0, 0),
+]
+
+
+def test_a_positive_counts_only_with_right_label_and_right_evidence():
+    values = judge(make(WORKED)).values
+    assert values["supported_precision"] == pytest.approx(1 / 4)
+    assert values["supported_recall"] == pytest.approx(1 / 4)
+    assert values["supported_f1"] == pytest.approx(2 / 8)
+    assert values["positive_without_evidence"] == pytest.approx(1 / 4)
+    assert values["evidence_without_positive"] == pytest.approx(2 / 5)
+
+
+def test_means_are_over_criteria_with_a_met_pair():
+    rows = [*WORKED, (1, 1, 1, 1), (0, 1, 1, 0)]
+    metrics = judge(make(rows, criteria=[*"AAAAAAA", "B", "C"]), "ABC")
+    assert metrics.values["supported_f1"] == pytest.approx((2 / 8 + 1) / 2)
+    assert metrics.values["supported_f1_micro"] == pytest.approx(2 * 2 / (6 + 5))
+    assert metrics.values["per_criterion/C/supported_f1"] is None
+    assert metrics.undefined["per_criterion/C/supported_f1"] == "no met pair"
+
+
+def test_shares_of_nothing_are_undefined_with_a_reason():
+    metrics = judge(make([(0, 0, 0, 0), (0, 0, 0, 0)]))
+    for name in ("supported_f1", "positive_without_evidence", "evidence_without_positive"):
+        assert metrics.values[name] is None
+        assert metrics.undefined[name]
+
+
+def test_the_interval_is_that_of_a_naive_bootstrap_over_posts():
+    rng = np.random.default_rng(2)
+    rows = [tuple(rng.random(4) < (0.6, 0.6, 0.8, 0.7)) for _ in range(40)]
+    posts = [f"p{at // 2:02d}" for at in range(40)]
+    got = judge(make(rows, posts=posts)).values
+    ids = np.unique(posts)
+    draw = np.random.default_rng(0)
+    samples = []
+    for _ in range(200):
+        drawn = [
+            at for name in ids[draw.integers(20, size=20)] for at in range(40) if posts[at] == name
+        ]
+        samples.append(judge(make([rows[at] for at in drawn])).values["supported_f1"])
+    low, high = np.quantile(samples, [0.025, 0.975])
+    assert (got["supported_f1_ci_low"], got["supported_f1_ci_high"]) == pytest.approx((low, high))
+    assert low < high
+
+
+def test_faithfulness_is_the_mean_fall_of_the_probability():
+    metrics = faithfulness(np.array([0.9, 0.7]), np.array([0.3, 0.5]), np.array([0.8, 0.9]))
+    assert metrics.values["comprehensiveness"] == pytest.approx(0.4)
+    assert metrics.values["sufficiency"] == pytest.approx(-0.05)
+    nothing = faithfulness(np.zeros(0), np.zeros(0), np.zeros(0))
+    assert nothing.values["comprehensiveness"] is None
+    assert "no pair" in nothing.undefined["sufficiency"]
