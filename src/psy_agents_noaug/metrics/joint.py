@@ -1,4 +1,4 @@
-"""Metrics that ask for the label and its evidence together.
+"""Metrics that ask for the label and its evidence together, over the pairs whose evidence is known.
 
 - `supported_*`: precision, recall and F1 of "met", where a positive decision is right only if the label
   is met and a predicted span is right (IOU >= 0.5 with a gold one, as in `metrics.spans`). Means over

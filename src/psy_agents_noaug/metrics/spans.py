@@ -101,15 +101,8 @@ class SpanPredictions:
         return self.scores[:, 0]
 
     def kept(self, threshold: float) -> list[list[tuple[int, int]]]:
-        """Spans that win over no evidence by `threshold` (a `null_score_diff_threshold`), best first.
-
-        A span's null score difference is minus its score; it is kept if that is at most `threshold`.
-        """
-        counts = (-self.scores <= threshold).sum(axis=1)
-        return [
-            list(zip(starts[:count].tolist(), ends[:count].tolist(), strict=True))
-            for starts, ends, count in zip(self.starts, self.ends, counts.tolist(), strict=True)
-        ]
+        """The spans that are predicted at a decision threshold, see `kept_spans`."""
+        return kept_spans(self.starts, self.ends, self.scores, threshold=threshold)
 
     @cached_property
     def overlaps(self) -> list[NDArray[np.bool_]]:
@@ -120,6 +113,21 @@ class SpanPredictions:
                 self.texts, self.gold, self.starts.tolist(), self.ends.tolist(), strict=True
             )
         ]
+
+
+def kept_spans(
+    starts: Ints, ends: Ints, scores: Floats, *, threshold: float
+) -> list[list[tuple[int, int]]]:
+    """Spans that win over no evidence by `threshold` (a `null_score_diff_threshold`), best first.
+
+    From [pairs, spans] each. A span's null score difference is minus its score; it is kept if that is at
+    most `threshold`.
+    """
+    counts = (-scores <= threshold).sum(axis=1)
+    return [
+        list(zip(row_starts[:count].tolist(), row_ends[:count].tolist(), strict=True))
+        for row_starts, row_ends, count in zip(starts, ends, counts.tolist(), strict=True)
+    ]
 
 
 def span_metrics(

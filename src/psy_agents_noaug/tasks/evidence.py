@@ -20,7 +20,7 @@ from psy_agents_noaug.models.losses import span_loss
 from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
 from psy_agents_noaug.tasks.decoding import decode_spans
 from psy_agents_noaug.tasks.encoders import ONLY, described
-from psy_agents_noaug.tasks.evidence_judge import EvidenceJudge
+from psy_agents_noaug.tasks.evidence_judge import EvidenceJudge, evidence_lines
 from psy_agents_noaug.tasks.pools import EpochPools
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
@@ -245,7 +245,7 @@ class EvidenceTask(ReportingTask):
     def records(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> Iterator[dict[str, Any]]:
-        evidence = self._judge.evidence(predictions, split=split, calibration=calibration)
+        evidence = evidence_lines(self._examples[split], predictions, calibration)
         for example, found in zip(self._examples[split], evidence, strict=True):
             yield {**example_ids(example), **found}
 

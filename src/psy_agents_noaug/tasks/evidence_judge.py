@@ -10,6 +10,7 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
     fit_null_threshold,
+    kept_spans,
     span_intervals,
     span_metrics,
 )
@@ -115,30 +116,6 @@ class EvidenceJudge:
             }
         return figures
 
-    def evidence(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> list[dict[str, Any]]:
-        """Return what the prediction line of each pair says of its evidence."""
-        spans = self._spans(split, _candidates(predictions))
-        kept = spans.kept(calibration[THRESHOLD])
-        return [
-            {
-                "evidence": [
-                    {"start_char": start, "end_char": end, "score": float(score)}
-                    for (start, end), score in zip(found, scores, strict=False)
-                ],
-                "gold_evidence": [
-                    {"start_char": span.start_char, "end_char": span.end_char}
-                    for span in example.evidence
-                ],
-                "null_score_diff": float(-scores[0]) if np.isfinite(scores[0]) else None,
-                THRESHOLD: calibration[THRESHOLD],
-            }
-            for example, found, scores in zip(
-                self._examples[split], kept, spans.scores, strict=True
-            )
-        ]
-
     def monitors(self) -> dict[str, Literal["max", "min"]]:
         """Return the keys of `metrics` that training may steer by; of all of them more is better."""
         n_pairs = len(self._examples["val"])
@@ -240,6 +217,33 @@ class EvidenceJudge:
                 seed=self._seed,
             )
         )
+
+
+def evidence_lines(
+    examples: Sequence[Example], predictions: Predictions, calibration: Calibration
+) -> list[dict[str, Any]]:
+    """Return what the prediction line of each pair says of its evidence; unknown gold is None."""
+    starts, ends, scores = _candidates(predictions)
+    threshold = calibration[THRESHOLD]
+    return [
+        {
+            "evidence": [
+                {"start_char": start, "end_char": end, "score": float(score)}
+                for (start, end), score in zip(found, own, strict=False)
+            ],
+            "gold_evidence": None
+            if example.label == 1 and not example.evidence
+            else [
+                {"start_char": span.start_char, "end_char": span.end_char}
+                for span in example.evidence
+            ],
+            "null_score_diff": float(-own[0]) if np.isfinite(own[0]) else None,
+            THRESHOLD: threshold,
+        }
+        for example, found, own in zip(
+            examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
+        )
+    ]
 
 
 def _candidates(predictions: Predictions) -> SpanCandidates:

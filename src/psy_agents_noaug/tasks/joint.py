@@ -14,15 +14,13 @@ from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.metrics.joint import JointDecisions, faithfulness, joint_metrics
-from psy_agents_noaug.metrics.tables import render_table, shown
+from psy_agents_noaug.metrics.joint import faithfulness
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
 from psy_agents_noaug.models.joint import JointModel
 from psy_agents_noaug.models.losses import classification_loss, span_loss
-from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids, flat_metrics
+from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, flat_metrics
 from psy_agents_noaug.tasks.criteria import CLASSES, resolve_class_weights
-from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
 from psy_agents_noaug.tasks.encoders import CRITERIA, EVIDENCE, ONLY, Encoders, described
 from psy_agents_noaug.tasks.evidence import (
     ENCODER_INPUTS,
@@ -30,7 +28,7 @@ from psy_agents_noaug.tasks.evidence import (
     decoded_spans,
     window_notes,
 )
-from psy_agents_noaug.tasks.evidence_judge import THRESHOLD, EvidenceJudge
+from psy_agents_noaug.tasks.joint_judge import PARTS, JointJudge
 from psy_agents_noaug.tasks.pools import EpochPools
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
@@ -145,33 +143,12 @@ class JointTask(ReportingTask):
         self._settings = settings
         self._encoders = encoders
         self._criteria = list(criteria)
-        self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = dict(examples)
         self._max_length = max_length
         self._negatives = negatives
         self._seed = seed
         self._sources: dict[str, JointSource] = {}
-        self._known = {
-            split: np.asarray([bool(e.evidence) or e.label == 0 for e in pairs], dtype=bool)
-            for split, pairs in examples.items()
-        }
-        self._label_judge = CriteriaJudge(
-            criteria=criteria,
-            examples=examples,
-            thresholds=settings.criteria.thresholds,
-            threshold_min_support=settings.criteria.threshold_min_support,
-            bootstrap_resamples=settings.criteria.bootstrap_resamples,
-            seed=seed,
-        )
-        self._evidence_judge = EvidenceJudge(
-            criteria=criteria,
-            examples={
-                split: [example for example in pairs if example.evidence or example.label == 0]
-                for split, pairs in examples.items()
-            },
-            bootstrap_resamples=settings.evidence.bootstrap_resamples,
-            seed=seed,
-        )
+        self._judge = JointJudge(settings, criteria=criteria, examples=examples, seed=seed)
         self._class_weights = (
             resolve_class_weights(
                 settings.criteria.class_weights,
@@ -227,54 +204,31 @@ class JointTask(ReportingTask):
         }
 
     def calibrate(self, predictions: Predictions) -> Calibration:
-        return {
-            **self._label_judge.calibrate(predictions),
-            **self._evidence_judge.calibrate(self._where_known("val", predictions)),
-        }
+        return self._judge.calibrate(predictions)
 
     def metrics(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        decided = self._decoded(predictions, split=split, calibration=calibration)
-        known = self._where_known(split, decided)
-        figures = {
-            **self._label_judge.metrics(decided, split=split, calibration=calibration),
-            **self._evidence_judge.metrics(known, split=split, calibration=calibration),
-        }
-        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+        return self._judge.metrics(predictions, split=split, calibration=calibration)
 
     def report(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        decided = self._decoded(predictions, split=split, calibration=calibration)
-        known = self._where_known(split, decided)
-        figures = {
-            **self._label_judge.report(decided, split=split, calibration=calibration),
-            **self._evidence_judge.report(known, split=split, calibration=calibration),
-            "n_pairs_with_unknown_evidence": int((~self._known[split]).sum()),
-        }
-        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+        return self._judge.report(predictions, split=split, calibration=calibration)
 
     def follow_ups(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> list[str]:
-        decided = self._decoded(predictions, split=split, calibration=calibration)
-        chosen = self._explained(decided, split=split, calibration=calibration)
-        kept = self._kept(decided, calibration)
-        texts: dict[str, list[Example]] = {"without": [], "alone": []}
-        for index in chosen:
-            example, spans = self._examples[split][index], sorted(kept[index])
-            borders = [0, *(border for span in spans for border in span), len(example.text)]
-            pieces = [example.text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
-            inside = [example.text[a:b] for a, b in spans]
-            for name, parts in (("without", pieces), ("alone", inside)):
-                text = " ".join(part.strip() for part in parts if part.strip())
-                texts[name].append(replace(example, text=text, evidence=(), hard_negative_spans=()))
-        if not chosen:
+        """Return the posts without the predicted spans, and the spans alone, as two more sources."""
+        explained = self._judge.explained(predictions, split=split, calibration=calibration)
+        if not explained:
             return []
-        names = [f"{split}/{name}" for name in texts]
-        for name, examples in zip(names, texts.values(), strict=True):
-            self._examples[name] = examples
+        names = [f"{split}/{part}" for part in PARTS]
+        for name, part in zip(names, PARTS, strict=True):
+            self._examples[name] = [
+                replace(example, text=text, evidence=(), hard_negative_spans=())
+                for example, text in self._judge.divided(explained, split=split, part=part)
+            ]
             self._sources.pop(name, None)
         return names
 
@@ -286,61 +240,36 @@ class JointTask(ReportingTask):
         split: str,
         calibration: Calibration,
     ) -> MetricValues:
-        decided = self._decoded(predictions, split=split, calibration=calibration)
-        chosen = self._explained(decided, split=split, calibration=calibration)
-        full = predictions["probabilities"].astype(np.float64)[chosen]
-        without, alone = (
-            follow_ups[f"{split}/{name}"]["probabilities"].astype(np.float64) if chosen else full
-            for name in ("without", "alone")
+        explained = self._judge.explained(predictions, split=split, calibration=calibration)
+        probabilities = {
+            part: follow_ups[f"{split}/{part}"]["probabilities"] if explained else np.zeros(0)
+            for part in PARTS
+        }
+        full = predictions["probabilities"][list(explained)]
+        return flat_metrics(
+            faithfulness(
+                full.astype(np.float64),
+                **{part: values.astype(np.float64) for part, values in probabilities.items()},
+            )
         )
-        return flat_metrics(faithfulness(full, without, alone))
 
     def records(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> Iterator[dict[str, Any]]:
-        decided = self._decoded(predictions, split=split, calibration=calibration)
-        labels = self._label_judge.decisions(decided, split=split, calibration=calibration)
-        known = iter(
-            self._evidence_judge.evidence(
-                self._where_known(split, decided), split=split, calibration=calibration
-            )
-        )
-        kept = self._kept(decided, calibration)
-        for index, (example, label) in enumerate(zip(self._examples[split], labels, strict=True)):
-            evidence = (
-                next(known)
-                if self._known[split][index]
-                else {
-                    "evidence": [
-                        {"start_char": start, "end_char": end, "score": float(score)}
-                        for (start, end), score in zip(
-                            kept[index], decided["span_scores"][index], strict=False
-                        )
-                    ],
-                    "gold_evidence": None,
-                }
-            )
-            yield {**example_ids(example), **label, **evidence}
+        return self._judge.records(predictions, split=split, calibration=calibration)
 
     def notes(self, split: str) -> list[str]:
         return window_notes(
             self.source(split).evidence,
             split=split,
-            n_unknown=int((~self._known[split]).sum()),
+            n_unknown=self._judge.n_unknown(split),
             max_length=self._max_length,
             max_positions=(self._encoders.get(EVIDENCE) or self._encoders[ONLY]).max_positions,
             max_answer_length=self._settings.evidence.max_answer_length,
         )
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        names = ("supported_precision", "supported_recall", "supported_f1")
-        own: dict[str, Literal["max", "min"]] = {
-            "joint_score": "max",
-            "positive_without_evidence": "min",
-            "evidence_without_positive": "min",
-            **{f"{name}{kind}": "max" for name in names for kind in ("", "_micro")},
-        }
-        return own | self._label_judge.monitors() | self._evidence_judge.monitors()
+        return self._judge.monitors()
 
     def metadata(self) -> dict[str, Any]:
         return {
@@ -350,29 +279,7 @@ class JointTask(ReportingTask):
         }
 
     def summary(self, metrics: MetricValues) -> str:
-        head = ["joint_score", "supported F1 [95 % interval]", "macro-F1", "IOU F1"]
-        head += ["met, no evidence", "evidence, not met", "comprehensiveness", "sufficiency"]
-        low, high = (shown(metrics[f"supported_f1_ci_{end}"]) for end in ("low", "high"))
-        names = (
-            "f1_macro",
-            "evidence_iou_f1",
-            "positive_without_evidence",
-            "evidence_without_positive",
-            "comprehensiveness",
-            "sufficiency",
-        )
-        row = [
-            shown(metrics["joint_score"]),
-            f"{shown(metrics['supported_f1'])} [{low}, {high}]",
-            *(shown(metrics[name]) for name in names),
-        ]
-        return "\n\n".join(
-            [
-                self._label_judge.summary(metrics),
-                self._evidence_judge.summary(metrics),
-                render_table([head, row], left=0),
-            ]
-        )
+        return self._judge.summary(metrics)
 
     @cached_property
     def _pools(self) -> EpochPools:
@@ -395,81 +302,6 @@ class JointTask(ReportingTask):
             snap_to_sentences=settings.snap_to_sentences,
             first_span=settings.loss == "first_span",
         )
-
-    def _decoded(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> Predictions:
-        """The predictions as they are, or with the evidence made to agree with the label."""
-        if self._settings.decoding == "independent":
-            return predictions
-        met = self._met(predictions, split=split, calibration=calibration)
-        scores = np.where(met[:, None], predictions["span_scores"], -np.inf)
-        found = scores[:, 0] > -np.inf
-        scores[found, 0] = np.maximum(scores[found, 0], -calibration[THRESHOLD])
-        return {**predictions, "span_scores": scores}
-
-    def _met(self, predictions: Predictions, *, split: str, calibration: Calibration) -> np.ndarray:
-        cutoffs = np.asarray(
-            [calibration["thresholds"][e.criterion_id] for e in self._examples[split]]
-        )
-        met: np.ndarray = predictions["probabilities"].astype(np.float64) >= cutoffs
-        return met
-
-    def _kept(
-        self, predictions: Predictions, calibration: Calibration
-    ) -> list[list[tuple[int, int]]]:
-        counts = (-predictions["span_scores"] <= calibration[THRESHOLD]).sum(axis=1)
-        return [
-            list(zip(starts[:count].tolist(), ends[:count].tolist(), strict=True))
-            for starts, ends, count in zip(
-                predictions["span_starts"], predictions["span_ends"], counts.tolist(), strict=True
-            )
-        ]
-
-    def _explained(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> list[int]:
-        """The pairs that are decided met with evidence."""
-        met = self._met(predictions, split=split, calibration=calibration)
-        kept = self._kept(predictions, calibration)
-        return [index for index, spans in enumerate(kept) if met[index] and spans]
-
-    def _where_known(self, split: str, predictions: Predictions) -> Predictions:
-        return {name: values[self._known[split]] for name, values in predictions.items()}
-
-    def _joint(
-        self,
-        predictions: Predictions,
-        figures: MetricValues,
-        *,
-        split: str,
-        calibration: Calibration,
-    ) -> MetricValues:
-        known = self._known[split]
-        right = self._evidence_judge.right(
-            self._where_known(split, predictions), split=split, calibration=calibration
-        )
-        pairs = [e for e, is_known in zip(self._examples[split], known, strict=True) if is_known]
-        met = self._met(predictions, split=split, calibration=calibration)[known]
-        kept = self._kept(self._where_known(split, predictions), calibration)
-        metrics = joint_metrics(
-            JointDecisions(
-                labels=np.asarray([example.label == 1 for example in pairs], dtype=bool),
-                decisions=met,
-                predicted=np.asarray([bool(spans) for spans in kept], dtype=bool),
-                right=right,
-                criterion_ids=np.asarray([example.criterion_id for example in pairs]),
-                group_ids=np.asarray([example.post_id for example in pairs]),
-            ),
-            criteria=self._criterion_ids,
-            n_resamples=self._settings.criteria.bootstrap_resamples,
-            seed=self._seed,
-        )
-        halves = figures["f1_macro"], figures["evidence_iou_f1"]
-        joint: MetricValues = flat_metrics(metrics)
-        if any(half is None for half in halves):
-            return {**joint, "joint_score": None, "joint_score_undefined": "one half is undefined"}
-        return {**joint, "joint_score": sum(float(half or 0.0) for half in halves) / 2}
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:

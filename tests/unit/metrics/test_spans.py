@@ -195,12 +195,12 @@ def test_intervals_are_those_of_a_naive_bootstrap_over_posts():
     rows = random_pairs(rng, 60)
     pairs = make(rows, posts=posts, criteria=names)
     criteria = ["A", "B"]
-    got = span_intervals(pairs, criteria=criteria, threshold=0.0, n_resamples=400, seed=7).values
+    got = span_intervals(pairs, criteria=criteria, threshold=0.0, n_resamples=150, seed=7).values
     ids = np.unique(posts)
     members = {name: [at for at, post in enumerate(posts) if post == name] for name in ids}
     draw = np.random.default_rng(7)
     samples = []
-    for _ in range(400):
+    for _ in range(150):
         drawn = [at for name in ids[draw.integers(30, size=30)] for at in members[name]]
         resample = make([rows[at] for at in drawn], criteria=[names[at] for at in drawn])
         samples.append(span_metrics(resample, criteria=criteria, threshold=0.0).values)

@@ -280,7 +280,8 @@ def test_no_figure_of_one_task_hides_one_of_the_other(make_task):
     calibration = task.calibrate(found)
     settings = {"split": "val", "calibration": calibration}
     reports = [
-        judge.report(found, **settings) for judge in (task._label_judge, task._evidence_judge)
+        judge.report(found, **settings)
+        for judge in (task._judge._label_judge, task._judge._evidence_judge)
     ]
     assert not set(reports[0]) & set(reports[1])
 
