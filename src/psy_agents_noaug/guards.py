@@ -57,7 +57,8 @@ def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
     fixed = [
         key
         for key in explicit
-        if key.split(".")[0] in ("model", "task") and key != "model.max_length"
+        if key.split(".")[0] in ("model", "task")
+        and key not in ("model.max_length", "task.decoding")
     ]
     if fixed:
         raise ConfigError(

@@ -251,6 +251,11 @@ class TrainConfig(Section):
                 "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` are of "
                 f"the joint task; for {self.task.name} give `model.pretrained_model`."
             )
+        if model.criteria_encoder and model.evidence_encoder and model.revision:
+            raise ValueError(
+                "`model.revision` pins `model.pretrained_model`, which neither encoder is here; give "
+                "folders of the pinned weights instead."
+            )
         if named and model.share_encoder:
             raise ValueError(
                 "`model.share_encoder` leaves no room for `model.criteria_encoder` or "

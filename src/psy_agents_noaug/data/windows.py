@@ -70,7 +70,7 @@ def encode_windows(
     longest = max(map(len, frames.values()), default=0)
     if stride >= max_length - longest:
         raise ConfigError(
-            f"`task.stride` must be less than the {max_length - longest} tokens of a post that fit "
+            f"`stride` must be less than the {max_length - longest} tokens of a post that fit "
             f"into `model.max_length` ({max_length}) beside the longest criterion, but is {stride} "
             "instead. Lower the one or raise the other."
         )

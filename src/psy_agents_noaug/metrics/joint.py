@@ -1,4 +1,6 @@
-"""Metrics that ask for the label and its evidence together, over the pairs whose evidence is known.
+"""Metrics that ask for the label and its evidence together.
+
+Supported figures and consistency are over the pairs whose evidence is known.
 
 - `supported_*`: precision, recall and F1 of "met", where a positive decision is right only if the label
   is met and a predicted span is right (IOU >= 0.5 with a gold one, as in `metrics.spans`). Means over
@@ -47,9 +49,9 @@ class JointDecisions:
 
 
 def joint_metrics(
-    decisions: JointDecisions, *, criteria: Sequence[str], n_resamples: int, seed: int
+    decisions: JointDecisions, *, criteria: Sequence[str], n_resamples: int | None, seed: int
 ) -> Metrics:
-    """Return supported F1, its interval over resampled posts, and the consistency."""
+    """Return supported F1 and the consistency; with `n_resamples`, an interval over resampled posts."""
     ids, groups = np.unique(decisions.group_ids, return_inverse=True)
     index = np.array([criteria.index(name) for name in decisions.criterion_ids], dtype=np.int64)
     counts = np.zeros((len(criteria), len(ids), 3))  # supported, decided met, met
@@ -81,6 +83,8 @@ def joint_metrics(
         else "no evidence predicted"
     )
     metrics = metrics_of(figures)
+    if n_resamples is None:
+        return metrics
     if len(ids) > 1:
         draws = draw_group_counts(
             np.random.default_rng(seed), n_groups=len(ids), n_resamples=n_resamples

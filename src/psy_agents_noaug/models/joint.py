@@ -110,17 +110,19 @@ def span_attention(logits: Tensor) -> Tensor:
     """From span logits `[W, T, 2]` to weights over the tokens, `[W, T]`, that sum to 1.
 
     A token of the post weighs the probability that the span begins at or before it and ends at or after
-    it, as if start and end were independent; NULL_POSITION weighs the probability of no evidence.
+    it, as if start and end were independent. NULL_POSITION weighs what the likeliest token lacks to 1.
     """
     probabilities = logits.softmax(dim=1)
     inside = probabilities.clone()
     inside[:, NULL_POSITION] = 0.0
-    begun = inside[:, :, 0].cumsum(dim=1)
-    not_ended = inside[:, :, 1].flip(1).cumsum(dim=1).flip(1)
-    weights = begun * not_ended * torch.isfinite(logits[:, :, 0])
-    null = probabilities[:, NULL_POSITION].prod(dim=-1)
-    weights = torch.cat([null.unsqueeze(1), weights[:, 1:]], dim=1)
-    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-9)
+    # A product with a triangle, as a cumulative sum has no deterministic kernel on CUDA.
+    length = logits.shape[1]
+    until = torch.ones(length, length, dtype=logits.dtype, device=logits.device).triu()
+    weights = (inside[:, :, 0] @ until) * (inside[:, :, 1] @ until.T)
+    weights = weights * torch.isfinite(logits[:, :, 0])
+    null = 1.0 - weights[:, 1:].amax(dim=1, keepdim=True)
+    weights = torch.cat([null, weights[:, 1:]], dim=1)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def pool_windows(log_odds: Tensor, pairs: Tensor, n_pairs: int, *, kind: WindowPooling) -> Tensor:

@@ -234,7 +234,7 @@ def resolve_class_weights(
     counts = np.asarray([len(labels) - labels.sum(), labels.sum()])
     if not counts.all():
         raise DataError(
-            "`task.class_weights=balanced` needs met and unmet pairs in train, but there are "
+            "`class_weights=balanced` needs met and unmet pairs in train, but there are "
             f"{counts[1]} met and {counts[0]} unmet ones."
         )
     return torch.from_numpy(counts.sum() / (2 * counts)).float()

@@ -231,15 +231,10 @@ class EvidenceTask(ReportingTask):
     def report(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        windows = self.source(split).windows
         return {
             **self._judge.report(predictions, split=split, calibration=calibration),
-            "n_windows": len(windows.cut),
-            "n_unreachable_gold_spans": len(windows.unreachable),
+            **window_figures(self.source(split)),
             "n_pairs_with_unknown_evidence": self._n_unknown[split],
-            "n_pairs_with_partial_evidence": sum(
-                e.evidence_is_partial for e in self._examples[split]
-            ),
         }
 
     def records(
@@ -296,6 +291,15 @@ def decoded_spans(
     }
 
 
+def window_figures(source: WindowSource) -> MetricValues:
+    """Count what a report says of the windows and the evidence in them."""
+    return {
+        "n_windows": len(source.windows.cut),
+        "n_unreachable_gold_spans": len(source.windows.unreachable),
+        "n_pairs_with_partial_evidence": sum(e.evidence_is_partial for e in source.examples),
+    }
+
+
 def window_notes(
     source: WindowSource,
     *,
@@ -323,7 +327,7 @@ def window_notes(
         limit = max_positions or max(max_length, windows.longest_frame + 2 * longest)
         # Room for twice the span, where the encoder has it, lets windows advance by more than a little.
         room = min(max(max_length, windows.longest_frame + 2 * longest), limit)
-        advice = f"task.stride={longest - 1} with model.max_length={room} would reach the longest."
+        advice = f"stride={longest - 1} with model.max_length={room} would reach the longest."
         if longest == 0:
             advice = "They have no token: the tokenizer drops all of their characters."
         elif windows.longest_frame + longest > limit:
@@ -337,7 +341,7 @@ def window_notes(
     if windows.longest_gold > max_answer_length:
         lines.append(
             f"The longest gold span of {split} has {windows.longest_gold} tokens, but "
-            f"`task.max_answer_length` is {max_answer_length}: it can't be predicted."
+            f"`max_answer_length` is {max_answer_length}: it can't be predicted."
         )
     return lines
 

@@ -26,6 +26,7 @@ from psy_agents_noaug.tasks.evidence import (
     ENCODER_INPUTS,
     WindowSource,
     decoded_spans,
+    window_figures,
     window_notes,
 )
 from psy_agents_noaug.tasks.joint_judge import PARTS, JointJudge
@@ -190,7 +191,9 @@ class JointTask(ReportingTask):
         fixed = self._settings.loss_weights
         if fixed == "uncertainty":
             # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
-            weighted: Tensor = losses * torch.exp(-log_variances) + log_variances / 2
+            observed = torch.zeros_like(of_label).index_add(0, batch["pairs"], batch["weights"]) > 0
+            counted = torch.stack([torch.ones_like(observed), observed], dim=-1)
+            weighted: Tensor = losses * torch.exp(-log_variances) + counted * log_variances / 2
         else:
             weighted = losses * losses.new_tensor([fixed.criteria, fixed.evidence])
         return weighted
@@ -214,7 +217,10 @@ class JointTask(ReportingTask):
     def report(
         self, predictions: Predictions, *, split: str, calibration: Calibration
     ) -> MetricValues:
-        return self._judge.report(predictions, split=split, calibration=calibration)
+        return {
+            **self._judge.report(predictions, split=split, calibration=calibration),
+            **window_figures(self.source(split).evidence),
+        }
 
     def follow_ups(
         self, predictions: Predictions, *, split: str, calibration: Calibration

@@ -66,10 +66,9 @@ class JointJudge:
 
     def calibrate(self, predictions: Predictions) -> Calibration:
         """Fit both tasks' thresholds on predictions of val."""
-        return {
-            **self._label_judge.calibrate(predictions),
-            **self._evidence_judge.calibrate(self._where_known("val", predictions)),
-        }
+        labels = self._label_judge.calibrate(predictions)
+        found = self._evidence_of_met(predictions, split="val", calibration=labels)
+        return {**labels, **self._evidence_judge.calibrate(self._where_known("val", found))}
 
     def metrics(
         self, predictions: Predictions, *, split: str, calibration: Calibration
@@ -81,7 +80,10 @@ class JointJudge:
             **self._label_judge.metrics(decided, split=split, calibration=calibration),
             **self._evidence_judge.metrics(known, split=split, calibration=calibration),
         }
-        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+        joint = self._joint(
+            decided, figures, split=split, calibration=calibration, n_resamples=None
+        )
+        return {**figures, **joint}
 
     def report(
         self, predictions: Predictions, *, split: str, calibration: Calibration
@@ -94,7 +96,14 @@ class JointJudge:
             **self._evidence_judge.report(known, split=split, calibration=calibration),
             "n_pairs_with_unknown_evidence": self.n_unknown(split),
         }
-        return {**figures, **self._joint(decided, figures, split=split, calibration=calibration)}
+        joint = self._joint(
+            decided,
+            figures,
+            split=split,
+            calibration=calibration,
+            n_resamples=self._settings.criteria.bootstrap_resamples,
+        )
+        return {**figures, **joint}
 
     def explained(
         self, predictions: Predictions, *, split: str, calibration: Calibration
@@ -127,7 +136,14 @@ class JointJudge:
         decided = self._decoded(predictions, split=split, calibration=calibration)
         labels = self._label_judge.decisions(decided, split=split, calibration=calibration)
         evidence = evidence_lines(self._examples[split], decided, calibration)
-        for example, label, found in zip(self._examples[split], labels, evidence, strict=True):
+        raw_scores = predictions["span_scores"].tolist()
+        for example, label, found, raw in zip(
+            self._examples[split], labels, evidence, raw_scores, strict=True
+        ):
+            # Scores are the model's, also where a consistent decoding overruled them.
+            for span, score in zip(found["evidence"], raw, strict=False):
+                span["score"] = score
+            found["null_score_diff"] = -raw[0] if np.isfinite(raw[0]) else None
             yield {**example_ids(example), **label, **found}
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
@@ -173,10 +189,20 @@ class JointJudge:
         """The predictions as they are, or with the evidence made to agree with the label."""
         if self._settings.decoding == "independent":
             return predictions
+        found = self._evidence_of_met(predictions, split=split, calibration=calibration)
+        scores = found["span_scores"].copy()
+        possible = scores[:, 0] > -np.inf
+        scores[possible, 0] = np.maximum(scores[possible, 0], -calibration[THRESHOLD])
+        return {**found, "span_scores": scores}
+
+    def _evidence_of_met(
+        self, predictions: Predictions, *, split: str, calibration: Calibration
+    ) -> Predictions:
+        """The predictions, where decoding is consistent without the spans of pairs decided unmet."""
+        if self._settings.decoding == "independent":
+            return predictions
         met = self._met(predictions, split=split, calibration=calibration)
         scores = np.where(met[:, None], predictions["span_scores"], -np.inf)
-        found = scores[:, 0] > -np.inf
-        scores[found, 0] = np.maximum(scores[found, 0], -calibration[THRESHOLD])
         return {**predictions, "span_scores": scores}
 
     def _met(self, predictions: Predictions, *, split: str, calibration: Calibration) -> np.ndarray:
@@ -204,6 +230,7 @@ class JointJudge:
         *,
         split: str,
         calibration: Calibration,
+        n_resamples: int | None,
     ) -> MetricValues:
         known = self._known[split]
         right = self._evidence_judge.right(
@@ -222,7 +249,7 @@ class JointJudge:
                 group_ids=np.asarray([example.post_id for example in pairs]),
             ),
             criteria=self._criterion_ids,
-            n_resamples=self._settings.criteria.bootstrap_resamples,
+            n_resamples=n_resamples,
             seed=self._seed,
         )
         halves = figures["f1_macro"], figures["evidence_iou_f1"]

@@ -9,6 +9,9 @@ from transformers.trainer_utils import SchedulerType
 
 from psy_agents_noaug.errors import ConfigError
 
+# Where models keep what was pretrained.
+_ENCODERS = ("encoder.", "criteria_encoder.", "evidence.encoder.")
+
 
 def build_optimizer(
     model: nn.Module,
@@ -22,13 +25,13 @@ def build_optimizer(
     """Return fused AdamW (Loshchilov and Hutter 2019) over the weights that train.
 
     Biases and the parameters of norms (all vectors) are not decayed. Modules outside
-    `model.encoder` learn at `head_learning_rate` where one is given.
+    the encoders learn at `head_learning_rate` where one is given.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_head = not name.startswith("encoder.")
+        is_head = not name.startswith(_ENCODERS)
         rate = head_learning_rate if is_head and head_learning_rate else learning_rate
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

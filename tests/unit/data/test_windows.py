@@ -149,6 +149,6 @@ def test_a_post_without_tokens_is_one_window_without_any(tiny_encoder):
 
 def test_a_stride_that_leaves_no_step_is_refused(tiny_encoder):
     tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
-    with pytest.raises(ConfigError, match=r"`task\.stride` must be less than the 10 tokens"):
+    with pytest.raises(ConfigError, match=r"`stride` must be less than the 10 tokens"):
         encode(tokenizer, POST, room=10, stride=10)
     assert len(encode(tokenizer, "a " * 12, room=10, stride=9).cut) > 1

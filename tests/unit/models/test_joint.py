@@ -7,6 +7,7 @@ from torch import nn
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel
 from psy_agents_noaug.models.joint import JointModel, pool_windows, span_attention
+from psy_agents_noaug.training.optim import build_optimizer
 
 
 def make_model(tiny_encoder, *, shared: bool, **changes) -> JointModel:
@@ -38,6 +39,9 @@ def batch(pairs=(0, 0, 1), tokens: int = 6) -> dict[str, object]:
     }
     context = torch.zeros(rows, tokens, dtype=torch.long)
     context[:, 2:] = 1
+    # The last row is shorter than the others.
+    inputs["input_ids"][-1, -2:] = 0
+    inputs["attention_mask"][-1, -2:] = context[-1, -2:] = 0
     return {
         "criteria": inputs,
         "evidence": inputs,
@@ -81,9 +85,9 @@ def test_a_pair_does_not_depend_on_the_other_pairs_windows(tiny_encoder):
         model = make_model(tiny_encoder, shared=True, fusion=fusion)
         whole = batch()
         together, _, _ = model(**whole)
-        own = {name: value[2:] for name, value in whole["evidence"].items()}
+        own = {name: value[2:, :4] for name, value in whole["evidence"].items()}
         alone, _, _ = model(
-            own, own, torch.tensor([0]), torch.tensor([0]), whole["context_mask"][2:]
+            own, own, torch.tensor([0]), torch.tensor([0]), whole["context_mask"][2:, :4]
         )
         torch.testing.assert_close(together[1:], alone)
 
@@ -105,15 +109,18 @@ def test_the_mean_odds_of_equal_windows_are_theirs_however_many():
 
 
 def test_attention_is_on_the_tokens_between_the_borders_or_on_the_null_position():
-    logits = torch.full((3, 5, 2), -30.0)
+    logits = torch.full((4, 5, 2), -30.0)
     logits[:, 1] = -math.inf
     logits[0, 2, 0] = logits[0, 3, 1] = 30.0
     logits[1, NULL_POSITION] = 30.0
     logits[2, NULL_POSITION] = logits[2, 4] = 0.0
+    logits[3, 4, 0] = logits[3, 2, 1] = 30.0  # an end before the start is no span
     weights = span_attention(logits)
+    assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * 4)
     assert weights[0].tolist() == pytest.approx([0, 0, 0.5, 0.5, 0], abs=1e-5)
     assert weights[1].tolist() == pytest.approx([1, 0, 0, 0, 0], abs=1e-5)
-    assert weights[2].tolist() == pytest.approx([0.5, 0, 0, 0, 0.5], abs=1e-5)
+    assert weights[2].tolist() == pytest.approx([0.75, 0, 0, 0, 0.25], abs=1e-5)
+    assert weights[3].tolist() == pytest.approx([1, 0, 0, 0, 0], abs=1e-5)
 
 
 def test_attention_has_finite_gradients_where_tokens_are_masked():
@@ -127,3 +134,20 @@ def test_learned_weights_are_two_parameters_that_start_at_one(tiny_encoder):
     model = make_model(tiny_encoder, shared=True, learned_weights=True)
     assert isinstance(model.log_variances, nn.Parameter)
     assert model(**batch())[2].tolist() == [0.0, 0.0]
+
+
+def test_a_rate_of_its_own_is_for_the_heads_alone(tiny_encoder):
+    model = make_model(tiny_encoder, shared=False, fusion="concat", learned_weights=True)
+    optimizer = build_optimizer(
+        model,
+        learning_rate=1e-5,
+        head_learning_rate=1e-3,
+        weight_decay=0.0,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+    )
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    slow = {name for name, p in model.named_parameters() if rates[id(p)] == 1e-5}
+    encoders = (model.criteria_encoder, model.evidence.encoder)
+    assert len(slow) == sum(len(list(encoder.parameters())) for encoder in encoders)
+    assert not [name for name in slow if "head." in name or "log_variances" in name]

@@ -154,8 +154,7 @@ def test_evidence_that_no_window_holds_is_named_with_the_setting_that_reaches_it
     assert "1 gold spans of train are whole in no window" in told
     assert "p7/A.1" in told
     stride, length = (
-        int(told.split(f"{key}=")[1].split()[0].rstrip("."))
-        for key in ("task.stride", "max_length")
+        int(told.split(f"{key}=")[1].split()[0].rstrip(".")) for key in ("stride", "max_length")
     )
     enough = make_task(f"model.max_length={length}", f"task.stride={stride}", train=[*TRAIN, whole])
     assert not enough.source("train").windows.unreachable

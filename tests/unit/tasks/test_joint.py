@@ -84,6 +84,7 @@ def make_single(overrides_for, tmp_path, tiny_encoder):
 
     def make(name: str):
         fixed = ["model.head_dropout=0.0", "model.encoder_dropout=0.0", "data.negatives=all"]
+        fixed.append("model.pooling=mean")
         own = overrides_for(tmp_path / name, name)
         config = load_train_config(f"{name}/train", [*own, *fixed])
         torch.manual_seed(6)
@@ -126,7 +127,6 @@ def test_with_one_weight_the_updates_are_those_of_the_single_task(
 ):
     joint = make_task(f"task.loss_weights={weights}", "model.pooling=mean")
     alone = make_single(single)
-    alone.model.pooling = joint.model.pooling if single == "criteria" else None
     own = {
         new + name.removeprefix(old): value
         for name, value in joint.model.state_dict().items()
@@ -232,6 +232,8 @@ def test_consistent_decoding_has_evidence_if_and_only_if_the_label_is_met(make_t
             report["evidence_without_positive"],
         )
         lines = list(task.records(found, split="val", calibration=calibration))
+        scored = [span["score"] for line in lines for span in line["evidence"]]
+        assert set(scored) <= set(found["span_scores"].ravel().tolist())
         agree = [bool(line["evidence"]) == bool(line["decision"]) for line in lines]
         assert all(agree) == (decoding == "consistent")
     assert max(shares["independent"]) > 0.0
