@@ -1,27 +1,41 @@
-"""Training speed: our Trainer beside `transformers.Trainer`, interleaved in one process.
+"""Training speed: our Trainer beside `transformers.Trainer`, interleaved, each in a fresh process.
 
-Same encoder, same tokenised pairs, same batch size, number of updates and precision (fp32), dropout
-as pretrained. Ours is timed as a user runs it, `runs.train`, over the updates; the other over
-`trainer.train()`, without evaluation and checkpoints. Usage:
+Criteria task, MiniLM unless a setting says otherwise, posts of log-normal length (median 220 words),
+batch size 16, dropout 0.1 everywhere. Ours is timed as a user runs it, `runs.train`, over its updates;
+the other over `trainer.train()`, without evaluation and checkpoints. Both get the same tokenised pairs.
+Usage:
 
-    python benchmarks/training_speed.py [--steps 20] [--rounds 3] [--json FILE] [KEY=VALUE]...
+    python benchmarks/training_speed.py [--steps 5] [--rounds 2] [--json FILE] [KEY=VALUE]...
 """
 
 import argparse
 import csv
 import json
 import logging
-import statistics
-import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
-from transformers.modeling_outputs import SequenceClassifierOutput
+from common import (
+    in_fresh_process,
+    interleaved,
+    matmul_ceiling,
+    peak_memory_mib,
+    table,
+    training_flops,
+    write_corpus,
+    write_results,
+)
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from psy_agents_noaug import runs
 from psy_agents_noaug.config.loading import load_train_config
@@ -29,27 +43,15 @@ from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.prepare import prepare_data
 from psy_agents_noaug.tasks.criteria import CriteriaTask, build_criteria_task
-from psy_agents_noaug.utils.reproducibility import system_info
+from psy_agents_noaug.training.batching import TrainingSteps
+from psy_agents_noaug.utils.reproducibility import get_device
 
-
-class Classifier(nn.Module):
-    """Our criteria model with the signature that `transformers.Trainer` expects."""
-
-    def __init__(self, task: CriteriaTask) -> None:
-        super().__init__()
-        self.model = task.model
-
-    def forward(
-        self,
-        labels: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        logits = self.model(input_ids, attention_mask, token_type_ids)
-        return SequenceClassifierOutput(
-            loss=nn.functional.cross_entropy(logits, labels), logits=logits
-        )
+SYSTEMS = {
+    "ours": "psy_agents_noaug, training.execution=auto",
+    "ours_padded": "psy_agents_noaug, training.execution=padded",
+    "trainer": "transformers.Trainer, defaults",
+    "trainer_best": "transformers.Trainer, grouped by length, bf16 if fast",
+}
 
 
 class Clock(TrainerCallback):  # type: ignore[misc]
@@ -61,7 +63,31 @@ class Clock(TrainerCallback):  # type: ignore[misc]
         self.began = time.perf_counter()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.seconds = time.perf_counter() - self.began
+
+
+def configuration(folder: str, *, steps: int, system: str, overrides: Sequence[str]) -> TrainConfig:
+    corpus = write_corpus(Path(folder) / "corpus", n_posts=40)
+    return load_train_config(
+        "criteria/train",
+        [
+            *corpus,
+            "data.unit=post",
+            "data.negatives=all",
+            "model.pooling=cls",
+            "model.encoder_dropout=0.1",
+            "training.train_batch_size=16",
+            "training.amp=auto",
+            f"training.max_steps={steps}",
+            "tracking=none",
+            "task.bootstrap_resamples=100",
+            f"output_dir={folder}",
+            *overrides,
+            *(["training.execution=padded"] if system == "ours_padded" else []),
+        ],
+    )
 
 
 def ours(config: TrainConfig) -> float:
@@ -71,14 +97,8 @@ def ours(config: TrainConfig) -> float:
         return float(next(csv.DictReader(file))["train/examples_per_second"])
 
 
-def theirs(config: TrainConfig, *, steps: int, strategy: str, folder: Path) -> float:
+def theirs(config: TrainConfig, task: CriteriaTask, *, best: bool, folder: str) -> float:
     """Examples per second of `transformers.Trainer` on the pairs of the first epoch."""
-    data = prepare_data(config.data)
-    encoder = load_encoder(config.model.pretrained_model)
-    assert isinstance(config.task, CriteriaTaskConfig)
-    task = build_criteria_task(
-        config, config.task, encoder=encoder, criteria=data.corpus.criteria, examples=data.examples
-    )
     source = task.source("train")
     encoded = source.encoded
     rows = []
@@ -88,16 +108,21 @@ def theirs(config: TrainConfig, *, steps: int, strategy: str, folder: Path) -> f
         if encoded.token_type_ids is not None:
             row["token_type_ids"] = encoded.token_type_ids[tokens].tolist()
         rows.append(row)
+    encoder = load_encoder(config.model.pretrained_model, dropout=config.model.encoder_dropout)
+    encoder.model.save_pretrained(f"{folder}/encoder")  # type: ignore[operator]
     clock = Clock()
+    steps = config.training.max_steps
+    assert steps is not None
     Trainer(
-        model=Classifier(task),
+        model=AutoModelForSequenceClassification.from_pretrained(f"{folder}/encoder"),
         args=TrainingArguments(
-            output_dir=str(folder),
+            output_dir=folder,
             per_device_train_batch_size=config.training.train_batch_size,
             max_steps=steps,
             learning_rate=config.training.learning_rate,
             weight_decay=config.training.weight_decay,
-            train_sampling_strategy=strategy,
+            train_sampling_strategy="group_by_length" if best else "random",
+            bf16=best and get_device().supports_bf16,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -112,58 +137,110 @@ def theirs(config: TrainConfig, *, steps: int, strategy: str, folder: Path) -> f
     return steps * config.training.train_batch_size / clock.seconds
 
 
+def build(config: TrainConfig) -> CriteriaTask:
+    data = prepare_data(config.data)
+    assert isinstance(config.task, CriteriaTaskConfig)
+    return build_criteria_task(
+        config,
+        config.task,
+        encoder=load_encoder(config.model.pretrained_model),
+        criteria=data.corpus.criteria,
+        examples=data.examples,
+    )
+
+
+def measure(system: str, *, steps: int, overrides: Sequence[str]) -> dict[str, float]:
+    """Run one system in this process. Return examples a second and its memory's peak."""
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        config = configuration(folder, steps=steps, system=system, overrides=overrides)
+        rate = (
+            ours(config)
+            if system.startswith("ours")
+            else theirs(config, build(config), best=system == "trainer_best", folder=folder)
+        )
+        return {"examples_per_second": rate, "peak_memory_mib": peak_memory_mib()}
+
+
+def workload(*, steps: int, overrides: Sequence[str]) -> dict[str, float]:
+    """Return the mean real tokens and floating-point operations of an example in these updates."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = configuration(folder, steps=steps, system="ours", overrides=overrides)
+        task = build(config)
+        size = config.training.train_batch_size
+        order = TrainingSteps(task, seed=config.seed, train_batch_size=size, max_tokens=1)
+        seen = [index for step in range(steps) for index in order.indices(step)]
+        lengths = [int(length) for length in task.source("train").lengths[seen]]
+        encoder: Any = task.model.encoder
+        layers = encoder.config.num_hidden_layers
+        linear = sum(
+            module.weight.numel()
+            for module in encoder.modules()
+            if isinstance(module, torch.nn.Linear)
+        )
+        flops = training_flops(
+            lengths, linear_parameters=linear, hidden=encoder.config.hidden_size, layers=layers
+        )
+        return {"tokens": sum(lengths) / len(lengths), "flops": flops / len(lengths)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20, help="updates a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--steps", type=int, default=5, help="updates a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/training_speed.json"))
+    parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for the scripts")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     if torch.cuda.device_count() > 1:
-        parser.error(
-            "set CUDA_VISIBLE_DEVICES to one GPU: both trainers are measured on one device"
+        parser.error("set CUDA_VISIBLE_DEVICES to one GPU: all are measured on one device")
+    if options.measure:
+        figures = measure(options.measure, steps=options.steps, overrides=options.overrides)
+        print(json.dumps(figures))
+        return
+    medians = interleaved(
+        lambda system: in_fresh_process(
+            __file__, "--steps", str(options.steps), "--measure", system, *options.overrides
+        ),
+        options.systems,
+        rounds=options.rounds,
+    )
+    load = workload(steps=options.steps, overrides=options.overrides)
+    info = get_device()
+    dtype = torch.bfloat16 if info.supports_bf16 else torch.float32
+    ceiling = matmul_ceiling(dtype, info.device)
+    own = medians[options.systems[0]]
+    rows = {}
+    for system, figures in medians.items():
+        rate = figures["examples_per_second"]
+        rows[SYSTEMS[system]] = {
+            "examples/s": rate,
+            "tokens/s": rate * load["tokens"],
+            "of ceiling": rate * load["flops"] / ceiling,
+            "peak MiB": figures["peak_memory_mib"],
+            "speed-up": own["examples_per_second"] / rate,
+            "memory": own["peak_memory_mib"] / figures["peak_memory_mib"],
+        }
+    print(
+        f"{info.describe()}; {torch.get_num_threads()} threads; matrix products of {dtype}: "
+        f"{ceiling / 1e9:.0f} GFLOP/s; {load['tokens']:.0f} real tokens an example"
+    )
+    print(
+        table(
+            rows,
+            {
+                "examples/s": ".2f",
+                "tokens/s": ".0f",
+                "of ceiling": ".0%",
+                "peak MiB": ".0f",
+                "speed-up": ".2f",
+                "memory": ".0%",
+            },
         )
-    logging.disable(logging.WARNING)
-    systems: dict[str, list[float]] = {
-        "psy_agents_noaug": [],
-        "transformers.Trainer (default)": [],
-        "transformers.Trainer (group_by_length)": [],
-    }
-    for number in range(options.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            config = load_train_config(
-                "criteria/train",
-                [
-                    "model.encoder_dropout=0.1",
-                    *options.overrides,
-                    "training.amp=off",
-                    f"training.max_steps={options.steps}",
-                    "tracking=none",
-                    "task.bootstrap_resamples=100",
-                    f"output_dir={folder}",
-                ],
-            )
-            rates = [
-                ours(config),
-                theirs(config, steps=options.steps, strategy="random", folder=Path(folder)),
-                theirs(
-                    config, steps=options.steps, strategy="group_by_length", folder=Path(folder)
-                ),
-            ]
-        for rates_of_system, rate in zip(systems.values(), rates, strict=True):
-            rates_of_system.append(rate)
-        print(
-            f"round {number + 1}/{options.rounds}: {[round(rate, 2) for rate in rates]}",
-            file=sys.stderr,
-        )
-    medians = {name: statistics.median(rates) for name, rates in systems.items()}
-    own = medians["psy_agents_noaug"]
-    print(f"{'system':<40} examples/s  ours is faster by")
-    for name, rate in medians.items():
-        print(f"{name:<40} {rate:>10.2f}  {own / rate:>15.2f}x")
-    if options.json:
-        result = {"examples_per_second": systems, "medians": medians, "machine": system_info()}
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    )
+    print(f"speed-up, memory: of {SYSTEMS[options.systems[0]]} over (as a share of) the row's")
+    write_results(options.json, figures=rows, ceiling_flops=ceiling, workload=load)
 
 
 if __name__ == "__main__":

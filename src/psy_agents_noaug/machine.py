@@ -4,10 +4,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.precision import Precision
+from psy_agents_noaug.utils.memory import keep_freed_memory
 from psy_agents_noaug.utils.reproducibility import (
     get_device,
     get_optimal_dataloader_kwargs,
@@ -15,9 +18,11 @@ from psy_agents_noaug.utils.reproducibility import (
     set_tf32,
 )
 
-# A CPU computes small batches as fast as large ones, and these have less padding.
+# A CPU computes small batches as fast as large ones, in less memory, and padded ones have less padding.
 _MICRO_BATCH_TOKENS = {"cpu": 1024}
 _ON_A_GPU = 16384
+# Without gradients only one layer's activations are held.
+_EVAL_ON_A_GPU = 65536
 # Of one example of many windows, which would be encoded twice beyond this.
 _MAX_TOKENS_HELD = 4096
 
@@ -28,14 +33,16 @@ logger = logging.getLogger(__name__)
 class Machine:
     """The processes of the run, what they compute in, and how batches are cut and loaded.
 
-    micro_batch_tokens: padded tokens of a micro-batch. max_tokens: padded tokens whose activations are
-    held at once where a single example has more than a micro-batch.
+    micro_batch_tokens: of a micro-batch; eval_tokens: of a batch that is only predicted; max_tokens:
+    whose activations are held at once where a single example has more than a micro-batch. Padding
+    counts, unless the encoder runs packed.
     """
 
     processes: Processes
     precision: Precision
     loader_options: dict[str, Any]
     micro_batch_tokens: int
+    eval_tokens: int
     max_tokens: int
 
 
@@ -56,6 +63,10 @@ def prepare_machine(config: TrainConfig) -> Machine:
         info = get_device(training.device)
     except ValueError as error:
         raise ConfigError(f"`training.device` is not usable: {error}") from None
+    if training.num_threads is not None:
+        torch.set_num_threads(training.num_threads)
+    keeps = training.keep_freed_memory
+    kept = (info.device.type == "cpu" if keeps is None else keeps) and keep_freed_memory()
     set_tf32(training.tf32 and info.supports_tf32)
     precision = Precision(
         training.amp,
@@ -64,6 +75,13 @@ def prepare_machine(config: TrainConfig) -> Machine:
         supports_fp16=info.supports_fp16,
     )
     logger.info("%s; mixed precision %s (%s).", info.describe(), precision.mode, precision.reason)
+    if info.device.type == "cpu":
+        logger.info(
+            "%d threads (%s); freed memory is %s.",
+            torch.get_num_threads(),
+            "PyTorch's choice" if training.num_threads is None else "as configured",
+            "kept for the next tensors" if kept else "given back",
+        )
     loader_options = get_optimal_dataloader_kwargs(
         device=info.device,
         num_workers=training.num_workers,
@@ -77,5 +95,6 @@ def prepare_machine(config: TrainConfig) -> Machine:
         precision,
         loader_options,
         tokens,
+        eval_tokens=max(tokens, _EVAL_ON_A_GPU) if info.device.type == "cuda" else tokens,
         max_tokens=training.micro_batch_tokens or max(tokens, _MAX_TOKENS_HELD),
     )

@@ -339,6 +339,6 @@ def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Ev
         processes=machine.processes,
         precision=machine.precision,
         eval_batch_size=config.training.eval_batch_size,
-        max_tokens=machine.micro_batch_tokens,
+        max_tokens=machine.eval_tokens,
         loader_options=machine.loader_options,
     )

@@ -179,8 +179,11 @@ class TrainingConfig(Section):
     deterministic_warn_only: bool
     cudnn_benchmark: bool
     tf32: bool
+    execution: Literal["auto", "packed", "padded"]
     compile: bool
     gradient_checkpointing: bool
+    num_threads: Positive | None
+    keep_freed_memory: bool | None
     num_workers: Annotated[int, Field(ge=0)] | None
     pin_memory: bool | None
     persistent_workers: bool | None

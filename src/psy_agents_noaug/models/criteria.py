@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+from psy_agents_noaug.models.packing import run_encoder
 
 
 class CriteriaModel(nn.Module):
@@ -36,7 +37,9 @@ class CriteriaModel(nn.Module):
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
         """Take `[B, T]` token ids, mask and (where the encoder has them) segments."""
-        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
-        outputs = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **segments)
-        logits: Tensor = self.head(self.pooling(outputs.last_hidden_state, attention_mask))
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        hidden = run_encoder(self.encoder, inputs, first_only=self.pooling.kind == "cls")
+        logits: Tensor = self.head(self.pooling(hidden, attention_mask))
         return logits

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
+from psy_agents_noaug.models.packing import run_encoder
 from psy_agents_noaug.utils.files import sha256_of_file
 
 BUNDLED_PREFIX = "bundled:"
@@ -128,8 +129,14 @@ def adapted_encoder(encoder: Encoder, lora: Mapping[str, Any] | None) -> nn.Modu
     return encoder.model if lora is None else add_lora(encoder.model, **lora)
 
 
-def encode_rows(encoder: nn.Module, inputs: Mapping[str, Tensor], *, max_tokens: int) -> Tensor:
-    """Return the last hidden state `[W, T, H]` of inputs `[W, T]`, in memory that W does not set.
+def encode_rows(
+    encoder: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    max_tokens: int,
+    first_only: bool = False,
+) -> Tensor:
+    """Return what `run_encoder` does, in memory that W does not set.
 
     More than `max_tokens` padded tokens go through the encoder in turns, whose activations are computed
     again going backward (Chen et al. 2016), so that a post of any number of windows can be trained on.
@@ -139,8 +146,7 @@ def encode_rows(encoder: nn.Module, inputs: Mapping[str, Tensor], *, max_tokens:
 
     def encode(first: int) -> Tensor:
         rows = {name: value[first : first + at_once] for name, value in inputs.items()}
-        hidden: Tensor = encoder(**rows).last_hidden_state
-        return hidden
+        return run_encoder(encoder, rows, first_only=first_only)
 
     if n_rows <= at_once:
         return encode(0)

@@ -83,7 +83,12 @@ class JointModel(nn.Module):
         if self.criteria_encoder is None:
             own, mask = tokens, evidence["attention_mask"]
         else:
-            own = encode_rows(self.criteria_encoder, criteria, max_tokens=self.evidence.max_tokens)
+            own = encode_rows(
+                self.criteria_encoder,
+                criteria,
+                max_tokens=self.evidence.max_tokens,
+                first_only=self.pooling.kind == "cls",
+            )
             mask = criteria["attention_mask"]
         pooled = self.pooling(own, mask)
         if self.fusion != "none":

@@ -10,10 +10,11 @@ from psy_agents_noaug.config.schema import (
 )
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.models.dropout import use_fast_dropout
 from psy_agents_noaug.models.encoder import recompute_activations
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.criteria import build_criteria_task
-from psy_agents_noaug.tasks.encoders import ONLY, Encoders
+from psy_agents_noaug.tasks.encoders import ONLY, Encoders, choose_execution
 from psy_agents_noaug.tasks.evidence import build_evidence_task
 from psy_agents_noaug.tasks.joint import build_joint_task
 
@@ -30,6 +31,7 @@ def build_task(
 
     `max_tokens`: padded tokens whose activations may be held at once.
     """
+    packs = choose_execution(config, encoders)
     task: ReportingTask
     match config.task:
         case CriteriaTaskConfig():
@@ -54,6 +56,8 @@ def build_task(
                 examples=examples,
                 max_tokens=max_tokens,
             )
+    task.packs = packs
+    use_fast_dropout(task.model)
     if config.training.gradient_checkpointing:
         for encoder in encoders.values():
             recompute_activations(encoder.model)

@@ -1,14 +1,19 @@
 """The pretrained encoders that a task is built from, by the part they play in it."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from psy_agents_noaug.config.schema import ModelConfig, TrainConfig
+from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.models.encoder import Encoder, load_encoder, rebuild_encoder
+from psy_agents_noaug.models.packing import FAMILIES, can_pack, enable_packing
 
 ONLY = "encoder"
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
 _FILES = "_files"
+
+logger = logging.getLogger(__name__)
 
 Encoders = Mapping[str, Encoder]
 
@@ -41,6 +46,41 @@ def rebuild_encoders(metadata: Mapping[str, Any]) -> dict[str, Encoder]:
 def described(encoders: Encoders) -> dict[str, dict[str, str]]:
     """Return what `rebuild_encoders` reads."""
     return {f"{part}{_FILES}": dict(encoder.files) for part, encoder in encoders.items()}
+
+
+def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
+    """Make the encoders run packed if `training.execution` and they allow it. Return whether they do.
+
+    Raises:
+        ConfigError: `packed` where it is not possible.
+    """
+    wanted = config.training.execution
+    others = sorted(
+        {_family(encoder) for encoder in encoders.values() if not can_pack(encoder.model)}
+    )
+    obstacle = (
+        f"{', '.join(others)} cannot be packed; {', '.join(FAMILIES)} can"
+        if others
+        else "`training.compile` needs batches of few shapes"
+        if config.training.compile
+        else None
+    )
+    if wanted == "packed" and obstacle:
+        raise ConfigError(
+            f"`training.execution=packed` is not possible: {obstacle}. Use `training.execution=auto`."
+        )
+    packed = wanted != "padded" and obstacle is None
+    if packed:
+        for encoder in encoders.values():
+            enable_packing(encoder.model)
+    reason = "as configured" if wanted == "padded" else obstacle or "no work for padding"
+    logger.info("Execution: %s (%s).", "packed" if packed else "padded", reason)
+    return packed
+
+
+def _family(encoder: Encoder) -> str:
+    config: Any = encoder.model.config
+    return str(config.model_type)
 
 
 def _load(model: ModelConfig, name: str, revision: str | None) -> Encoder:

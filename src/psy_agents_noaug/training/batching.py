@@ -41,25 +41,35 @@ def derived_seed(*parts: int) -> int:
 
 
 def cut_by_tokens(
-    indices: Sequence[int], lengths: np.ndarray, *, max_tokens: int, max_examples: int | None = None
+    indices: Sequence[int],
+    lengths: np.ndarray,
+    *,
+    max_tokens: int,
+    max_examples: int | None = None,
+    packed: bool = False,
 ) -> list[list[int]]:
-    """Sort by length, longest first, and cut so that a padded micro-batch fits the token budget.
+    """Sort by length, longest first, and cut so that a micro-batch fits the token budget.
 
-    A single example above the budget gets a micro-batch of its own. Ties keep the given order.
+    That budget counts padding too, unless they are `packed`. A single example above the budget gets a
+    micro-batch of its own. Ties keep the given order.
     """
     ordered = sorted(indices, key=lambda index: -int(lengths[index]))
     batches: list[list[int]] = []
+    cost = 0
     for index in ordered:
         # The first of a micro-batch is its longest, so it sets the padded width.
+        width = int(lengths[index if packed or not batches else batches[-1][0]])
         fits = (
             batches
-            and int(lengths[batches[-1][0]]) * (len(batches[-1]) + 1) <= max_tokens
+            and cost + width <= max_tokens
             and (max_examples is None or len(batches[-1]) < max_examples)
         )
         if fits:
             batches[-1].append(index)
+            cost += width
         else:
             batches.append([index])
+            cost = int(lengths[index])
     return batches
 
 
@@ -122,6 +132,7 @@ class TrainingSteps(Dataset[Step]):
             self._source.lengths,
             max_tokens=self._max_tokens,
             max_examples=self._max_examples,
+            packed=self._task.packs,
         )
         return Step(
             batches=[self._source.collate(indices) for indices in cut],

@@ -17,7 +17,7 @@ from torch import Tensor
 from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.utils.files import write_atomically
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _MAGIC = b"psy-agents-noaug sha256:"
 _ZIP_MAGIC = b"PK\x03\x04"
 # What follows the hashed bytes: the comment's length, and the comment up to the digest.

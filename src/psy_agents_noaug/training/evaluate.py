@@ -1,6 +1,8 @@
 """The evaluation loop: a whole split through the model, without gradients."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
 from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.out_of_memory import is_out_of_memory
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.protocols import (
     Batch,
@@ -19,6 +23,8 @@ from psy_agents_noaug.training.protocols import (
     Predictions,
     Task,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
@@ -33,7 +39,7 @@ class Evaluator:
     """Predicts and judges a split, in batches of like length, shared by all processes.
 
     Args:
-        eval_batch_size, max_tokens: a batch holds at most so many examples and padded tokens.
+        eval_batch_size, max_tokens: a batch holds at most so many examples and tokens.
         loader_options: keyword arguments of `DataLoader`.
     """
 
@@ -64,14 +70,42 @@ class Evaluator:
     ) -> Predictions:
         """Return the predictions on `split`, one row an example, in the split's order.
 
-        `on_batch` is called before every batch and may raise to break off.
+        `on_batch` is called before every batch and may raise to break off. Out of memory halves the
+        batches, from then on, and predicts the split anew.
+
+        Raises:
+            ConfigError: not even one example fits in memory.
         """
+        while True:
+            try:
+                return self._predict(model, split, on_batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                shortest = int(self._task.source(split).lengths.min())
+                if self._max_tokens <= shortest or self._processes.count > 1:
+                    raise ConfigError(
+                        f"Memory ran out predicting {split}; lower `training.micro_batch_tokens` or "
+                        "`model.max_length`."
+                    ) from error
+                self._max_tokens //= 2
+            # Outside of the handler, whose traceback holds on to the failed batch.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            logger.warning(
+                "Out of memory predicting %s: its batches are cut to %d tokens.",
+                split,
+                self._max_tokens,
+            )
+
+    def _predict(self, model: nn.Module, split: str, on_batch: Callable[[], None]) -> Predictions:
         source = self._task.source(split)
         cut = cut_by_tokens(
             range(len(source.ids)),
             source.lengths,
             max_tokens=self._max_tokens,
             max_examples=self._eval_batch_size,
+            packed=self._task.packs,
         )
         mine = cut[self._processes.rank :: self._processes.count]
         loader: DataLoader[Batch] = DataLoader(
@@ -81,15 +115,12 @@ class Evaluator:
             **self._loader_options,  # type: ignore[arg-type]
         )
         parts: list[dict[str, np.ndarray]] = []
-        was_training = model.training
-        model.eval()
-        with torch.inference_mode():
+        with _in_evaluation_mode(model):
             for batch in loader:
                 on_batch()
                 with self._precision.autocast():
                     outputs = self._task.predict(model, self._processes.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
-        model.train(was_training)
         return _in_order(self._processes.gather((mine, parts)))
 
     def evaluate(
@@ -112,6 +143,17 @@ class Evaluator:
             calibration = self._task.calibrate(predictions)
         metrics = self._task.metrics(predictions, split=split, calibration=calibration)
         return Evaluation(predictions, calibration, metrics)
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class _Batches(Dataset[Batch]):

@@ -37,6 +37,8 @@ class Task(Protocol):
     model: nn.Module
     # What the columns of `loss` are called in the history; empty where it has none.
     loss_parts: tuple[str, ...] = ()
+    # Whether padding costs nothing, so that real tokens alone count against a token budget.
+    packs: bool = False
 
     def source(self, split: str) -> ExampleSource:
         """Return the examples of `train`, `val` or `test`."""

@@ -26,6 +26,7 @@ from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluate import Evaluator
 from psy_agents_noaug.training.optim import trainable
+from psy_agents_noaug.training.out_of_memory import is_out_of_memory
 from psy_agents_noaug.training.precision import Precision, all_finite
 from psy_agents_noaug.training.progress import TrainingProgress
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Task
@@ -256,7 +257,7 @@ class Trainer:
             try:
                 return self._gradients(step)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 self._shrink_micro_batches(step, error)
             # Outside of the handler, whose traceback holds on to the failed step's activations.
@@ -408,11 +409,6 @@ class Trainer:
                 resume=resume,
             ),
         )
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    causes = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(c in str(error) for c in causes)
 
 
 def _shown(value: float | None) -> str:

@@ -15,6 +15,8 @@ LENGTHS = np.random.default_rng(0).integers(3, 60, size=57)
 class FakeTask:
     """57 examples; an epoch's pool leaves out two that change with the epoch."""
 
+    packs = False
+
     def __init__(self, n_examples: int = 57) -> None:
         self._n = n_examples
 
@@ -141,6 +143,13 @@ def test_an_example_above_the_budget_is_alone():
     lengths = np.asarray([100, 4, 300, 4])
     assert cut_by_tokens(range(4), lengths, max_tokens=8) == [[2], [0], [1, 3]]
     assert cut_by_tokens(range(4), lengths, max_tokens=7) == [[2], [0], [1], [3]]
+
+
+def test_a_packed_cut_counts_real_tokens_alone():
+    lengths = np.asarray([10, 1, 2, 3, 4])
+    assert cut_by_tokens(range(5), lengths, max_tokens=16) == [[0], [4, 3, 2, 1]]
+    assert cut_by_tokens(range(5), lengths, max_tokens=16, packed=True) == [[0, 4], [3, 2, 1]]
+    assert cut_by_tokens(range(5), lengths, max_tokens=17, packed=True) == [[0, 4, 3], [2, 1]]
 
 
 def test_ties_keep_the_given_order():

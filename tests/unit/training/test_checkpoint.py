@@ -103,7 +103,7 @@ def test_a_checkpoint_of_another_task_is_refused(path):
 
 
 def test_another_format_version_is_refused(path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 3)
+    monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 4)
     with pytest.raises(CheckpointError, match="must be 3, but is 2 instead"):
         load_checkpoint(path, task="criteria")
 

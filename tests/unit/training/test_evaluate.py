@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.evaluate import Evaluator
 from psy_agents_noaug.training.precision import Precision
@@ -17,6 +18,7 @@ class FakeTask:
     """Predicts each example's own index and one of two figures of it."""
 
     name = "fake"
+    packs = False
 
     def __init__(self) -> None:
         self.modes: list[tuple[bool, bool]] = []
@@ -66,6 +68,30 @@ def test_predictions_come_back_in_the_splits_order(task, batch_size, max_tokens)
     assert predictions["spans"].tolist() == [[k, 2 * k] for k in range(23)]
     assert max(task.sizes) <= batch_size
     assert sum(task.sizes) == 23
+
+
+def test_out_of_memory_halves_the_batches_and_predicts_anew(task, monkeypatch):
+    original = task.predict
+
+    def within(model, batch):
+        if len(batch["rows"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, batch)
+
+    monkeypatch.setattr(task, "predict", within)
+    model = nn.Linear(1, 1).train()
+    predictions = evaluator(task, batch_size=64, max_tokens=4096).predict(model, "val")
+    assert predictions["rows"].tolist() == list(range(23))
+    assert model.training
+
+
+def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(task, monkeypatch):
+    def never(model, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(task, "predict", never)
+    with pytest.raises(ConfigError, match="micro_batch_tokens"):
+        evaluator(task).predict(nn.Identity(), "val")
 
 
 @pytest.mark.parametrize("training", [True, False])

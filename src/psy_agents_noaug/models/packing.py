@@ -1,0 +1,229 @@
+"""Packed execution: the sequences of a micro-batch as one row of tokens, without padding.
+
+An encoder treats tokens one by one everywhere but in attention, so padding can be left out if attention
+is told where sequences begin. transformers hands that to an attention function registered under a name
+of our own; its models stay as they are. Shapes: W sequences of T tokens as padded, N real tokens in all,
+h heads of width d, H an encoder's width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from psy_agents_noaug.models.dropout import attention_with_dropout
+
+PACKED = "psy_agents_packed"
+# Those whose packed and padded results are tested to agree, and their siblings of the same code.
+FAMILIES = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta")
+# Positions begin after the padding token's.
+_OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the sequences of a packed row lie, as the attention function gets it.
+
+    real: int64 `[N]`, each token's place among the W * T padded ones; counts: int64 `[W]`, tokens of
+    each sequence; longest: T; first_only: whether the last layer is wanted for first tokens alone.
+    """
+
+    real: Tensor
+    counts: Tensor
+    longest: int
+    first_only: bool
+
+    @cached_property
+    def bounds(self) -> Tensor:
+        """Where sequences begin, and the end of the last: int32 `[W + 1]`."""
+        return nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
+
+    @cached_property
+    def groups(self) -> list[tuple[int, int, int]]:
+        """Runs of sequences of the same length: first token, sequences, tokens of each."""
+        groups, start = [], 0
+        for length, run in groupby(self.counts.tolist()):
+            n_sequences = len(list(run))
+            groups.append((start, n_sequences, length))
+            start += n_sequences * length
+        return groups
+
+
+class _FirstTokens:
+    """Shows first tokens alone to what follows the last layer's attention, if no others are used."""
+
+    rows: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return inputs if self.rows is None else tuple(rows[:, self.rows] for rows in inputs)
+
+
+def can_pack(encoder: nn.Module) -> bool:
+    """Whether packed and padded execution of this encoder are known to agree."""
+    config: Any = encoder.config
+    return config.model_type in FAMILIES and not getattr(config, "is_decoder", False)
+
+
+def enable_packing(encoder: nn.Module) -> None:
+    """Make `run_encoder` run this encoder (a transformers model, not yet adapted) packed."""
+    model: Any = encoder
+    model.set_attn_implementation(PACKED)
+    if (
+        model.config.model_type != "modernbert"
+    ):  # whose last residual is added where no hook reaches
+        last = model.encoder.layer[-1].attention
+        last.self.first_tokens = _FirstTokens()
+        last.output.register_forward_pre_hook(last.self.first_tokens)
+
+
+def run_encoder(
+    encoder: nn.Module, inputs: Mapping[str, Tensor], *, first_only: bool = False
+) -> Tensor:
+    """Return the last hidden state `[W, T, H]` of `inputs` `[W, T]`; of first tokens `[W, 1, H]`.
+
+    `inputs` are `input_ids`, `attention_mask` (padding comes last) and perhaps `token_type_ids`. A
+    packed encoder gives zeros for padding.
+    """
+    config: Any = getattr(encoder, "config", None)
+    if getattr(config, "_attn_implementation", None) != PACKED:
+        hidden: Tensor = encoder(**inputs).last_hidden_state
+        return hidden[:, :1] if first_only else hidden
+    mask = inputs["attention_mask"].bool()
+    n_rows, longest = mask.shape
+    # On a GPU this waits once for the number of tokens.
+    real = mask.flatten().nonzero().squeeze(1)
+    packing = Packing(real, mask.sum(dim=1), longest, first_only)
+    flat = {
+        name: value.flatten()[real].unsqueeze(0)
+        for name, value in inputs.items()
+        if name != "attention_mask"
+    }
+    offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
+    hidden = encoder(
+        **flat, position_ids=(real % longest + offset).unsqueeze(0), packing=packing
+    ).last_hidden_state[0]
+    if first_only:
+        first = hidden if len(hidden) == n_rows else hidden[packing.bounds[:-1]]
+        return first.unsqueeze(1)
+    padded = hidden.new_zeros(n_rows * longest, hidden.shape[-1]).index_copy(0, real, hidden)
+    return padded.view(n_rows, longest, -1)
+
+
+def _packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packing: Packing,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """Attend within each sequence: `[1, h, N, d]` to `[1, N, h, d]`, as transformers calls it.
+
+    `sliding_window` is one more than how far a token sees to either side (ModernBERT's local layers).
+    """
+    picker = getattr(module, "first_tokens", None)
+    if picker is not None:
+        picker.rows = packing.bounds[:-1] if packing.first_only else None
+    settings = _Attention(
+        packing, scaling, dropout, None if sliding_window is None else sliding_window - 1
+    )
+    attend = settings.on_cuda if query.device.type == "cuda" else settings.by_length
+    return attend(query[0], key[0], value[0]).unsqueeze(0), None
+
+
+class _Attention(NamedTuple):
+    """Attention within sequences: queries, keys and values `[h, N, d]` to `[N, h, d]`.
+
+    dropout: of the weights; reach: how far a token sees to either side, None everywhere.
+    """
+
+    packing: Packing
+    scaling: float
+    dropout: float
+    reach: int | None
+
+    def by_length(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take runs of sequences of one length together; nothing is computed for padding."""
+        outputs = []
+        for start, n_sequences, length in self.packing.groups:
+            q, k, v = (
+                part[:, start : start + n_sequences * length]
+                .view(len(part), n_sequences, length, -1)
+                .transpose(0, 1)
+                for part in (query, key, value)
+            )
+            near = self._within(length, self.reach, query) if self._limits(length) else None
+            if self.dropout > 0.0:
+                attended = attention_with_dropout(
+                    q, k, v, probability=self.dropout, scaling=self.scaling, allowed=near
+                )
+            else:
+                attended = scaled_dot_product_attention(q, k, v, attn_mask=near, scale=self.scaling)
+            outputs.append(attended.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs)
+
+    def on_cuda(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Flash attention over the packed row; with dropout or in fp32, which it lacks, padded SDPA."""
+        if self.dropout > 0.0 or query.dtype == torch.float32:
+            return self._padded(query, key, value)
+        from torch.nn.attention.varlen import varlen_attn
+
+        packing = self.packing
+        q, k, v = (part.transpose(0, 1).contiguous() for part in (query, key, value))
+        output = varlen_attn(
+            q,
+            k,
+            v,
+            packing.bounds,
+            packing.bounds,
+            packing.longest,
+            packing.longest,
+            scale=self.scaling,
+            window_size=(-1, -1) if self.reach is None else (self.reach, self.reach),
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    def _padded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        packing = self.packing
+        n_rows, longest = len(packing.counts), packing.longest
+        q, k, v = (
+            part.new_zeros(len(part), n_rows * longest, part.shape[-1])
+            .index_copy(1, packing.real, part)
+            .view(len(part), n_rows, longest, -1)
+            .transpose(0, 1)
+            for part in (query, key, value)
+        )
+        places = torch.arange(longest, device=query.device)
+        allowed = (places < packing.counts[:, None])[:, None, None, :]
+        if self._limits(longest):
+            # Every token sees itself, padding too, as attending to nothing makes NaN.
+            allowed = allowed & self._within(longest, self.reach, query)
+            allowed = allowed | self._within(longest, 0, query)
+        attended = scaled_dot_product_attention(
+            q, k, v, attn_mask=allowed, dropout_p=self.dropout, scale=self.scaling
+        )
+        return attended.transpose(1, 2).flatten(0, 1)[packing.real]
+
+    def _limits(self, length: int) -> bool:
+        return self.reach is not None and length > self.reach + 1
+
+    @staticmethod
+    def _within(length: int, reach: int | None, like: Tensor) -> Tensor:
+        """Bool `[length, length]`: whether two places are at most `reach` apart."""
+        places = torch.arange(length, device=like.device)
+        return (places[:, None] - places).abs() <= (length if reach is None else reach)
+
+
+AttentionInterface.register(PACKED, _packed_attention)

@@ -1,0 +1,111 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from psy_agents_noaug.models.dropout import (
+    FastDropout,
+    attention_with_dropout,
+    keep_share,
+    keep_signs,
+    use_fast_dropout,
+)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_the_asked_share_is_dropped(probability):
+    torch.manual_seed(0)
+    kept = (keep_signs(torch.Size((400, 1001)), probability) > 0).double()
+    assert kept.mean().item() == pytest.approx(1 - probability, abs=0.003)
+    assert keep_share(probability) == pytest.approx(1 - probability, abs=2**-16)
+    # Independent of its neighbours in a word and in a column.
+    for shift in range(1, 5):
+        both = (kept[:, shift:] * kept[:, :-shift]).mean().item()
+        assert both == pytest.approx((1 - probability) ** 2, abs=0.005)
+
+
+def test_the_seed_decides_what_is_dropped():
+    def draw(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return keep_signs(torch.Size((3, 5)), 0.5)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_two_draws_differ():
+    torch.manual_seed(0)
+    shape = torch.Size((100,))
+    assert not torch.equal(keep_signs(shape, 0.5), keep_signs(shape, 0.5))
+
+
+def test_kept_values_are_scaled_and_dropped_ones_have_no_gradient():
+    torch.manual_seed(0)
+    values = torch.rand(50, 40, requires_grad=True)
+    output = FastDropout(0.25)(values)
+    output.sum().backward()
+    kept = output != 0
+    assert 0.7 < kept.float().mean().item() < 0.8
+    torch.testing.assert_close(output[kept], values[kept] / 0.75)
+    torch.testing.assert_close(values.grad, kept / 0.75)
+
+
+def test_nothing_is_dropped_in_evaluation():
+    values = torch.rand(4, 4)
+    assert torch.equal(FastDropout(0.9).eval()(values), values)
+
+
+def test_every_dropout_of_a_model_is_replaced_at_its_rate():
+    model = nn.Sequential(nn.Dropout(0.3), nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+    use_fast_dropout(model)
+    assert [type(model[0]), type(model[1][1])] == [FastDropout, FastDropout]
+    assert [model[0].p, model[1][1].p] == [0.3, 0.0]
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, 7, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+
+@pytest.fixture
+def allowed():
+    places = torch.arange(7)
+    return (places[:, None] - places).abs() <= 2
+
+
+def with_seed(*parts, probability, allowed, seed=5):
+    torch.manual_seed(seed)
+    return attention_with_dropout(*parts, probability=probability, scaling=0.5, allowed=allowed)
+
+
+def test_attention_drops_weights_after_the_softmax(parts, allowed):
+    query, key, value = parts
+    torch.manual_seed(5)
+    keep = (keep_signs(torch.Size((2, 3, 7, 7)), 0.4) > 0) / keep_share(0.4)
+    scores = (query @ key.transpose(-1, -2) * 0.5).masked_fill(~allowed, float("-inf"))
+    expected = (scores.softmax(-1) * keep) @ value
+    found = with_seed(*parts, probability=0.4, allowed=allowed)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_attention_has_the_gradient_that_autograd_finds(parts, allowed, masked):
+    query, key, value = parts
+    mask = allowed if masked else torch.ones_like(allowed)
+    torch.manual_seed(5)
+    keep = (keep_signs(torch.Size((2, 3, 7, 7)), 0.4) > 0) / keep_share(0.4)
+    scores = (query @ key.transpose(-1, -2) * 0.5).masked_fill(~mask, float("-inf"))
+    weights = torch.randn(2, 3, 7, 4, dtype=torch.float64)
+    expected = torch.autograd.grad((((scores.softmax(-1) * keep) @ value) * weights).sum(), parts)
+    found = with_seed(*parts, probability=0.4, allowed=mask if masked else None)
+    for ours, autograds in zip(
+        torch.autograd.grad((found * weights).sum(), parts), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, autograds, atol=1e-6, rtol=1e-4)
+
+
+def test_attention_without_dropping_is_plain_attention(parts):
+    plain = functional.scaled_dot_product_attention(*parts, scale=0.5)
+    found = with_seed(*parts, probability=1e-9, allowed=None)
+    torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-5)
