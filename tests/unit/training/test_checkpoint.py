@@ -51,7 +51,7 @@ def test_a_checkpoint_is_read_as_it_was_written(path):
 
 def test_plain_torch_reads_a_checkpoint_without_running_anything(path):
     payload = torch.load(path, weights_only=True)
-    assert payload["format_version"] == 2
+    assert payload["format_version"] == 3
     assert torch.equal(payload["weights"]["b"], torch.ones(2).bfloat16())
 
 
@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_task_is_refused(path):
 
 def test_another_format_version_is_refused(path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 4)
-    with pytest.raises(CheckpointError, match="must be 3, but is 2 instead"):
+    with pytest.raises(CheckpointError, match="must be 4, but is 3 instead"):
         load_checkpoint(path, task="criteria")
 
 
