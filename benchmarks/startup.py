@@ -1,0 +1,69 @@
+"""Startup: seconds to `--help`, and from the command to the end of the first update. Usage:
+
+python benchmarks/startup.py [--rounds 3] [--json FILE] [KEY=VALUE]...
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import interleaved, table, write_results
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_criteria.py"
+
+
+def seconds_of(*arguments: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, check=True)
+    return time.perf_counter() - began
+
+
+def first_update(*overrides: str) -> float:
+    """Seconds until the log tells of the first update, of a training of one."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                SCRIPT,
+                "tracking=none",
+                "training.max_steps=1",
+                f"output_dir={folder}",
+                *overrides,
+            ],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "step 1/" in line:
+                break
+        seconds = time.perf_counter() - began
+        process.kill()
+        process.wait()
+        return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/startup.json"))
+    parser.add_argument("overrides", nargs="*", help="settings of the run, as for the scripts")
+    options = parser.parse_intermixed_args()
+    measures = {
+        "--help": lambda: seconds_of("--help"),
+        "first update": lambda: first_update(*options.overrides),
+    }
+    rows = interleaved(
+        lambda name: {"seconds": measures[name]()}, list(measures), rounds=options.rounds
+    )
+    print(table(rows, {"seconds": ".2f"}))
+    write_results(options.json, figures=rows)
+
+
+if __name__ == "__main__":
+    main()
