@@ -68,7 +68,10 @@ def test_another_seed_gives_other_weights(make_config: MakeConfig, weights_of: H
     assert weights_of(first) != weights_of(second)
 
 
-@EVERY_TASK
+@pytest.mark.parametrize(
+    "task_name",
+    ["joint", *(pytest.param(t, marks=pytest.mark.slow) for t in ("criteria", "evidence"))],
+)
 def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Hashes) -> None:
     first, second = (runs.train(make_config(f"training.num_workers={n}")) for n in (0, 2))
     assert weights_of(first) == weights_of(second)
@@ -77,7 +80,12 @@ def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Ha
 
 @pytest.mark.parametrize(
     ("task_name", "seed"),
-    [*(("criteria", seed) for seed in range(4)), ("evidence", 0), ("joint", 1)],
+    [
+        ("criteria", 0),
+        ("evidence", 0),
+        ("joint", 1),
+        *(pytest.param("criteria", seed, marks=pytest.mark.slow) for seed in range(1, 4)),
+    ],
 )
 def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch, seed: int
@@ -120,7 +128,7 @@ def _history(result: RunResult) -> list[str]:
     ("task_name", "seed"),
     [
         ("criteria", 0),
-        ("joint", 1),
+        pytest.param("joint", 1, marks=pytest.mark.slow),
         pytest.param("evidence", 2, marks=pytest.mark.slow),
         *(pytest.param("criteria", seed, marks=pytest.mark.slow) for seed in range(3, 7)),
         *(pytest.param("evidence", seed, marks=pytest.mark.slow) for seed in range(7, 10)),
@@ -333,8 +341,8 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("task_name", "launcher"),
     [
-        ("criteria", "accelerate"),
         ("joint", "torchrun"),
+        pytest.param("criteria", "accelerate", marks=pytest.mark.slow),
         pytest.param("criteria", "torchrun", marks=pytest.mark.slow),
         pytest.param("evidence", "torchrun", marks=pytest.mark.slow),
     ],
