@@ -28,6 +28,7 @@ _FREE_KEYS = {
     "best_config",
     "output_dir",
     "tracking",
+    "data.token_cache",
     "training.save_steps",
     "training.num_workers",
     "training.pin_memory",

@@ -5,12 +5,14 @@ Shapes: W windows, T tokens in the longest; a position is a token's index in its
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from psy_agents_noaug.data.alignment import Span
-from psy_agents_noaug.data.encoding import EncodedPairs, Frame, frames_of, lay_out, tokenise
+from psy_agents_noaug.data.encoding import EncodedPairs, Frame, framed_pairs, frames_of
+from psy_agents_noaug.data.tokens import tokenise
 from psy_agents_noaug.errors import ConfigError
 
 NO_OFFSET = -1
@@ -29,8 +31,9 @@ class EncodedWindows:
 
     rows: a row a window, in the order of the pairs and of the text.
     starts: int64 `[pairs + 1]`; pair i owns windows starts[i] to starts[i + 1], at least one.
-    offsets: int32 `[tokens, 2]` beside `rows.input_ids`: the code points of the second text that a
-        token covers; NO_OFFSET for the frame's tokens, and for those that cover white space alone.
+    begins: int64 `[windows]`: the first of the text's tokens that a window holds.
+    offsets: of each pair int32 `[tokens of its text, 2]`: the code points of the second text that a
+        token covers; NO_OFFSET for those that cover white space alone.
     gold: int64 `[spans, 3]`: window, first and last position of each gold span in each window that
         holds it whole, in the order of the windows and of the given spans.
     cut: bool `[windows]`: whether a window holds a part of a gold span, and none whole.
@@ -41,12 +44,21 @@ class EncodedWindows:
 
     rows: EncodedPairs
     starts: np.ndarray
-    offsets: np.ndarray
+    begins: np.ndarray
+    offsets: Sequence[np.ndarray]
     gold: np.ndarray
     cut: np.ndarray
     unreachable: Sequence[UnreachableSpan]
     longest_gold: int
     longest_frame: int
+
+    def framed_offsets(self, window: int, offsets: np.ndarray) -> np.ndarray:
+        """Return `[tokens, 2]`: of its text's `offsets` those a window holds, framed by NO_OFFSET."""
+        frame, ids = self.rows.parts[window]
+        framed = np.full((len(frame) + len(ids), 2), NO_OFFSET, dtype=np.int32)
+        begin, at = self.begins[window], len(frame.before)
+        framed[at : at + len(ids)] = offsets[begin : begin + len(ids)]
+        return framed
 
 
 def encode_windows(
@@ -57,6 +69,7 @@ def encode_windows(
     *,
     max_length: int,
     stride: int,
+    token_cache: Path | None = None,
 ) -> EncodedWindows:
     """Cut pairs into windows of `max_length` tokens; neighbours share `stride` tokens of the text.
 
@@ -74,11 +87,10 @@ def encode_windows(
             f"into `model.max_length` ({max_length}) beside the longest criterion, but is {stride} "
             "instead. Lower the one or raise the other."
         )
-    tokens = tokenise(tokenizer, second)
+    tokens = tokenise(tokenizer, second, cache=token_cache)
     texts = {text: (ids, clean_offsets(text, offsets)) for text, (ids, offsets) in tokens.items()}
     rows: list[tuple[Frame, np.ndarray]] = []
-    offsets: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int32)]
-    starts, gold, cut, truncated = [0], [], [], []
+    starts, windows_begin, gold, cut, truncated = [0], [], [], [], []
     unreachable: list[UnreachableSpan] = []
     longest_gold = 0
     for pair, (one, other) in enumerate(zip(first, second, strict=True)):
@@ -90,10 +102,8 @@ def encode_windows(
         for begin in begins:
             end = min(begin + room, len(ids))
             rows.append((frame, ids[begin:end]))
+            windows_begin.append(begin)
             truncated.append(end < len(ids))
-            framed = np.full((len(frame) + end - begin, 2), NO_OFFSET, dtype=np.int32)
-            framed[len(frame.before) : len(frame.before) + end - begin] = text_offsets[begin:end]
-            offsets.append(framed)
             whole = partly = False
             for number, (start, stop) in enumerate(ranges):
                 if begin <= start < stop <= end:
@@ -112,9 +122,10 @@ def encode_windows(
         ]
         longest_gold = max([longest_gold, *lengths])
     return EncodedWindows(
-        rows=lay_out(tokenizer, rows, truncated=truncated),
+        rows=framed_pairs(tokenizer, rows, truncated=truncated),
         starts=np.asarray(starts, dtype=np.int64),
-        offsets=np.concatenate(offsets),
+        begins=np.asarray(windows_begin, dtype=np.int64),
+        offsets=[texts[text][1] for text in second],
         gold=np.asarray(gold, dtype=np.int64).reshape(-1, 3),
         cut=np.asarray(cut, dtype=bool),
         unreachable=unreachable,

@@ -57,7 +57,8 @@ def build_task(
                 max_tokens=max_tokens,
             )
     task.packs = packs
-    use_fast_dropout(task.model)
+    if not config.training.compile:  # cannot trace where its masks come from
+        use_fast_dropout(task.model)
     if config.training.gradient_checkpointing:
         for encoder in encoders.values():
             recompute_activations(encoder.model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
@@ -51,6 +53,7 @@ def build_criteria_task(
         criteria=criteria,
         examples=examples,
         max_length=config.model.max_length,
+        token_cache=cache_folder(config.data.token_cache),
         negatives=config.data.negatives,
         focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
         class_weights=settings.class_weights,
@@ -101,6 +104,7 @@ class CriteriaTask(ReportingTask):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         max_length: int,
+        token_cache: Path | None = None,
         negatives: float | Literal["all"],
         focal_gamma: float,
         class_weights: Sequence[float] | Literal["none", "balanced"],
@@ -114,6 +118,7 @@ class CriteriaTask(ReportingTask):
         self._criteria = list(criteria)
         self._examples = examples
         self._max_length = max_length
+        self._token_cache = token_cache
         self._negatives = negatives
         self._focal_gamma = focal_gamma
         self._seed = seed
@@ -143,6 +148,7 @@ class CriteriaTask(ReportingTask):
                 [reads[example.criterion_id] for example in examples],
                 [example.text for example in examples],
                 max_length=self._max_length,
+                token_cache=self._token_cache,
             )
             self._sources[split] = PairSource(examples, encoded)
         return self._sources[split]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from psy_agents_noaug.config.schema import EvidenceTaskConfig, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
+from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_windows
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
@@ -54,6 +56,7 @@ def build_evidence_task(
         criteria=criteria,
         examples=examples,
         max_length=config.model.max_length,
+        token_cache=cache_folder(config.data.token_cache),
         negatives=config.data.negatives,
         seed=config.seed,
     )
@@ -117,8 +120,8 @@ class WindowSource:
         offsets = np.full((*shape, 2), NO_OFFSET, dtype=np.int64)
         gold = np.zeros((*shape, 2), dtype=bool)
         for at, row in enumerate(rows.tolist()):
-            begin, end = self.windows.rows.starts[row], self.windows.rows.starts[row + 1]
-            offsets[at, : end - begin] = self._offsets[begin:end]
+            framed = self.windows.framed_offsets(row, self._offsets[self._pair_of[row]])
+            offsets[at, : len(framed)] = framed
             own = self._gold[self._gold_starts[row] : self._gold_starts[row + 1]]
             gold[at, own[:, 1], 0] = True
             gold[at, own[:, 2], 1] = True
@@ -143,6 +146,7 @@ class EvidenceTask(ReportingTask):
     Args:
         examples: the pairs of each split that may be looked at; tokenised when first used.
         max_length: of the windows, in tokens. negatives: see `EpochPools`.
+        token_cache: see `tokenise`.
     """
 
     name = "evidence"
@@ -156,6 +160,7 @@ class EvidenceTask(ReportingTask):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         max_length: int,
+        token_cache: Path | None = None,
         negatives: float | Literal["all"],
         seed: int,
     ) -> None:
@@ -171,6 +176,7 @@ class EvidenceTask(ReportingTask):
         }
         self._settings = settings
         self._max_length = max_length
+        self._token_cache = token_cache
         self._negatives = negatives
         self._seed = seed
         self._sources: dict[str, WindowSource] = {}
@@ -196,6 +202,7 @@ class EvidenceTask(ReportingTask):
                 [example.evidence for example in examples],
                 max_length=self._max_length,
                 stride=self._settings.stride,
+                token_cache=self._token_cache,
             )
             self._sources[split] = WindowSource(
                 examples,
@@ -350,17 +357,14 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
 
 
-def _snapped(examples: Sequence[Example], windows: EncodedWindows) -> np.ndarray:
+def _snapped(examples: Sequence[Example], windows: EncodedWindows) -> list[np.ndarray]:
     """Let every token stand for the whole sentence that it lies in."""
-    offsets = windows.offsets.copy()
-    for pair, example in enumerate(examples):
-        rows = (
-            windows.rows.starts[windows.starts[pair]],
-            windows.rows.starts[windows.starts[pair + 1]],
-        )
-        own = offsets[slice(*rows)]
-        original = own.copy()
+    snapped: dict[str, np.ndarray] = {}
+    for example, original in zip(examples, windows.offsets, strict=True):
+        if example.text in snapped:
+            continue
+        own = snapped[example.text] = original.copy()
         for sentence in sentences(example.text):
             inside = (original[:, 0] < sentence.end_char) & (original[:, 1] > sentence.start_char)
             own[inside & (original[:, 0] != NO_OFFSET)] = sentence.start_char, sentence.end_char
-    return offsets
+    return [snapped[example.text] for example in examples]

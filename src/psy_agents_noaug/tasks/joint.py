@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from psy_agents_noaug.config.schema import JointTaskConfig, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.metrics.joint import faithfulness
@@ -80,6 +82,7 @@ def build_joint_task(
         criteria=criteria,
         examples=examples,
         max_length=config.model.max_length,
+        token_cache=cache_folder(config.data.token_cache),
         negatives=config.data.negatives,
         seed=config.seed,
     )
@@ -123,6 +126,7 @@ class JointTask(ReportingTask):
         encoders: one, shared by both parts, or one for each.
         examples: the pairs of each split that may be looked at; tokenised when first used.
         max_length: of the windows. negatives: see `EpochPools`.
+        token_cache: see `tokenise`.
     """
 
     name = "joint"
@@ -137,6 +141,7 @@ class JointTask(ReportingTask):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         max_length: int,
+        token_cache: Path | None = None,
         negatives: float | Literal["all"],
         seed: int,
     ) -> None:
@@ -146,6 +151,7 @@ class JointTask(ReportingTask):
         self._criteria = list(criteria)
         self._examples = dict(examples)
         self._max_length = max_length
+        self._token_cache = token_cache
         self._negatives = negatives
         self._seed = seed
         self._sources: dict[str, JointSource] = {}
@@ -164,10 +170,15 @@ class JointTask(ReportingTask):
             examples = self._examples[split]
             if not examples:
                 raise DataError(f"The split {split} has no pair; see the label report.")
-            evidence = self._windows(examples, self._encoders.get(EVIDENCE) or self._encoders[ONLY])
+            # The posts cut up for a follow-up depend on the predictions: nobody reads them again.
+            cache = None if "/" in split else self._token_cache
+            encoder = self._encoders.get(EVIDENCE) or self._encoders[ONLY]
+            evidence = self._windows(examples, encoder, token_cache=cache)
             own = self._encoders.get(CRITERIA)
             self._sources[split] = JointSource(
-                examples, evidence, None if own is None else self._windows(examples, own)
+                examples,
+                evidence,
+                None if own is None else self._windows(examples, own, token_cache=cache),
             )
         return self._sources[split]
 
@@ -291,7 +302,9 @@ class JointTask(ReportingTask):
     def _pools(self) -> EpochPools:
         return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
-    def _windows(self, examples: Sequence[Example], encoder: Encoder) -> WindowSource:
+    def _windows(
+        self, examples: Sequence[Example], encoder: Encoder, *, token_cache: Path | None
+    ) -> WindowSource:
         reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
         settings = self._settings.evidence
         windows = encode_windows(
@@ -301,6 +314,7 @@ class JointTask(ReportingTask):
             [example.evidence for example in examples],
             max_length=self._max_length,
             stride=settings.stride,
+            token_cache=token_cache,
         )
         return WindowSource(
             examples,

@@ -23,7 +23,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 `text` atomically."""
-    write_atomically(path, lambda file: _write_all(file, text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` atomically."""
+    write_atomically(path, lambda file: _write_all(file, content))
 
 
 def write_json(path: Path, value: Any) -> None:
