@@ -11,6 +11,10 @@ class ConfigError(PsyAgentsError):
     """A setting is unknown, of the wrong type, or contradicts another."""
 
 
+class OutOfMemoryError(ConfigError):
+    """Not even the smallest piece of work fits in memory."""
+
+
 class DataError(PsyAgentsError):
     """An input file breaks the data contract. Its message never quotes the text of a post."""
 

@@ -95,6 +95,7 @@ def prepare_machine(config: TrainConfig) -> Machine:
         precision,
         loader_options,
         tokens,
-        eval_tokens=max(tokens, _EVAL_ON_A_GPU) if info.device.type == "cuda" else tokens,
+        eval_tokens=training.micro_batch_tokens
+        or (_EVAL_ON_A_GPU if info.device.type == "cuda" else tokens),
         max_tokens=training.micro_batch_tokens or max(tokens, _MAX_TOKENS_HELD),
     )

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
-from psy_agents_noaug.models.packing import run_encoder
+from psy_agents_noaug.models.packing import is_packed, run_encoder
 from psy_agents_noaug.utils.files import sha256_of_file
 
 BUNDLED_PREFIX = "bundled:"
@@ -138,22 +138,35 @@ def encode_rows(
 ) -> Tensor:
     """Return what `run_encoder` does, in memory that W does not set.
 
-    More than `max_tokens` padded tokens go through the encoder in turns, whose activations are computed
-    again going backward (Chen et al. 2016), so that a post of any number of windows can be trained on.
+    More than `max_tokens` tokens (padding counts, unless the encoder runs packed) go through the encoder
+    in turns, whose activations are computed again going backward (Chen et al. 2016), so that a post of
+    any number of windows can be trained on.
     """
     n_rows, width = inputs["input_ids"].shape
-    at_once = max(1, max_tokens // width)
+    if n_rows * width <= max_tokens:
+        return run_encoder(encoder, inputs, first_only=first_only)
+    packed = is_packed(encoder)
+    counts = inputs["attention_mask"].sum(dim=1).tolist() if packed else [width] * n_rows
 
-    def encode(first: int) -> Tensor:
-        rows = {name: value[first : first + at_once] for name, value in inputs.items()}
+    def encode(turn: slice) -> Tensor:
+        rows = {name: value[turn] for name, value in inputs.items()}
         return run_encoder(encoder, rows, first_only=first_only)
 
-    if n_rows <= at_once:
-        return encode(0)
-    turns = range(0, n_rows, at_once)
-    if not torch.is_grad_enabled():
-        return torch.cat([encode(first) for first in turns])
-    return torch.cat([checkpoint(encode, first, use_reentrant=False) for first in turns])
+    turns = list(_turns(counts, max_tokens))
+    if len(turns) == 1 or not torch.is_grad_enabled():
+        return torch.cat([encode(turn) for turn in turns])
+    return torch.cat([checkpoint(encode, turn, use_reentrant=False) for turn in turns])
+
+
+def _turns(counts: Sequence[int], most: int) -> Iterator[slice]:
+    """Cut rows of `counts` tokens into runs of at most so many, at least one row each."""
+    first = total = 0
+    for row, count in enumerate(counts):
+        if row > first and total + count > most:
+            yield slice(first, row)
+            first, total = row, 0
+        total += count
+    yield slice(first, len(counts))
 
 
 def check_positions(max_length: int, encoder: Encoder) -> None:

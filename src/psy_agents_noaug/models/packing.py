@@ -73,13 +73,20 @@ def can_pack(encoder: nn.Module) -> bool:
 def enable_packing(encoder: nn.Module) -> None:
     """Make `run_encoder` run this encoder (a transformers model, not yet adapted) packed."""
     model: Any = encoder
+    if is_packed(encoder):
+        return
     model.set_attn_implementation(PACKED)
-    if (
-        model.config.model_type != "modernbert"
-    ):  # whose last residual is added where no hook reaches
+    # ModernBERT's last residual is added where no hook reaches.
+    if model.config.model_type != "modernbert":
         last = model.encoder.layer[-1].attention
         last.self.first_tokens = _FirstTokens()
         last.output.register_forward_pre_hook(last.self.first_tokens)
+
+
+def is_packed(encoder: nn.Module) -> bool:
+    """Whether `run_encoder` runs this encoder (perhaps adapted since) packed."""
+    config: Any = getattr(encoder, "config", None)
+    return getattr(config, "_attn_implementation", None) == PACKED
 
 
 def run_encoder(
@@ -88,10 +95,10 @@ def run_encoder(
     """Return the last hidden state `[W, T, H]` of `inputs` `[W, T]`; of first tokens `[W, 1, H]`.
 
     `inputs` are `input_ids`, `attention_mask` (padding comes last) and perhaps `token_type_ids`. A
-    packed encoder gives zeros for padding.
+    packed encoder gives zeros for padding. One thread at a time may run an encoder.
     """
     config: Any = getattr(encoder, "config", None)
-    if getattr(config, "_attn_implementation", None) != PACKED:
+    if not is_packed(encoder):
         hidden: Tensor = encoder(**inputs).last_hidden_state
         return hidden[:, :1] if first_only else hidden
     mask = inputs["attention_mask"].bool()
@@ -138,7 +145,7 @@ def _packed_attention(
     settings = _Attention(
         packing, scaling, dropout, None if sliding_window is None else sliding_window - 1
     )
-    attend = settings.on_cuda if query.device.type == "cuda" else settings.by_length
+    attend = settings.by_length if query.device.type == "cpu" else settings.on_accelerator
     return attend(query[0], key[0], value[0]).unsqueeze(0), None
 
 
@@ -163,7 +170,7 @@ class _Attention(NamedTuple):
                 .transpose(0, 1)
                 for part in (query, key, value)
             )
-            near = self._within(length, self.reach, query) if self._limits(length) else None
+            near = self._near(length, query)
             if self.dropout > 0.0:
                 attended = attention_with_dropout(
                     q, k, v, probability=self.dropout, scaling=self.scaling, allowed=near
@@ -173,9 +180,9 @@ class _Attention(NamedTuple):
             outputs.append(attended.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs)
 
-    def on_cuda(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Flash attention over the packed row; with dropout or in fp32, which it lacks, padded SDPA."""
-        if self.dropout > 0.0 or query.dtype == torch.float32:
+    def on_accelerator(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Flash attention over the packed row; where it does not apply, padded SDPA."""
+        if self.dropout > 0.0 or not _has_flash_attention(query):
             return self._padded(query, key, value)
         from torch.nn.attention.varlen import varlen_attn
 
@@ -207,23 +214,33 @@ class _Attention(NamedTuple):
         )
         places = torch.arange(longest, device=query.device)
         allowed = (places < packing.counts[:, None])[:, None, None, :]
-        if self._limits(longest):
+        near = self._near(longest, query)
+        if near is not None:
             # Every token sees itself, padding too, as attending to nothing makes NaN.
-            allowed = allowed & self._within(longest, self.reach, query)
-            allowed = allowed | self._within(longest, 0, query)
+            allowed = allowed & near | torch.eye(longest, dtype=torch.bool, device=query.device)
         attended = scaled_dot_product_attention(
             q, k, v, attn_mask=allowed, dropout_p=self.dropout, scale=self.scaling
         )
         return attended.transpose(1, 2).flatten(0, 1)[packing.real]
 
-    def _limits(self, length: int) -> bool:
-        return self.reach is not None and length > self.reach + 1
-
-    @staticmethod
-    def _within(length: int, reach: int | None, like: Tensor) -> Tensor:
-        """Bool `[length, length]`: whether two places are at most `reach` apart."""
+    def _near(self, length: int, like: Tensor) -> Tensor | None:
+        """Bool `[length, length]`: whether two places reach each other; None where all do."""
+        if self.reach is None or length <= self.reach + 1:
+            return None
         places = torch.arange(length, device=like.device)
-        return (places[:, None] - places).abs() <= (length if reach is None else reach)
+        return (places[:, None] - places).abs() <= self.reach
+
+
+def _has_flash_attention(query: Tensor) -> bool:
+    """Whether torch's varlen kernel takes these `[h, N, d]`: half precision, Ampere or newer."""
+    width = query.shape[-1]
+    return (
+        query.device.type == "cuda"
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and width % 8 == 0
+        and width <= 256
+    )
 
 
 AttentionInterface.register(PACKED, _packed_attention)

@@ -10,10 +10,14 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.errors import OutOfMemoryError
 from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
 from psy_agents_noaug.training.distributed import Processes
-from psy_agents_noaug.training.out_of_memory import is_out_of_memory
+from psy_agents_noaug.training.out_of_memory import (
+    MEMORY_ERRORS,
+    give_memory_back,
+    is_out_of_memory,
+)
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.protocols import (
     Batch,
@@ -74,24 +78,23 @@ class Evaluator:
         batches, from then on, and predicts the split anew.
 
         Raises:
-            ConfigError: not even one example fits in memory.
+            OutOfMemoryError: not even one example fits in memory.
         """
         while True:
             try:
                 return self._predict(model, split, on_batch)
-            except RuntimeError as error:
+            except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
                 shortest = int(self._task.source(split).lengths.min())
                 if self._max_tokens <= shortest or self._processes.count > 1:
-                    raise ConfigError(
+                    raise OutOfMemoryError(
                         f"Memory ran out predicting {split}; lower `training.micro_batch_tokens` or "
                         "`model.max_length`."
                     ) from error
                 self._max_tokens //= 2
             # Outside of the handler, whose traceback holds on to the failed batch.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_memory_back()
             logger.warning(
                 "Out of memory predicting %s: its batches are cut to %d tokens.",
                 split,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from psy_agents_noaug.errors import ConfigError, Interrupted, NonFiniteError, faults_message
+from psy_agents_noaug.errors import Interrupted, NonFiniteError, OutOfMemoryError, faults_message
 from psy_agents_noaug.tracking.base import Tracker
 from psy_agents_noaug.training.batching import (
     Step,
@@ -26,7 +26,11 @@ from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluate import Evaluator
 from psy_agents_noaug.training.optim import trainable
-from psy_agents_noaug.training.out_of_memory import is_out_of_memory
+from psy_agents_noaug.training.out_of_memory import (
+    MEMORY_ERRORS,
+    give_memory_back,
+    is_out_of_memory,
+)
 from psy_agents_noaug.training.precision import Precision, all_finite
 from psy_agents_noaug.training.progress import TrainingProgress
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Task
@@ -159,7 +163,7 @@ class Trainer:
         Raises:
             Interrupted: a signal came; the state is saved.
             NonFiniteError: a loss or gradient is NaN or infinite; the weights are untouched by it.
-            ConfigError: not even one example fits in memory.
+            OutOfMemoryError: not even one example fits in memory.
         """
         with self._progress, StopSignals() as signals:
             try:
@@ -256,14 +260,13 @@ class Trainer:
         while True:
             try:
                 return self._gradients(step)
-            except RuntimeError as error:
+            except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
                 self._shrink_micro_batches(step, error)
             # Outside of the handler, whose traceback holds on to the failed step's activations.
             self._optimizer.zero_grad(set_to_none=True)
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_memory_back()
             step = self._steps(self._position.max_tokens)[self._position.step]
 
     def _gradients(self, step: Step) -> list[Tensor]:
@@ -282,10 +285,10 @@ class Trainer:
             collected.append(losses.detach())
         return collected
 
-    def _shrink_micro_batches(self, step: Step, error: RuntimeError) -> None:
+    def _shrink_micro_batches(self, step: Step, error: BaseException) -> None:
         single = all(len(indices) == 1 for indices in step.indices)
         if single or self._processes.count > 1:
-            raise ConfigError(
+            raise OutOfMemoryError(
                 "Memory ran out with one example at a time; lower `training.micro_batch_tokens` (which "
                 "bounds what a post of many windows holds) or `model.max_length`, or set "
                 "`training.gradient_checkpointing=true`."

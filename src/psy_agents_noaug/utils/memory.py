@@ -5,7 +5,7 @@ import platform
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
-_NEVER = 2**31 - 1
+_NEVER = -1
 _AT_ONCE = 64 * 2**20
 
 

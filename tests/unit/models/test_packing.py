@@ -3,10 +3,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
+from psy_agents_noaug.models.dropout import FastDropout, use_fast_dropout
 from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
-from psy_agents_noaug.models.packing import _Attention, can_pack, enable_packing, run_encoder
+from psy_agents_noaug.models.packing import (
+    Packing,
+    _Attention,
+    can_pack,
+    enable_packing,
+    run_encoder,
+)
 
 SMALL = {
     "vocab_size": 90,
@@ -130,23 +138,48 @@ def test_segments_are_packed_too(inputs):
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0.0)
 
 
-def test_recomputed_activations_give_the_same_gradients(inputs):
+def test_recomputed_activations_drop_the_same_and_give_the_same_gradients(inputs):
     plain, recomputed = build("bert").packed.train(), build("bert").packed.train()
     recompute_activations(recomputed)
-    for rows in (plain, recomputed):
-        for module in rows.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
-    first, second = (
-        gradients(m, run_encoder(m, inputs, first_only=True)) for m in (plain, recomputed)
-    )
-    assert_same_gradients(first, second)
+    found = []
+    for model in (plain, recomputed):
+        use_fast_dropout(model)
+        assert any(isinstance(m, FastDropout) and m.p == 0.1 for m in model.modules())
+        torch.manual_seed(5)
+        found.append(gradients(model, run_encoder(model, inputs, first_only=True)))
+    assert_same_gradients(*found)
 
 
-def test_many_windows_are_encoded_in_turns(inputs):
+def test_attention_with_dropout_sees_what_attention_without_sees(inputs):
+    # So rare a dropout that none happens.
+    encoders = build("modernbert", attention_dropout=1e-9)
+    mask = inputs["attention_mask"].bool()
+    encoders.packed.train()
+    padded, packed = (run_encoder(e, inputs)[mask] for e in (encoders.padded, encoders.packed))
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("most", "passes"), [(1000, 1), (sum(LENGTHS), 1), (33, 2), (20, 4), (5, 5)]
+)
+def test_windows_are_encoded_in_turns_of_so_many_real_tokens(inputs, most, passes):
     packed = build("bert").packed
-    whole, turns = (encode_rows(packed, inputs, max_tokens=size) for size in (1000, 40))
-    torch.testing.assert_close(turns, whole, atol=1e-5, rtol=0.0)
+    whole = run_encoder(packed, inputs)
+    rows = []
+    packed.embeddings.register_forward_hook(lambda module, _, output: rows.append(output.shape[1]))
+    torch.testing.assert_close(
+        encode_rows(packed, inputs, max_tokens=most), whole, atol=1e-5, rtol=0.0
+    )
+    assert len(rows) == passes
+    assert sum(rows) == sum(LENGTHS)
+    assert max(rows) <= max(most, max(LENGTHS))
+
+
+def test_packing_twice_is_packing_once(inputs):
+    packed = build("bert").packed
+    expected = run_encoder(packed, inputs, first_only=True)
+    enable_packing(packed)
+    assert torch.equal(run_encoder(packed, inputs, first_only=True), expected)
 
 
 def test_adapters_are_packed_too(inputs):
@@ -162,7 +195,7 @@ def test_adapters_are_packed_too(inputs):
 
 def test_what_a_gpu_does_in_fp32_agrees(encoders, inputs, monkeypatch):
     expected = run_encoder(encoders.packed, inputs)
-    monkeypatch.setattr(_Attention, "by_length", _Attention.on_cuda)
+    monkeypatch.setattr(_Attention, "by_length", _Attention.on_accelerator)
     found = run_encoder(encoders.packed, inputs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0.0)
 
@@ -173,13 +206,45 @@ def test_families_without_a_test_are_not_packed():
 
 
 @needs_cuda
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_and_padded_agree_on_a_gpu(encoders, inputs, dtype):
+def test_packed_and_padded_agree_on_a_gpu(encoders, inputs):
     mask = inputs["attention_mask"].bool()
     moved = {name: value.cuda() for name, value in inputs.items()}
     padded, packed = (
-        run_encoder(e.to("cuda", dtype), moved).float().cpu()[mask]
-        for e in (encoders.padded, encoders.packed)
+        run_encoder(e.cuda(), moved).cpu()[mask] for e in (encoders.padded, encoders.packed)
     )
-    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
-    torch.testing.assert_close(packed, padded, atol=tolerance, rtol=0.0)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0.0)
+
+
+@pytest.mark.parametrize("reach", [None, 3])
+@pytest.mark.parametrize(
+    ("way", "device", "dtype", "tolerance"),
+    [
+        ("by_length", "cpu", torch.float32, 1e-5),
+        ("on_accelerator", "cpu", torch.float32, 1e-5),
+        pytest.param("on_accelerator", "cuda", torch.float32, 1e-4, marks=needs_cuda),
+        pytest.param("on_accelerator", "cuda", torch.bfloat16, 5e-2, marks=needs_cuda),
+        pytest.param("on_accelerator", "cuda", torch.float16, 1e-2, marks=needs_cuda),
+    ],
+)
+def test_attention_is_that_of_each_sequence_alone(way, device, dtype, tolerance, reach):
+    draw = torch.Generator().manual_seed(4)
+    parts = [torch.randn(2, sum(LENGTHS), 16, generator=draw) for _ in range(4)]
+    q, k, v, weights = (part.to(device, dtype) for part in parts)
+    for part in (q, k, v):
+        part.requires_grad_()
+    counts = torch.tensor(LENGTHS, device=device)
+    longest = max(LENGTHS)
+    real = (torch.arange(longest, device=device) < counts[:, None]).flatten().nonzero().squeeze(1)
+    packing = Packing(real, counts, longest, False)
+    found = getattr(_Attention(packing, 0.25, 0.0, reach), way)(q, k, v)
+    found_gradients = torch.autograd.grad((found.transpose(0, 1) * weights).sum(), (q, k, v))
+    exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
+    outputs = []
+    for pieces in zip(*(part.split(LENGTHS, dim=1) for part in exact), strict=True):
+        places = torch.arange(pieces[0].shape[1], device=device)
+        near = (places[:, None] - places).abs() <= (longest if reach is None else reach)
+        outputs.append(scaled_dot_product_attention(*pieces, attn_mask=near, scale=0.25))
+    expected = torch.cat(outputs, dim=1).transpose(0, 1)
+    gradients_ = torch.autograd.grad((expected.transpose(0, 1) * weights).sum(), exact)
+    for ours, theirs in zip((found, *found_gradients), (expected, *gradients_), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
