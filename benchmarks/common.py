@@ -23,10 +23,13 @@ MEDIAN_WORDS = 220
 SPREAD = 0.8
 
 
-def write_corpus(folder: Path, *, n_posts: int, seed: int = 0) -> list[str]:
+def write_corpus(
+    folder: Path, *, n_posts: int, n_held_out: int | None = None, seed: int = 0
+) -> list[str]:
     """Write posts of log-normal length, made of the bundled corpus's words; return the settings.
 
-    The labels are arbitrary: what is measured does not depend on them.
+    The labels are arbitrary: what is measured does not depend on them. `n_held_out` posts, a twentieth
+    unless given, are val, and as many test.
     """
     with (Path(sample.__file__).parent / "redsm5_posts.csv").open(
         newline="", encoding="utf-8"
@@ -46,7 +49,7 @@ def write_corpus(folder: Path, *, n_posts: int, seed: int = 0) -> list[str]:
     _write(folder / "posts.csv", ("post_id", "text"), posts)
     _write(folder / "annotations.csv", ("post_id", "criterion_id", "status"), annotations)
     ids = [post_id for post_id, _ in posts]
-    held_out = max(1, n_posts // 20)
+    held_out = n_held_out or max(1, n_posts // 20)
     splits = {
         "format": 1,
         "train": ids[2 * held_out :],
@@ -92,7 +95,7 @@ def interleaved(
 
 def peak_memory_mib() -> float:
     """The most memory that this process has held: on its GPU if it used one, else resident."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,8 +1,8 @@
 """Prediction speed: our Evaluator beside `sentence_transformers.CrossEncoder.predict`, interleaved.
 
 MiniLM with a head of two classes on the same (criterion, post) pairs, posts of log-normal length (median
-220 words). Both tokenise beforehand or not as they do by default: ours is timed over `Evaluator.predict`
-and the tokenising before it, the other over `predict(pairs)`. Each is in a fresh process. Usage:
+220 words). Both are timed with the tokenising: ours over `Evaluator.predict`, without cached tokens, the
+other over `predict(pairs)`. Each is in a fresh process. Usage:
 
     python benchmarks/inference_speed.py [--posts 24] [--rounds 2] [--json FILE] [KEY=VALUE]...
 """
@@ -53,14 +53,15 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
             "data.negatives=all",
             "model.pooling=cls",
             "training.amp=auto",
+            "data.token_cache=off",
         ]
         config = load_train_config("criteria/train", [*corpus, *settings, *overrides])
-        machine = prepare_machine(config)
         data = prepare_data(config.data)
         examples = data.examples["train"]
         reads = {criterion.criterion_id: criterion.text for criterion in data.corpus.criteria}
         pairs = [(reads[example.criterion_id], example.text) for example in examples]
         if system == "ours":
+            machine = prepare_machine(config)
             task = build_task(
                 config,
                 encoders=load_encoders(config),
@@ -84,6 +85,7 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
             model: Any = encoder.model
             model.save_pretrained(f"{folder}/encoder")
             encoder.tokenizer.save_pretrained(f"{folder}/encoder")
+            del encoder, model
             options = {"dtype": torch.bfloat16} if system == "cross_encoder_bf16" else {}
             peer = CrossEncoder(
                 f"{folder}/encoder",

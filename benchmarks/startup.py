@@ -42,6 +42,8 @@ def first_update(*overrides: str) -> float:
         for line in process.stderr:
             if "step 1/" in line:
                 break
+        else:
+            raise SystemExit("training ended without an update; run it by hand to see why")
         seconds = time.perf_counter() - began
         process.kill()
         process.wait()
