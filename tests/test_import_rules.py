@@ -25,12 +25,12 @@ ALLOWED = {
     "tasks": BASE | {"config", "data", "metrics", "models", "training"},
     "prepare": BASE | {"config", "data"},
     "machine": BASE | {"config", "training"},
-    "guards": BASE | {"config", "prepare", "run_directory", "tasks", "training"},
+    "guards": BASE | {"config", "prepare", "run_directory", "tasks", "tracking", "training"},
     "run_directory": BASE | {"config", "training"},
     "bookkeeping": BASE | EVERYTHING | {"prepare", "run_directory"},
     "runs": BASE | EVERYTHING | {"bookkeeping", "guards", "machine", "prepare", "run_directory"},
-    "hpo": BASE | {"config", "runs"},
-    "cli": {"config", "errors", "runs"},
+    "hpo": BASE | {"bookkeeping", "config", "metrics", "run_directory", "runs", "tracking"},
+    "cli": {"config", "errors", "hpo", "runs"},
     "scripts": {"cli", "config", "hpo", "runs"},
 }
 

@@ -13,7 +13,7 @@ import torch
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import write_splits
-from psy_agents_noaug.errors import Interrupted
+from psy_agents_noaug.errors import Interrupted, StoppedError
 from psy_agents_noaug.prepare import PreparedData
 from psy_agents_noaug.run_directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
@@ -49,7 +49,7 @@ def tracked(tracker: Tracker) -> Iterator[None]:
     """End the tracker's run with the status that is true."""
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt, StoppedError):
         tracker.finish("KILLED")
         raise
     except BaseException:

@@ -55,7 +55,52 @@ def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
     return _run(config_name, argv, run)
 
 
+def run_train_best(argv: Sequence[str]) -> int:
+    """Train the `task=` of `argv` with the file of its `best_config=`; return the exit code."""
+    tasks = [item.removeprefix("task=") for item in argv if item.startswith("task=")]
+    rest = [item for item in argv if not item.startswith("task=")]
+    if len(tasks) != 1 or not (CONFIG_DIR / tasks[0] / "train.yaml").is_file():
+        sys.stderr.write(
+            "ConfigError: say which task to train: task=criteria, evidence or joint.\n"
+        )
+        return 2
+    if not any(item.startswith("best_config=") for item in rest) and not {"--help", "-h"} & set(
+        rest
+    ):
+        sys.stderr.write(
+            "ConfigError: `best_config` must be given: best_config=outputs/hpo_stage2/best_config.yaml\n"
+        )
+        return 2
+    return run_train(f"{tasks[0]}/train", rest)
+
+
+def run_hpo(argv: Sequence[str]) -> int:
+    """Run the stage that `argv` asks for; return the exit code."""
+
+    def run() -> str:
+        # Bad keys are told before torch, which takes seconds, is there; see `run_train`.
+        from psy_agents_noaug.hpo.stages import run_stage
+
+        return run_stage(argv)
+
+    if {"--help", "-h"} & set(argv):
+        _print(_hpo_help(argv))
+        return 0
+    return _guarded(run)
+
+
 def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) -> int:
+    def shown() -> str:
+        if {"--help", "-h"} & set(argv):
+            return _help(config_name, [item for item in argv if item not in ("--help", "-h")])
+        result = run()
+        return f"\n{result.summary}\n\nrun directory: {result.directory}"
+
+    return _guarded(shown)
+
+
+def _guarded(run: Callable[[], str]) -> int:
+    """Print what `run` returns; turn what stops it into a message and an exit code."""
     logging.basicConfig(
         level=logging.WARNING,
         format="%(levelname)s %(message)s",
@@ -67,10 +112,7 @@ def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) 
     logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        if {"--help", "-h"} & set(argv):
-            _print(_help(config_name, [item for item in argv if item not in ("--help", "-h")]))
-            return 0
-        result = run()
+        shown = run()
     except PsyAgentsError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
@@ -80,9 +122,28 @@ def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) 
     except KeyboardInterrupt:
         sys.stderr.write(f"{_STOPPED}\n")
         return 130
-    if speaks:
-        _print(f"\n{result.summary}\n\nrun directory: {result.directory}")
+    if speaks and shown:
+        _print(shown)
     return 0
+
+
+def _hpo_help(argv: Sequence[str]) -> str:
+    stages = sorted(p.stem for p in (CONFIG_DIR / "hpo").glob("*.yaml") if p.stem[0] != "_")
+    chosen = [item.removeprefix("hpo=") for item in argv if item.startswith("hpo=")]
+    lines = [
+        f"usage: {sys.argv[0]} hpo=STAGE task=TASK [hpo.KEY=VALUE | KEY=VALUE | GROUP=CHOICE]...",
+        "",
+        f"stages: {', '.join(stages)}; tasks: criteria, evidence, joint.",
+        "hpo.KEY changes the stage; other keys are the trainings' (scripts/train_<task>.py --help).",
+    ]
+    for stage in chosen or stages[:1]:
+        composed = yaml.safe_dump(compose_config(f"hpo/{stage}", []), sort_keys=False)
+        lines += [
+            "",
+            f"{stage}:",
+            *(f"  hpo.{line}" if line[0] != " " else f"  {line}" for line in composed.splitlines()),
+        ]
+    return "\n".join(lines)
 
 
 def _help(config_name: str, overrides: Sequence[str]) -> str:

@@ -15,6 +15,10 @@ class OutOfMemoryError(ConfigError):
     """Not even the smallest piece of work fits in memory."""
 
 
+class RunInUseError(ConfigError):
+    """Another process trains in the run's directory."""
+
+
 class DataError(PsyAgentsError):
     """An input file breaks the data contract. Its message never quotes the text of a post."""
 
@@ -25,6 +29,10 @@ class CheckpointError(PsyAgentsError):
 
 class NonFiniteError(PsyAgentsError):
     """A loss or gradient became NaN or infinite; names the examples of the step."""
+
+
+class StoppedError(Exception):
+    """Who watches a training wants no more of it; nothing is wrong."""
 
 
 class Interrupted(BaseException):

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
 from psy_agents_noaug.prepare import PreparedData
 from psy_agents_noaug.run_directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.tracking.manifest import environment
 from psy_agents_noaug.training.checkpoint import Checkpoint
 from psy_agents_noaug.utils.files import sha256_of_json
 
@@ -46,6 +48,24 @@ def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -
             f"The run in {path} began with other data ({' and '.join(changed)} changed since): going on "
             "would mix them. Start a new run, or bring the data back."
         )
+
+
+def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
+    """Warn where a best configuration was found on other data, or with other versions, than these."""
+    if config.best_config is None:
+        return
+    path = Path(config.best_config)
+    _, found_by = read_overrides_file(path, task=config.task.name)
+    now = {"data": data.fingerprints(), "packages": environment()["packages"]}
+    for kind, headline in (("data", "on other data"), ("packages", "with other versions")):
+        before = found_by.get(kind, now[kind])
+        changes = [
+            f"{name} {before.get(name)} (now {value})"
+            for name, value in now[kind].items()
+            if before.get(name) != value
+        ]
+        if changes:
+            logger.warning("%s was found %s: %s.", path, headline, ", ".join(changes))
 
 
 def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:

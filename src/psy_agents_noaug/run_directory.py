@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from psy_agents_noaug.config.loading import to_yaml
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, faults_message
+from psy_agents_noaug.errors import ConfigError, RunInUseError, faults_message
 from psy_agents_noaug.training.train_loop import BEST, LAST
 from psy_agents_noaug.utils.files import write_json, write_text
 
@@ -106,7 +106,7 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     try:
         lock.acquire()
     except Timeout:
-        raise ConfigError(
+        raise RunInUseError(
             f"Another process is training in {directory.path}. Wait for it, stop it, or choose another "
             "`run_name`."
         ) from None

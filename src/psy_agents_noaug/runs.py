@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from psy_agents_noaug.guards import (
     check_resumed_data,
     check_unseen,
     evaluation_directory,
+    warn_of_other_conditions,
 )
 from psy_agents_noaug.machine import Machine, prepare_machine
 from psy_agents_noaug.prepare import PreparedData, prepare_data
@@ -58,18 +59,36 @@ class RunResult:
     summary: str
 
 
-def train(config: TrainConfig) -> RunResult:
+@dataclass(frozen=True)
+class Prospect:
+    """What a training is going to be about: whether its monitor is to rise, its data's fingerprints."""
+
+    maximise: bool
+    fingerprints: dict[str, str]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    on_evaluation: Callable[[list[dict[str, Any]]], None] = lambda history: None,
+    parent_run_id: str | None = None,
+) -> RunResult:
     """Train, keep the best checkpoint by val, and judge it on val. Test is not looked at.
+
+    `on_evaluation` is called, in the main process, with the rows of history.csv after each evaluation;
+    it may raise StoppedError. `parent_run_id` is the tracker's run to show this one under.
 
     Raises:
         ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
         Interrupted: stopped by a signal, state saved.
         NonFiniteError: the loss or a gradient is NaN or infinite.
+        StoppedError: `on_evaluation` has had enough.
     """
     machine = prepare_machine(config)
     processes = machine.processes
     with _run_directory(config, processes) as directory:
         data = prepare_data(config.data)
+        warn_of_other_conditions(config, data)
         checkpoint = _last_checkpoint(config, directory)
         if checkpoint is not None:
             check_resumed_data(checkpoint, data, directory.path)
@@ -84,14 +103,51 @@ def train(config: TrainConfig) -> RunResult:
             max_tokens=machine.max_tokens,
         )
         direction = better_direction(config.training.monitor, task)
-        tracker = open_tracker(config, directory, processes)
+        tracker = open_tracker(config, directory, processes, parent_run_id=parent_run_id)
+
+        def tell(history: list[dict[str, Any]]) -> None:
+            write_history(directory.history, history)
+            on_evaluation(history)
+
         with tracked(tracker):
             if processes.is_main:
                 write_beginning(config, directory, data, tracker)
             outcome = _fit(
-                config, machine, task, directory, data, tracker, checkpoint, direction=direction
+                config,
+                machine,
+                task,
+                directory,
+                data,
+                tracker,
+                checkpoint,
+                direction=direction,
+                on_evaluation=tell,
             )
             return _finish(config, machine, task, directory, data, tracker, outcome)
+
+
+def survey(config: TrainConfig) -> Prospect:
+    """Prepare what `train` would train on, without training.
+
+    The corpus is read and tokenised, the monitor looked up: what is wrong with either shows here, and
+    the tokens are there for every training that follows.
+
+    Raises:
+        ConfigError, DataError: the user's to mend.
+    """
+    machine = prepare_machine(config)
+    data = prepare_data(config.data)
+    task = build_task(
+        config,
+        encoders=load_encoders(config),
+        criteria=data.corpus.criteria,
+        examples={name: data.examples[name] for name in ("train", "val")},
+        max_tokens=machine.max_tokens,
+    )
+    direction = better_direction(config.training.monitor, task)
+    for split in ("train", "val"):
+        task.source(split)
+    return Prospect(maximise=direction == "max", fingerprints=data.fingerprints())
 
 
 def evaluate(
@@ -179,6 +235,7 @@ def _fit(
     checkpoint: Checkpoint | None,
     *,
     direction: str,
+    on_evaluation: Callable[[list[dict[str, Any]]], None],
 ) -> TrainingOutcome:
     training, processes = config.training, machine.processes
     for split in ("train", "val"):
@@ -248,7 +305,7 @@ def _fit(
             "fingerprints": data.fingerprints(),
             "seen_texts": sorted(data.text_hashes("train", "val").values()),
         },
-        on_evaluation=lambda history: write_history(directory.history, history),
+        on_evaluation=on_evaluation,
     )
     if checkpoint is not None:
         trainer.restore(checkpoint)

@@ -68,6 +68,65 @@ def load_evaluate_config(
     return evaluation, explicit
 
 
+def given(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the overrides of a command line by key; of several for one key the last.
+
+    Raises:
+        ConfigError: a line that is no override, or that deletes a key.
+    """
+    overrides = _parse(argv)
+    deleted = [override.key_or_group for override in overrides if override.is_delete()]
+    if deleted:
+        raise ConfigError(f"Settings are replaced here, not deleted: ~{', ~'.join(deleted)}.")
+    return {override.key_or_group: override.value() for override in overrides}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted keys; an empty section stays one."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def to_overrides(values: Mapping[str, Any]) -> list[str]:
+    """Return overrides in Hydra's syntax that give `values`, by dotted keys; groups choose."""
+    return [
+        f"{key}={value}" if (_config_dir() / key).is_dir() else f"++{key}={_hydra_literal(value)}"
+        for key, value in values.items()
+    ]
+
+
+def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a best configuration: overrides by dotted keys, and what its `hpo` section says of them.
+
+    Raises:
+        ConfigError: the file cannot be read, holds no mapping, or was searched for another task.
+    """
+    if not path.is_file():
+        raise ConfigError(f"`best_config` must be a file, but {path} is not there.")
+    try:
+        content = OmegaConf.load(path)
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
+    try:
+        values = _plain(content)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
+    provenance = values.pop("hpo", None) or {}
+    searched_for = provenance.get("task", task)
+    if searched_for != task:
+        raise ConfigError(
+            f"`best_config` {path} was searched for the task {searched_for}, but this is {task}."
+        )
+    return flat(values), provenance
+
+
 def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainConfig":
     """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced."""
     from psy_agents_noaug.config.schema import TrainConfig
@@ -85,8 +144,10 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> dict[str, Any]
     """
     parsed = _parse(overrides)
     best = [override.value() for override in parsed if override.key_or_group == "best_config"]
-    from_file = _flat_overrides(Path(str(best[-1]))) if best and best[-1] is not None else []
-    arguments = [*from_file, *(_unrestricted(override) for override in parsed)]
+    from_file: Mapping[str, Any] = {}
+    if best and best[-1] is not None:
+        from_file, _ = read_overrides_file(Path(str(best[-1])), task=config_name.split("/")[0])
+    arguments = [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             config = compose(config_name, overrides=arguments)
@@ -182,32 +243,6 @@ def _unrestricted(override: Override) -> str:
     line = override.input_line or ""
     is_group = (_config_dir() / override.key_or_group).is_dir()
     return line if is_group or line.startswith(("+", "~")) else f"++{line}"
-
-
-def _flat_overrides(path: Path) -> list[str]:
-    """Read a YAML file of nested or dotted keys as value overrides."""
-    if not path.is_file():
-        raise ConfigError(f"`best_config` must be a file, but {path} is not there.")
-    try:
-        content = OmegaConf.load(path)
-        if isinstance(content, DictConfig):
-            return _flatten("", _plain(content))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
-    raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
-
-
-def _flatten(prefix: str, values: Mapping[str, Any]) -> list[str]:
-    lines: list[str] = []
-    for key, value in values.items():
-        dotted = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            lines += _flatten(f"{dotted}.", value)
-        elif (_config_dir() / dotted).is_dir():
-            lines.append(f"{dotted}={value}")
-        else:
-            lines.append(f"++{dotted}={_hydra_literal(value)}")
-    return lines
 
 
 def _hydra_literal(value: Any) -> str:

@@ -108,7 +108,9 @@ class SpanPredictions:
     def overlaps(self) -> list[NDArray[np.bool_]]:
         """Which predicted span is right by which gold span, [spans, golds] for each pair."""
         return [
-            _overlaps(text, [span for span in zip(starts, ends, strict=True) if span[0] >= 0], gold)
+            span_overlaps(
+                text, [span for span in zip(starts, ends, strict=True) if span[0] >= 0], gold
+            )
             for text, gold, starts, ends in zip(
                 self.texts, self.gold, self.starts.tolist(), self.ends.tolist(), strict=True
             )
@@ -255,7 +257,7 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
             [len(scores) - np.searchsorted(np.sort(scores), cutoffs) for scores in lists]
         ).astype(float)
 
-    f1 = _f1(at_least(right), at_least(predicted), at_least(found), n_gold[:, None])
+    f1 = harmonic_f1(at_least(right), at_least(predicted), at_least(found), n_gold[:, None])
     mean = f1[n_gold > 0].mean(axis=0)
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
     thresholds = 0.0 - cutoffs[best]
@@ -341,7 +343,7 @@ def _figures(counts: Floats) -> dict[str, Floats]:
             f"evidence_{name}_precision": _where(c[gold] > 0, divide(c[right], c[predicted])),
             f"evidence_{name}_recall": divide(c[found], c[gold]),
             f"evidence_{name}_f1": _where(
-                c[gold] > 0, _f1(c[right], c[predicted], c[found], c[gold])
+                c[gold] > 0, harmonic_f1(c[right], c[predicted], c[found], c[gold])
             ),
         }
     alarms = c[_DETECTED] + c[_FALSE_ALARM]
@@ -351,12 +353,12 @@ def _figures(counts: Floats) -> dict[str, Floats]:
         "evidence_detection_recall": divide(c[_DETECTED], c[_N_ANSWERABLE]),
         "evidence_detection_f1": _where(
             c[_N_ANSWERABLE] > 0,
-            _f1(c[_DETECTED], alarms, c[_DETECTED], c[_N_ANSWERABLE]),
+            harmonic_f1(c[_DETECTED], alarms, c[_DETECTED], c[_N_ANSWERABLE]),
         ),
     }
 
 
-def _f1(right: Floats, predicted: Floats, found: Floats, gold: Floats) -> Floats:
+def harmonic_f1(right: Floats, predicted: Floats, found: Floats, gold: Floats) -> Floats:
     """Harmonic mean of right / predicted and found / gold; 0 where nothing is right."""
     precision = np.divide(right, predicted, out=np.zeros_like(right), where=predicted > 0)
     gold = np.broadcast_to(gold, right.shape)
@@ -371,7 +373,8 @@ def _where(defined: NDArray[np.bool_], values: Floats) -> Floats:
     return kept
 
 
-def _overlaps(text: str, predicted: Spans, gold: Spans) -> NDArray[np.bool_]:
+def span_overlaps(text: str, predicted: Spans, gold: Spans) -> NDArray[np.bool_]:
+    """Which predicted span is right by which gold span, `[predicted, gold]`: word IOU of 0.5 or more."""
     overlaps = np.zeros((len(predicted), len(gold)), dtype=bool)
     if overlaps.size:
         words = _words(text)

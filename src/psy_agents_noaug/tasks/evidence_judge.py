@@ -13,6 +13,7 @@ from psy_agents_noaug.metrics.spans import (
     kept_spans,
     span_intervals,
     span_metrics,
+    span_overlaps,
 )
 from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.tasks.base import flat_metrics
@@ -222,28 +223,41 @@ class EvidenceJudge:
 def evidence_lines(
     examples: Sequence[Example], predictions: Predictions, calibration: Calibration
 ) -> list[dict[str, Any]]:
-    """Return what the prediction line of each pair says of its evidence; unknown gold is None."""
+    """Return what the prediction line of each pair says of its evidence; unknown gold is None.
+
+    `right` and `found` tell which predicted and gold spans fit each other by the IOU that figures use.
+    """
     starts, ends, scores = _candidates(predictions)
     threshold = calibration[THRESHOLD]
-    return [
-        {
-            "evidence": [
-                {"start_char": start, "end_char": end, "score": float(score)}
-                for (start, end), score in zip(found, own, strict=False)
-            ],
-            "gold_evidence": None
-            if example.label == 1 and not example.evidence
-            else [
-                {"start_char": span.start_char, "end_char": span.end_char}
-                for span in example.evidence
-            ],
-            "null_score_diff": float(-own[0]) if np.isfinite(own[0]) else None,
-            THRESHOLD: threshold,
-        }
-        for example, found, own in zip(
-            examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
+    lines: list[dict[str, Any]] = []
+    for example, kept, own in zip(
+        examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
+    ):
+        gold = [(span.start_char, span.end_char) for span in example.evidence]
+        fits = span_overlaps(example.text, kept, gold)
+        is_unknown = example.label == 1 and not example.evidence
+        lines.append(
+            {
+                "evidence": [
+                    {
+                        "start_char": start,
+                        "end_char": end,
+                        "score": float(score),
+                        "right": None if is_unknown else bool(fit.any()),
+                    }
+                    for (start, end), score, fit in zip(kept, own, fits, strict=False)
+                ],
+                "gold_evidence": None
+                if is_unknown
+                else [
+                    {"start_char": start, "end_char": end, "found": bool(fit.any())}
+                    for (start, end), fit in zip(gold, fits.T, strict=True)
+                ],
+                "null_score_diff": float(-own[0]) if np.isfinite(own[0]) else None,
+                THRESHOLD: threshold,
+            }
         )
-    ]
+    return lines
 
 
 def _candidates(predictions: Predictions) -> SpanCandidates:

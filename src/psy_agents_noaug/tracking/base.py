@@ -27,6 +27,9 @@ class Tracker(Protocol):
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run; a later value replaces an earlier one."""
 
+    def close_children(self) -> None:
+        """Call those runs below this one KILLED that no process is at any more."""
+
     def finish(self, status: Status) -> None:
         """Close the run. A second call does nothing."""
 
@@ -46,6 +49,9 @@ class NullTracker:
         """Ignore."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Ignore."""
+
+    def close_children(self) -> None:
         """Ignore."""
 
     def finish(self, status: Status) -> None:

@@ -177,6 +177,21 @@ class MlflowTracker:
             self._pending["tags"] += [RunTag(*chunk) for chunk in chunks.items()]
         self._send_pending()
 
+    def close_children(self) -> None:
+        """Call those runs below this one KILLED that no process is at any more."""
+
+        def close() -> None:
+            own = self._client.get_run(self._run_id)
+            left = self._client.search_runs(
+                [own.info.experiment_id],
+                filter_string=f"tags.`mlflow.parentRunId` = '{self._run_id}' "
+                "and attributes.status = 'RUNNING'",
+            )
+            for run in left:
+                self._client.set_terminated(run.info.run_id, status="KILLED")
+
+        self._deliver(close)
+
     def finish(self, status: Status) -> None:
         """Stop sampling, send what is left, and close the run. A second call does nothing."""
         if self._finished:

@@ -273,13 +273,27 @@ def test_records_hold_ids_offsets_and_scores_but_no_text(make_task):
     calibration = {"null_score_diff_threshold": 1e9}
     lines = list(task.records(found, split="val", calibration=calibration))
     assert [line["example_id"] for line in lines] == task.source("val").ids
-    assert lines[0]["gold_evidence"] == [
-        {"start_char": span.start_char, "end_char": span.end_char} for span in VAL[0].evidence
-    ]
+    assert [
+        {name: gold[name] for name in ("start_char", "end_char")}
+        for gold in lines[0]["gold_evidence"]
+    ] == [{"start_char": s.start_char, "end_char": s.end_char} for s in VAL[0].evidence]
     assert all(1 <= len(line["evidence"]) <= 5 for line in lines)
-    assert set(lines[0]["evidence"][0]) == {"start_char", "end_char", "score"}
+    assert set(lines[0]["evidence"][0]) == {"start_char", "end_char", "score", "right"}
     assert lines[0]["null_score_diff"] == -lines[0]["evidence"][0]["score"]
     assert SECRET not in json.dumps(lines)
+
+
+def test_records_tell_right_spans_and_found_gold_as_the_figures_count_them(make_task):
+    task = make_task()
+    found = everything(task)
+    calibration = {"null_score_diff_threshold": 1e9}
+    lines = list(task.records(found, split="val", calibration=calibration))
+    figures = task.metrics(found, split="val", calibration=calibration)
+    predicted = [span["right"] for line in lines for span in line["evidence"]]
+    gold = [span["found"] for line in lines for span in line["gold_evidence"]]
+    assert set(predicted) == {True, False}
+    assert np.mean(predicted) == pytest.approx(figures["evidence_iou_precision_micro"])
+    assert np.mean(gold) == pytest.approx(figures["evidence_iou_recall_micro"])
     none = list(task.records(found, split="val", calibration={"null_score_diff_threshold": -1e9}))
     assert all(line["evidence"] == [] for line in none)
 

@@ -1,0 +1,1 @@
+"""Searching for hyperparameters: stages of studies whose trials are `runs.train`."""

@@ -1,0 +1,169 @@
+"""A stage that searches: over its space, or narrowed around the best of an earlier stage."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial
+
+from psy_agents_noaug.config.loading import CONFIG_DIR, lay_over, load_train_config, to_overrides
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.hpo.best_config import BestConfig, write_best_config
+from psy_agents_noaug.hpo.plans import Plan, StageReport
+from psy_agents_noaug.hpo.report import (
+    provenance,
+    publish_latest,
+    refuse_empty,
+    write_plots,
+    write_trials,
+)
+from psy_agents_noaug.hpo.search_space import SearchSpace
+from psy_agents_noaug.hpo.settings import StageConfig
+from psy_agents_noaug.hpo.workers import Standing, original_number, ranked
+from psy_agents_noaug.metrics.tables import render_table
+from psy_agents_noaug.runs import Prospect, RunResult
+
+logger = logging.getLogger(__name__)
+
+# Of the trials by value: what they chose is worth choosing again.
+_TOP = 0.25
+_SHOWN = 5
+
+
+class Search(Plan):
+    """Trials that a sampler proposes.
+
+    Args:
+        base: the overrides that all have in common; config: a training with these alone.
+        best: what to narrow around.
+    """
+
+    keep_checkpoints = False
+
+    def __init__(
+        self,
+        task: str,
+        stage: StageConfig,
+        *,
+        base: Mapping[str, Any],
+        config: TrainConfig,
+        best: BestConfig | None,
+    ) -> None:
+        self._task = task
+        self._base = dict(base)
+        self._config = config
+        self._best = best
+        self.starts_from = f"trial {best.trial} of {best.study}" if best else None
+        if best and stage.narrow:
+            whole = SearchSpace.read(best.space)
+            space = whole.narrowed(best.params, best.top, width=stage.narrow.width)
+        else:
+            space = SearchSpace.read(stage.space, stage.task_spaces.get(task, {}))  # type: ignore[call-overload]
+        self.space = space.without(base)
+        if fixed := sorted(set(space.parameters) - set(self.space.parameters)):
+            logger.info("Not searched, as given or dependent on what is: %s.", ", ".join(fixed))
+        self._is_grid = stage.sampler.name == "grid"
+        self.n_trials = stage.n_trials
+        if self._is_grid:
+            self.n_trials = min(self.n_trials, len(self.space.grid()))
+
+    def check(self) -> None:
+        if not self.space.parameters:
+            raise ConfigError("`hpo.space` must name something to search.")
+        resolved = self._config.model_dump()
+
+        def accept(values: Mapping[str, Any]) -> None:
+            if any((CONFIG_DIR / key).is_dir() for key in values):
+                load_train_config(f"{self._task}/train", to_overrides(self.overrides(values)))
+            else:
+                lay_over(resolved, values)
+
+        self.space.check(accept)
+
+    def first_points(self) -> list[dict[str, Any]]:
+        if self._is_grid:
+            return self.space.grid()[: self.n_trials]
+        return [self.space.labels(self._best.params)] if self._best else []
+
+    def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**self._base, **values}
+
+    def finish(self, trial: Trial, result: RunResult) -> None:
+        """Nothing: a search never looks at test."""
+
+    def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+        refuse_empty(study)
+        standing = Standing.of(study)
+        by_value = ranked(standing.complete, maximise=prospect.maximise)
+        best, monitor = by_value[0], self._config.training.monitor
+        path = folder / "best_config.yaml"
+        write_best_config(
+            path,
+            of_a_configuration({"seed": self._config.seed, **best.user_attrs["overrides"]}),
+            {
+                "task": self._task,
+                "study": study.study_name,
+                "trial": original_number(best),
+                "value": best.value,
+                "monitor": monitor,
+                "n_trials": standing.n_begun,
+                "params": self._chosen(best),
+                "top": [self._chosen(t) for t in by_value[: math.ceil(_TOP * len(by_value))]],
+                "base": of_a_configuration(self._base),
+                "space": self.space.to_json(),
+                "starts_from": self.starts_from,
+                **provenance(prospect.fingerprints, self._config.seed),
+            },
+        )
+        trials = write_trials(study, folder / "trials.csv")
+        latest = publish_latest(path, folder)
+        return StageReport(
+            summary=f"{self._table(study, by_value)}\n\nbest configuration: {path}, also {latest}",
+            files=[path, trials, *write_plots(study, folder)],
+            figures={
+                f"best/{monitor}": best.value,
+                "trials/complete": len(standing.complete),
+                "trials/pruned": len(standing.pruned),
+                "trials/failed": len(standing.failed),
+            },
+        )
+
+    def _chosen(self, trial: FrozenTrial) -> dict[str, Any]:
+        overrides = trial.user_attrs["overrides"]
+        return {name: overrides[name] for name in self.space.parameters if name in overrides}
+
+    def _table(self, study: optuna.Study, by_value: Sequence[FrozenTrial]) -> str:
+        standing = Standing.of(study)
+        names = list(self.space.parameters)
+        rows = [["trial", self._config.training.monitor, *(_short(name, names) for name in names)]]
+        for trial in by_value[:_SHOWN]:
+            chosen = self._chosen(trial)
+            values = [_shown(chosen[name]) if name in chosen else "" for name in names]
+            rows.append([str(original_number(trial)), f"{trial.value:.4f}", *values])
+        return (
+            f"{study.study_name}: {len(standing.complete)} trials complete, {len(standing.pruned)} "
+            f"pruned, {len(standing.failed)} failed; the best:\n\n{render_table(rows, left=1)}"
+        )
+
+
+def of_a_configuration(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where results go and how they are looked at."""
+    return {
+        key: value
+        for key, value in overrides.items()
+        if key.split(".")[0] not in ("output_dir", "tracking") and key != "data.token_cache"
+    }
+
+
+def _short(name: str, names: Sequence[str]) -> str:
+    """The last part of a key, or the whole where that is another's too."""
+    last = name.rpartition(".")[2]
+    return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,266 @@
+"""One worker of a study: takes trials until the study's budget is spent, and buries the dead.
+
+What a study knows of a trial stands in its user attributes:
+
+- `worker`: who took it, host and process. A running trial without one was never begun.
+- `cause`: why it failed. A failed trial without one lost its worker, and is tried again.
+- `original`, `retry_of`, `attempt`: of a trial that is another's next attempt: the first one's number,
+  the last one's, and how many attempts were lost before it.
+- `interrupted`: a signal stopped it; that costs no attempt.
+- `withdrawn`: it was taken while the lock was lost, and never begun.
+"""
+
+import logging
+import os
+import socket
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTrialError
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from psy_agents_noaug.errors import Interrupted
+from psy_agents_noaug.hpo.storage import STALE_AFTER, StudyLock, StudyStorage, heartbeat_of
+
+_POLL_SECONDS = 2.0
+LOST = "its worker died"
+
+logger = logging.getLogger(__name__)
+
+
+class FailedTrialError(Exception):
+    """A trial came to nothing for a cause of its own; others may do better."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far a study is. All counts are of trials that stand for themselves, retries for the first."""
+
+    complete: Sequence[FrozenTrial]
+    pruned: Sequence[FrozenTrial]
+    failed: Sequence[FrozenTrial]
+    open: Sequence[FrozenTrial]
+
+    @property
+    def n_begun(self) -> int:
+        """Trials that count against the budget."""
+        return len(self.complete) + len(self.pruned) + len(self.failed) + len(self.open)
+
+    @classmethod
+    def of(cls, study: optuna.Study) -> "Standing":
+        trials = counted(study.get_trials(deepcopy=False))
+        return cls(
+            complete=[t for t in trials if t.state == TrialState.COMPLETE],
+            pruned=[t for t in trials if t.state == TrialState.PRUNED],
+            failed=[t for t in trials if t.state == TrialState.FAIL],
+            open=[t for t in trials if not t.state.is_finished()],
+        )
+
+
+def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials without those that were withdrawn or tried again."""
+    again = {trial.user_attrs.get("retry_of") for trial in trials}
+    return [t for t in trials if t.number not in again and "withdrawn" not in t.user_attrs]
+
+
+def original_number(trial: Trial | FrozenTrial) -> int:
+    """Return the number of the trial's first attempt, by which its run is called."""
+    return int(trial.user_attrs.get("original", trial.number))
+
+
+class Worker:
+    """Runs trials of `study`, as any number of others may do at the same time.
+
+    Args:
+        storage: where the study is; lock: what one worker does at a time.
+        n_trials: of all workers together.
+        max_retries: how many attempts at a trial may lose their worker.
+        sampler: the sampler for the next of so many trials.
+        objective: trains; raises TrialPruned, FailedTrialError, or what should stop the study.
+        maximise: whether more is better; for what is told of the progress.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        *,
+        storage: StudyStorage,
+        lock: StudyLock,
+        n_trials: int,
+        max_retries: int,
+        sampler: Callable[[int], BaseSampler],
+        objective: Callable[[Trial], float],
+        maximise: bool,
+    ) -> None:
+        self._study = study
+        self._storage = storage
+        self._lock = lock
+        self._n_trials = n_trials
+        self._max_retries = max_retries
+        self._sampler = sampler
+        self._objective = objective
+        self._maximise = maximise
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def work(self) -> None:
+        """Run trials until the budget is spent and none is under way anywhere.
+
+        Raises:
+            whatever the objective raises but TrialPruned and FailedTrialError.
+        """
+        waits = False
+        while True:
+            with self._lock.held(self._storage):
+                self._bury_the_dead()
+                trial = self._next()
+                standing = Standing.of(self._study)
+            if trial is not None:
+                self._run(trial)
+                waits = False
+                continue
+            if not standing.open and standing.n_begun >= self._n_trials:
+                return
+            if not waits:
+                logger.info("Waiting for the %d trials of other workers.", len(standing.open))
+            waits = True
+            time.sleep(_POLL_SECONDS)
+
+    def _bury_the_dead(self) -> None:
+        """Fail running trials without a living worker, and queue the next attempt at lost ones."""
+        interval = self._storage.get_heartbeat_interval()
+        if interval is not None and self._storage.has_been_back_for(STALE_AFTER * interval):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                optuna.storages.fail_stale_trials(self._study)
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            # A trial is taken under the lock, all at once: who holds it knows that nobody is at it.
+            # Without heartbeats there is one worker, which is here and not training.
+            unbegun = "worker" not in trial.user_attrs
+            if trial.state == TrialState.RUNNING and (unbegun or interval is None):
+                with suppress(UpdateFinishedTrialError):
+                    self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        for trial in counted(self._study.get_trials(deepcopy=False)):
+            if trial.state == TrialState.FAIL and "cause" not in trial.user_attrs:
+                self._try_again(trial)
+
+    def _try_again(self, trial: FrozenTrial) -> None:
+        was_interrupted = bool(trial.user_attrs.get("interrupted"))
+        attempt = trial.user_attrs.get("attempt", 0) + (not was_interrupted)
+        if attempt > self._max_retries:
+            return
+        number = original_number(trial)
+        logger.info(
+            "Trial %d %s: it is tried again.",
+            number,
+            "was interrupted" if was_interrupted else "lost its worker",
+        )
+        fixed = trial.system_attrs.get("fixed_params")
+        self._study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs={"original": number, "retry_of": trial.number, "attempt": attempt},
+                system_attrs={} if fixed is None else {"fixed_params": fixed},
+            )
+        )
+
+    def _next(self) -> Trial | None:
+        """Take a waiting trial, or begin a new one if the budget allows; under the lock."""
+        trials = self._study.get_trials(deepcopy=False)
+        is_waiting = any(trial.state == TrialState.WAITING for trial in trials)
+        if not is_waiting and Standing.of(self._study).n_begun >= self._n_trials:
+            return None
+        self._study.sampler = self._sampler(len(trials))
+        trial = self._study.ask()
+        try:
+            if not self._lock.is_still_held():
+                trial.set_user_attr("withdrawn", True)
+                self._study.tell(trial, state=TrialState.FAIL)
+                return None
+            if self._storage.get_heartbeat_interval() is not None:
+                self._storage.record_heartbeat(trial._trial_id)
+            trial.set_user_attr("worker", self._name)
+        except UpdateFinishedTrialError:
+            return None  # taken for dead by who got the lock meanwhile
+        return trial
+
+    def _run(self, trial: Trial) -> None:
+        began = time.monotonic()
+        value: float | None = None
+        state = TrialState.FAIL
+        attributes: dict[str, Any] = {}
+        with heartbeat_of(self._storage, trial._trial_id):
+            try:
+                value = self._objective(trial)
+                state = TrialState.COMPLETE
+            except TrialPruned:
+                state = TrialState.PRUNED
+            except FailedTrialError as error:
+                attributes = {"cause": str(error)}
+            except (Interrupted, KeyboardInterrupt):
+                attributes = {"interrupted": True}
+                raise
+            except BaseException as error:
+                attributes = {"cause": f"{type(error).__name__}: {error}"}
+                raise
+            finally:
+                attributes["seconds"] = round(time.monotonic() - began, 3)
+                self._tell(trial, state, value, attributes)
+        self._log(trial, state, value, attributes)
+
+    def _tell(
+        self, trial: Trial, state: TrialState, value: float | None, attributes: dict[str, Any]
+    ) -> None:
+        try:
+            for name, attribute in attributes.items():
+                trial.set_user_attr(name, attribute)
+            told = self._study.tell(trial, value, state, skip_if_finished=True)
+        except UpdateFinishedTrialError:
+            told = self._study.trials[trial.number]
+        if told.state != state:
+            logger.warning(
+                "Trial %d was taken for lost while this worker was at it: its result here is left out.",
+                trial.number,
+            )
+
+    def _log(
+        self, trial: Trial, state: TrialState, value: float | None, attributes: dict[str, Any]
+    ) -> None:
+        standing = Standing.of(self._study)
+        best = next(iter(ranked(standing.complete, maximise=self._maximise)), None)
+        said = {
+            TrialState.COMPLETE: f"{value:.4f}" if value is not None else "",
+            TrialState.PRUNED: "pruned",
+            TrialState.FAIL: f"failed ({attributes.get('cause')})",
+        }[state]
+        finished = [*standing.complete, *standing.pruned, *standing.failed]
+        seconds = [t.user_attrs["seconds"] for t in finished if "seconds" in t.user_attrs]
+        left = max(self._n_trials - len(finished), 0)
+        eta = left * sum(seconds) / max(len(seconds), 1) / max(len(standing.open), 1)
+        logger.info(
+            "trial %d: %s, in %.0f s; best %s; %d of %d done, %d pruned, %d failed; about %s left",
+            original_number(trial),
+            said,
+            attributes["seconds"],
+            f"{best.value:.4f} (trial {original_number(best)})" if best else "none yet",
+            len(finished),
+            self._n_trials,
+            len(standing.pruned),
+            len(standing.failed),
+            timedelta(seconds=round(eta)),
+        )
+
+
+def ranked(complete: Sequence[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
+    """Return trials with a value from the best to the worst, equals by number."""
+    sign = -1.0 if maximise else 1.0
+    return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
