@@ -143,7 +143,7 @@ def read_request(argv: Sequence[str]) -> Request:
     Raises:
         ConfigError: naming what is missing or wrong.
     """
-    values = given(argv)
+    values = given([_quoted(item) for item in argv])
     stages = sorted(p.stem for p in (CONFIG_DIR / "hpo").glob("*.yaml") if p.stem[0] != "_")
     name, task = values.pop("hpo", None), values.pop("task", None)
     if name not in stages:
@@ -164,6 +164,16 @@ def read_request(argv: Sequence[str]) -> Request:
     base = {**(best.base if best else {}), **flat(stage.settings), **of_training}
     config = load_train_config(f"{task}/train", to_overrides(base))
     return Request(task, stage, of_training, base, config, best, folder, tuple(argv))
+
+
+def _quoted(item: str) -> str:
+    """Let a storage's URL have parameters (`?sslmode=require`), whose = Hydra's grammar would refuse."""
+    key, _, value = item.partition("=")
+    return (
+        f"{key}='{value}'"
+        if key == "hpo.storage" and value[:1] not in "'\"" and value != "null"
+        else item
+    )
 
 
 def _starts_from(stage: StageConfig, task: str, folder: Path) -> BestConfig | None:

@@ -180,7 +180,10 @@ class Worker:
         if not is_waiting and Standing.of(self._study).n_begun >= self._n_trials:
             return None
         self._study.sampler = self._sampler(len(trials))
-        trial = self._study.ask()
+        with warnings.catch_warnings():
+            # The heartbeats, which `optimize` would send, are sent by `_run`.
+            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
+            trial = self._study.ask()
         try:
             if not self._lock.is_still_held():
                 trial.set_user_attr("withdrawn", True)
