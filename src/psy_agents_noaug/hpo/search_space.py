@@ -140,10 +140,13 @@ class SearchSpace:
 
         A range keeps `width` of its size (of its logarithm's where it is log), centred at the best
         value and moved to lie within the old one. Of choices those stay that the best trial or another
-        one of the `top` made. A parameter that the best trial did not have stays as it is.
+        one of the `top` made. A parameter that the best trial did not have stays as it is, if it can
+        still be asked for.
         """
         narrowed: dict[str, Parameter] = {}
         for name, parameter in self.parameters.items():
+            if not _can_hold(parameter.when, narrowed):
+                continue
             if name not in best:
                 narrowed[name] = parameter
             elif isinstance(parameter, Choices):
@@ -239,7 +242,7 @@ def _in_order(found: Mapping[str, Parameter]) -> tuple[SearchSpace, list[str]]:
                 faults.append(f"`{name}` depends on `{other}`, which is not searched.")
             elif not isinstance(on, Choices):
                 faults.append(f"`{name}` depends on `{other}`, which is not categorical.")
-            elif not all(value in on.choices for value in _listed(wanted)):
+            elif not any(value in on.choices for value in _listed(wanted)):
                 faults.append(f"`{name}` depends on `{other}` being {wanted!r}, which it never is.")
     ordered: dict[str, Parameter] = {}
     waiting = dict(found)
@@ -254,6 +257,16 @@ def _in_order(found: Mapping[str, Parameter]) -> tuple[SearchSpace, list[str]]:
 
 def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
     return all(name in values and values[name] in _listed(wanted) for name, wanted in when.items())
+
+
+def _can_hold(when: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> bool:
+    for name, wanted in when.items():
+        on = parameters.get(name)
+        if not isinstance(on, Choices) or not set(map(_label, _listed(wanted))) & set(
+            map(_label, on.choices)
+        ):
+            return False
+    return True
 
 
 def _listed(wanted: Any) -> list[Any]:

@@ -1,0 +1,113 @@
+import optuna
+import pytest
+import torch
+from optuna.exceptions import TrialPruned
+
+from psy_agents_noaug import runs
+from psy_agents_noaug.errors import ConfigError, NonFiniteError, OutOfMemoryError, StoppedError
+from psy_agents_noaug.hpo import objective as module
+from psy_agents_noaug.hpo.objective import Objective, Place, Reporter
+from psy_agents_noaug.hpo.workers import FailedTrialError
+
+MONITOR = "val/f1_macro"
+
+
+@pytest.fixture
+def study():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna.create_study(direction="maximize", pruner=optuna.pruners.NopPruner())
+
+
+@pytest.fixture
+def base(overrides_for, tmp_path):
+    given = (item.split("=", 1) for item in overrides_for(tmp_path / "outputs"))
+    own = {key: value for key, value in given if key not in ("tracking", "output_dir")}
+    numbers = {key: float(value) for key, value in own.items() if value.replace(".", "").isdigit()}
+    whole = {key: int(value) for key, value in numbers.items() if value == int(value)}
+    return {**own, **numbers, **whole, "data.negatives": 2.0, "tracking": "none"}
+
+
+@pytest.fixture
+def make(base, tmp_path):
+    def build(**changes):
+        settings = {
+            "propose": lambda trial: dict(base),
+            "monitor": MONITOR,
+            "place": Place(runs=tmp_path / "trials", tracking={}, parent_run_id=None),
+        }
+        return Objective("criteria", **(settings | changes))
+
+    return build
+
+
+def test_a_trial_is_the_training_that_a_user_would_make(make, base, study, tmp_path, make_config):
+    trial = study.ask()
+    value = make()(trial)
+    config = make_config("run_name=by_hand")
+    assert runs.train(config).metrics[MONITOR] == value
+    assert trial.user_attrs["overrides"] == base
+    reported = study.trials[0].intermediate_values
+    assert list(reported) == [1, 2]
+    assert max(reported.values()) == value
+
+
+def test_a_search_keeps_no_checkpoint_and_looks_at_no_test(make, study, tmp_path):
+    make()(study.ask())
+    run = tmp_path / "trials/criteria/trial-0000"
+    assert (run / "metrics.json").is_file()
+    assert "test/" not in (run / "metrics.json").read_text()
+    assert not (run / "looks.jsonl").exists()
+    assert not list(run.rglob("*.pt"))
+
+
+def test_checkpoints_are_kept_where_they_are_wanted(make, study, tmp_path):
+    make(keep_checkpoints=True)(study.ask())
+    found = {path.name for path in (tmp_path / "trials/criteria/trial-0000").rglob("*.pt")}
+    assert found == {"best_checkpoint.pt"}
+
+
+@pytest.mark.parametrize(
+    ("error", "becomes"),
+    [
+        (OutOfMemoryError("Memory ran out with one example\nat a time"), FailedTrialError),
+        (NonFiniteError("The loss is NaN"), FailedTrialError),
+        (StoppedError(), TrialPruned),
+        (ConfigError("no such key"), ConfigError),
+        (RuntimeError("a bug"), RuntimeError),
+    ],
+)
+def test_what_ends_a_training_is_told_apart(make, study, monkeypatch, error, becomes):
+    def train(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(becomes) as caught:
+        make()(study.ask())
+    if becomes is FailedTrialError:
+        assert str(caught.value) == str(error).splitlines()[0]
+
+
+def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):
+    metrics = {MONITOR: None, f"{MONITOR}_undefined": "no positive pair"}
+    result = runs.RunResult(torch.__file__, metrics, "")
+    monkeypatch.setattr(module, "train", lambda *_, **__: result)
+    with pytest.raises(FailedTrialError, match="undefined: no positive pair"):
+        make()(study.ask())
+
+
+def test_a_pruner_stops_the_training_after_the_evaluation_that_it_saw(make, study, tmp_path):
+    study.pruner = optuna.pruners.ThresholdPruner(lower=2.0)
+    trial = study.ask()
+    with pytest.raises(TrialPruned):
+        make()(trial)
+    assert list(study.trials[0].intermediate_values) == [1]
+    # The next trial is not bothered.
+    study.pruner = optuna.pruners.NopPruner()
+    assert make()(study.ask()) >= 0.0
+
+
+def test_a_resumed_training_reports_the_evaluations_before_it_too(study):
+    reporter = Reporter(study.ask(), MONITOR)
+    reporter([{MONITOR: 0.1}, {MONITOR: None}, {MONITOR: 0.3}])
+    reporter([{MONITOR: 0.1}, {MONITOR: None}, {MONITOR: 0.3}, {MONITOR: 0.2}])
+    assert study.trials[0].intermediate_values == {1: 0.1, 3: 0.3, 4: 0.2}

@@ -1,0 +1,146 @@
+import numpy as np
+import pytest
+
+from psy_agents_noaug.metrics.paired import comparable_figures, compare
+
+
+def line(post, criterion, *, label=0, decision=0, evidence=None, gold=()):
+    own = {
+        "example_id": f"{post}/{criterion}",
+        "post_id": post,
+        "criterion_id": criterion,
+        "label": label,
+        "decision": decision,
+    }
+    if evidence is not None:
+        own["evidence"] = [{"right": right} for right in evidence]
+        own["gold_evidence"] = [{"found": found} for found in gold]
+    return own
+
+
+def decisions(rng, *, accuracy, n_posts=40):
+    """A label a pair, the same for all systems, and decisions that are right so often."""
+    labels = np.random.default_rng(0).integers(0, 2, size=(n_posts, 2))
+    right = rng.random((n_posts, 2)) < accuracy
+    return [
+        line(
+            f"p{post}",
+            f"A.{c}",
+            label=int(labels[post, c]),
+            decision=int(labels[post, c] == right[post, c]),
+        )
+        for post in range(n_posts)
+        for c in range(2)
+    ]
+
+
+def trainings(seed, *, accuracy, n=3):
+    rng = np.random.default_rng(seed)
+    return [decisions(rng, accuracy=accuracy) for _ in range(n)]
+
+
+def f1_macro(lines):
+    from sklearn.metrics import f1_score
+
+    criteria = sorted({one["criterion_id"] for one in lines})
+    own = [[one for one in lines if one["criterion_id"] == name] for name in criteria]
+    return np.mean([f1_score([x["label"] for x in o], [x["decision"] for x in o]) for o in own])
+
+
+def test_figures_are_the_means_over_trainings_of_what_scikit_learn_says():
+    first, second = trainings(1, accuracy=0.8), trainings(2, accuracy=0.7)
+    found = compare("f1_macro", first, second, n_samples=200, seed=0)
+    assert found.first == pytest.approx(np.mean([f1_macro(lines) for lines in first]))
+    assert found.second == pytest.approx(np.mean([f1_macro(lines) for lines in second]))
+    assert found.difference == pytest.approx(found.first - found.second)
+    assert found.n_posts == 40
+
+
+def test_a_system_does_not_differ_from_itself():
+    same = trainings(1, accuracy=0.8)
+    found = compare("f1_macro", same, same, n_samples=200, seed=0)
+    assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_a_large_difference_is_significant_and_its_interval_excludes_zero():
+    found = compare(
+        "f1_macro", trainings(1, accuracy=0.95), trainings(2, accuracy=0.6), n_samples=500, seed=0
+    )
+    assert found.p_value == pytest.approx(1 / 501)
+    assert 0 < found.ci_low < found.difference < found.ci_high
+
+
+def test_the_test_is_symmetric():
+    first, second = trainings(1, accuracy=0.8), trainings(2, accuracy=0.75)
+    one = compare("f1_macro", first, second, n_samples=300, seed=0)
+    other = compare("f1_macro", second, first, n_samples=300, seed=0)
+    assert one.difference == -other.difference
+    assert one.p_value == pytest.approx(other.p_value)
+    assert one.ci_low == pytest.approx(-other.ci_high)
+
+
+def test_equal_systems_are_found_different_as_often_as_chance_says():
+    values = [
+        compare(
+            "f1_macro",
+            trainings(2 * k + 1, accuracy=0.75),
+            trainings(2 * k + 2, accuracy=0.75),
+            n_samples=100,
+            seed=k,
+        ).p_value
+        for k in range(60)
+    ]
+    assert 0.0 <= np.mean(np.asarray(values) <= 0.1) <= 0.22
+    assert 0.35 <= np.mean(values) <= 0.65
+
+
+def test_the_smallest_p_value_of_few_posts_is_that_of_their_swaps():
+    """Two posts can be swapped in four ways, of which two are as extreme."""
+    good = [line(f"p{k}", "A.1", label=1, decision=1) for k in range(2)]
+    bad = [line(f"p{k}", "A.1", label=1, decision=0) for k in range(2)]
+    found = compare("f1_macro", [good], [bad], n_samples=4000, seed=0)
+    assert found.p_value == pytest.approx(0.5, abs=0.05)
+
+
+def test_evidence_is_compared_by_the_counts_of_the_lines():
+    """By hand: precision 2/3 and recall 1/2 make 4/7; the other finds nothing."""
+    gold = [
+        line("p1", "A.1", evidence=[True, True], gold=[True]),
+        line("p2", "A.1", evidence=[False], gold=[False]),
+    ]
+    nothing = [
+        line("p1", "A.1", evidence=[], gold=[False]),
+        line("p2", "A.1", evidence=[], gold=[False]),
+    ]
+    found = compare("evidence_iou_f1", [gold], [nothing], n_samples=100, seed=0)
+    assert found.first == pytest.approx(4 / 7)
+    assert found.second == 0.0
+
+
+def test_pairs_of_unknown_evidence_do_not_count():
+    lines = [line("p1", "A.1", evidence=[True], gold=[True]), line("p2", "A.1", evidence=[])]
+    lines[1] |= {"evidence": [{"right": None}], "gold_evidence": None}
+    assert compare("evidence_iou_f1", [lines], [lines], n_samples=100, seed=0).first == 1.0
+
+
+def test_figures_are_those_that_the_lines_have():
+    assert comparable_figures(line("p", "A.1")) == ["f1_macro"]
+    assert comparable_figures(line("p", "A.1", evidence=[])) == [
+        "f1_macro",
+        "evidence_iou_f1",
+        "joint_score",
+    ]
+
+
+def test_predictions_of_other_pairs_and_other_numbers_of_trainings_are_refused():
+    lines = trainings(1, accuracy=0.8, n=2)
+    with pytest.raises(ValueError, match="same pairs"):
+        compare("f1_macro", lines, [lines[0], lines[1][::-1]], n_samples=100, seed=0)
+    with pytest.raises(ValueError, match="equally often"):
+        compare("f1_macro", lines, lines[:1], n_samples=100, seed=0)
+
+
+def test_a_figure_that_is_undefined_is_refused():
+    lines = [line("p1", "A.1"), line("p2", "A.1")]
+    with pytest.raises(ValueError, match="undefined"):
+        compare("f1_macro", [lines], [lines], n_samples=100, seed=0)
