@@ -1,6 +1,7 @@
 """Several workers on a real PostgreSQL: one is killed, the server goes away and comes back."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from psy_agents_noaug import cli
+from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.hpo.storage import open_storage, storage_url
+from psy_agents_noaug.hpo.workers import counted, original_number
 
 REPOSITORY = Path(__file__).parents[2]
 N_TRIALS = 9
@@ -105,13 +109,11 @@ def test_a_killed_worker_and_a_restarted_server_lose_no_trial(
     found = trials()
     storage.engine.dispose()
     assert all(trial.state.is_finished() for trial in found)
-    again = {t.user_attrs["retry_of"]: t for t in found if "retry_of" in t.user_attrs}
-    counted = [t for t in found if t.number not in again and "withdrawn" not in t.user_attrs]
-    assert len(counted) == N_TRIALS
-    assert {t.state for t in counted} == {TrialState.COMPLETE}, said
+    own = counted(found)
+    assert len(own) == N_TRIALS
+    assert {t.state for t in own} == {TrialState.COMPLETE}, said
     # The lost trial was tried once more, with its own values, and went on from its checkpoint.
-    retry = again[killed.number]
-    assert retry.state == TrialState.COMPLETE
+    (retry,) = [trial for trial in own if original_number(trial) == killed.number]
     assert retry.params == found[killed.number].params
     with (runs / f"trial-{killed.number:04d}" / "history.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
@@ -128,3 +130,37 @@ def test_a_killed_worker_and_a_restarted_server_lose_no_trial(
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     assert {run.info.status for run in children} <= {"FINISHED", "KILLED"}
     assert sum(run.info.status == "FINISHED" for run in children) == N_TRIALS
+
+
+def test_local_workers_share_a_budget_and_their_trials_can_be_trained_again(
+    server: Any,
+    overrides_for: Callable[..., list[str]],
+    tmp_path: Path,
+    own_logging: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "outputs"
+    command = [
+        "hpo=stage1_coarse",
+        "task=criteria",
+        *(o for o in overrides_for(out) if not o.startswith(("training.l", "training.epochs="))),
+        f"hpo.storage={server.get_uri()}",
+        "hpo.study=local",
+        "hpo.n_trials=8",
+        "hpo.workers=2",
+        "training.epochs=12",
+        "training.early_stopping=null",
+        "hpo.pruner.name=none",
+    ]
+    assert cli.run_hpo(command) == 0, capsys.readouterr().err
+    with (out / "hpo_stage1/criteria/trials.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["counts"] == "True"]
+    assert len(rows) == 8
+    assert len({row["worker"] for row in rows}) == 2
+    best = out / "hpo_stage1" / "best_config.yaml"
+    overrides, found = read_overrides_file(best, task="criteria")
+    assert overrides["training.num_threads"] >= 1
+    again = ["tracking=none", f"output_dir={out}", "run_name=again"]
+    assert cli.run_train_best(["task=criteria", f"best_config={best}", *again]) == 0
+    metrics = json.loads((out / "criteria/again/metrics.json").read_text())
+    assert metrics["val/f1_macro"] == found["value"]

@@ -7,7 +7,8 @@ What a study knows of a trial stands in its user attributes:
 - `original`, `retry_of`, `attempt`: of a trial that is another's next attempt: the first one's number,
   the last one's, and how many attempts were lost before it.
 - `interrupted`: a signal stopped it; that costs no attempt.
-- `withdrawn`: it was taken while the lock was lost, and never begun.
+- `withdrawn`: it was never begun, and another stands for it: an outage made the storage do twice what
+  was asked once, or took the lock away in between.
 """
 
 import logging
@@ -65,9 +66,23 @@ class Standing:
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials without those that were withdrawn or tried again."""
-    again = {trial.user_attrs.get("retry_of") for trial in trials}
-    return [t for t in trials if t.number not in again and "withdrawn" not in t.user_attrs]
+    """Return the trials without those that were withdrawn or tried again, in order of their numbers."""
+    standing = [trial for trial in trials if "withdrawn" not in trial.user_attrs]
+    next_attempts: dict[int, int] = {}
+    for trial in standing:
+        if "retry_of" in trial.user_attrs:
+            next_attempts.setdefault(trial.user_attrs["retry_of"], trial.number)
+    return [
+        trial
+        for trial in standing
+        if trial.number not in next_attempts
+        and next_attempts.get(trial.user_attrs.get("retry_of", -1), trial.number) == trial.number
+    ]
+
+
+def _is_awaited(trial: FrozenTrial) -> bool:
+    """Whether a trial is another's next attempt, or was enqueued; else any new one is as good."""
+    return "retry_of" in trial.user_attrs or "fixed_params" in trial.system_attrs
 
 
 def original_number(trial: Trial | FrozenTrial) -> int:
@@ -145,15 +160,26 @@ class Worker:
             # Without heartbeats there is one worker, which is here and not training.
             unbegun = "worker" not in trial.user_attrs
             if trial.state == TrialState.RUNNING and (unbegun or interval is None):
-                with suppress(UpdateFinishedTrialError):
-                    self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                self._fail(trial, withdraw=unbegun and not _is_awaited(trial))
+        trials = self._study.get_trials(deepcopy=False)
+        own = {trial.number for trial in counted(trials)}
+        for trial in trials:
+            if trial.state == TrialState.WAITING and trial.number not in own:
+                self._fail(trial, withdraw=True)
         for trial in counted(self._study.get_trials(deepcopy=False)):
             if trial.state == TrialState.FAIL and "cause" not in trial.user_attrs:
                 self._try_again(trial)
 
+    def _fail(self, trial: FrozenTrial, *, withdraw: bool) -> None:
+        with suppress(UpdateFinishedTrialError):
+            if withdraw:
+                self._storage.set_trial_user_attr(trial._trial_id, "withdrawn", True)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+
     def _try_again(self, trial: FrozenTrial) -> None:
-        was_interrupted = bool(trial.user_attrs.get("interrupted"))
-        attempt = trial.user_attrs.get("attempt", 0) + (not was_interrupted)
+        was_interrupted = "interrupted" in trial.user_attrs
+        was_begun = "worker" in trial.user_attrs
+        attempt = trial.user_attrs.get("attempt", 0) + (was_begun and not was_interrupted)
         if attempt > self._max_retries:
             return
         number = original_number(trial)
@@ -186,8 +212,8 @@ class Worker:
             trial = self._study.ask()
         try:
             if not self._lock.is_still_held():
-                trial.set_user_attr("withdrawn", True)
-                self._study.tell(trial, state=TrialState.FAIL)
+                taken = self._storage.get_trial(trial._trial_id)
+                self._fail(taken, withdraw=not _is_awaited(taken))
                 return None
             if self._storage.get_heartbeat_interval() is not None:
                 self._storage.record_heartbeat(trial._trial_id)

@@ -148,3 +148,25 @@ def test_every_trial_is_told_of_with_the_best_so_far(work, caplog):
         work(value_of, n_trials=2)
     assert "2 of 2 done, 0 pruned, 0 failed" in caplog.text
     assert "best" in caplog.text
+
+
+def test_a_trial_that_was_never_begun_and_is_nobodys_next_attempt_takes_nothing_of_the_budget(
+    work, study
+):
+    study.ask()  # its answer was lost, and another one given
+    standing = work(value_of)
+    assert standing.n_begun == len(standing.complete) == 4
+    assert study.trials[0].user_attrs == {"withdrawn": True}
+
+
+def test_a_next_attempt_that_was_queued_twice_is_made_once(work, study):
+    lost = study.ask()
+    value_of(lost)
+    lost.set_user_attr("worker", "elsewhere:1")
+    study.tell(lost, state=TrialState.FAIL)
+    for _ in range(2):
+        attributes = {"original": 0, "retry_of": 0, "attempt": 1}
+        study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=attributes))
+    standing = work(value_of)
+    assert standing.n_begun == len(standing.complete) == 4
+    assert [original_number(t) for t in standing.complete].count(0) == 1
