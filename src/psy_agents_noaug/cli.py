@@ -78,14 +78,12 @@ def run_hpo(argv: Sequence[str]) -> int:
     """Run the stage that `argv` asks for; return the exit code."""
 
     def run() -> str:
-        # Bad keys are told before torch, which takes seconds, is there; see `run_train`.
+        if {"--help", "-h"} & set(argv):
+            return _hpo_help(argv)
         from psy_agents_noaug.hpo.stages import run_stage
 
         return run_stage(argv)
 
-    if {"--help", "-h"} & set(argv):
-        _print(_hpo_help(argv))
-        return 0
     return _guarded(run)
 
 

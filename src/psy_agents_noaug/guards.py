@@ -5,13 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
 from psy_agents_noaug.prepare import PreparedData
 from psy_agents_noaug.run_directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.tracking.manifest import environment
+from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import Checkpoint
 from psy_agents_noaug.utils.files import sha256_of_json
 
@@ -56,7 +58,13 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
         return
     path = Path(config.best_config)
     _, found_by = read_overrides_file(path, task=config.task.name)
-    now = {"data": data.fingerprints(), "packages": environment()["packages"]}
+    now: dict[str, dict[str, Any]] = {
+        "data": data.fingerprints(),
+        "packages": package_versions(),
+    }
+    if "torch_threads" in found_by:
+        now["packages"]["CPU threads"] = torch.get_num_threads()
+        found_by["packages"]["CPU threads"] = found_by["torch_threads"]
     for kind, headline in (("data", "on other data"), ("packages", "with other versions")):
         before = found_by.get(kind, now[kind])
         changes = [

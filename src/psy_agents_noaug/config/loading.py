@@ -119,6 +119,8 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
     except OmegaConfBaseException as error:
         raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
     provenance = values.pop("hpo", None) or {}
+    if not isinstance(provenance, dict):
+        raise ConfigError(f"`hpo` in `best_config` {path} must be a mapping.")
     searched_for = provenance.get("task", task)
     if searched_for != task:
         raise ConfigError(
@@ -172,8 +174,13 @@ def validate(schema: type[ModelT], values: Mapping[str, Any]) -> ModelT:
 
 def to_yaml(config: "BaseModel") -> str:
     """Render a configuration as YAML that `load_train_config` reads back to an equal one."""
+    return yaml_of(config.model_dump())
+
+
+def yaml_of(values: Mapping[str, Any]) -> str:
+    """Render settings as YAML that is read back to equal ones."""
     # OmegaConf quotes what it would itself read as a number (1e-4) and PyYAML would not.
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
 def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:

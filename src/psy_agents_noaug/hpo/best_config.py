@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from psy_agents_noaug.config.loading import read_overrides_file
+from psy_agents_noaug.config.loading import read_overrides_file, yaml_of
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.utils.files import write_text
 
@@ -63,4 +61,4 @@ def write_best_config(
     """Write the overrides and where they come from; `provenance` holds the task and what is needed."""
     content = {"hpo": dict(provenance), **overrides}
     header = _HEADER.format(task=provenance["task"], path=path)
-    write_text(path, header + yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    write_text(path, header + yaml_of(content))

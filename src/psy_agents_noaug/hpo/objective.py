@@ -15,15 +15,15 @@ from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import (
     NonFiniteError,
     OutOfMemoryError,
-    RunInUseError,
     StoppedError,
 )
 from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
 from psy_agents_noaug.run_directory import RunDirectory
 from psy_agents_noaug.runs import RunResult, train
+from psy_agents_noaug.tracking.manifest import package_versions
 
 # Of the trial, not of the configuration: another trial may do better.
-_OF_THE_TRIAL = (NonFiniteError, OutOfMemoryError, RunInUseError)
+_OF_THE_TRIAL = (NonFiniteError, OutOfMemoryError)
 
 
 class Place(NamedTuple):
@@ -67,15 +67,20 @@ class Objective:
     def __call__(self, trial: Trial) -> float:
         """Raises TrialPruned, FailedTrialError, or what the study should stop for."""
         overrides = self._propose(trial)
-        trial.set_user_attr("overrides", overrides)
+        trial.set_user_attr("overrides", of_a_configuration(overrides))
         config = self.configure(trial, overrides)
         directory = RunDirectory(self._place.runs / self._task / str(config.run_name))
         trial.set_user_attr("run", str(config.run_name))
+        trial.set_user_attr("packages", package_versions())
         try:
             return self._train(trial, config)
         except _OF_THE_TRIAL as error:
             self._clear(directory)
             raise FailedTrialError(str(error).splitlines()[0]) from None
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            # In the optimizer, or where the model is moved: no smaller micro-batch would help.
+            self._clear(directory)
+            raise FailedTrialError(f"memory ran out: {str(error).splitlines()[:1]}") from None
         except StoppedError:
             self._clear(directory)
             raise TrialPruned from None
@@ -105,6 +110,7 @@ class Objective:
         if value is None:
             reason = result.metrics.get(f"{self._monitor}_undefined")
             raise FailedTrialError(f"{self._monitor} is undefined: {reason}")
+        trial.set_user_attr("torch_threads", torch.get_num_threads())
         self._finish(trial, result)
         self._clear(RunDirectory(result.directory))
         return float(value)
@@ -114,6 +120,15 @@ class Objective:
             directory.last_checkpoint.unlink(missing_ok=True)
         else:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
+
+
+def of_a_configuration(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where results go and how they are looked at, a tracker's address among it."""
+    return {
+        key: value
+        for key, value in overrides.items()
+        if key.split(".")[0] not in ("output_dir", "tracking") and key != "data.token_cache"
+    }
 
 
 class Reporter:

@@ -19,16 +19,15 @@ from psy_agents_noaug.config.loading import load_train_config, to_overrides
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.best_config import BestConfig, write_best_config
+from psy_agents_noaug.hpo.objective import of_a_configuration
 from psy_agents_noaug.hpo.plans import Plan, StageReport
 from psy_agents_noaug.hpo.report import (
-    provenance,
     publish_latest,
     refuse_empty,
     save_figure,
     write_plots,
     write_trials,
 )
-from psy_agents_noaug.hpo.search import of_a_configuration
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import Standing
@@ -79,6 +78,12 @@ class Refit(Plan):
         self.n_trials = len(self.space.grid())
 
     def check(self) -> None:
+        monitor = self._config.training.monitor
+        if monitor != self._best.monitor:
+            raise ConfigError(
+                f"`training.monitor` must be {self._best.monitor}, by which the best was found, but is "
+                f"{monitor} instead."
+            )
         seen = self._best.overrides.get("seed")
         if seen in self._settings.seeds:
             raise ConfigError(
@@ -106,14 +111,15 @@ class Refit(Plan):
             task_name=self._task,
             explicit={},
         )
-        figures = {key: test.metrics[key] for key in self._shown() if key in test.metrics}
+        figures = {key: test.metrics[key] for key in self._shown()}
         trial.set_user_attr("test", figures)
 
     def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+        csv_of_trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         trials = self._by_configuration(study)
         lines = {name: [self._predictions(trial) for trial in own] for name, own in trials.items()}
-        comparisons = {
+        compared = {
             figure: compare(
                 figure,
                 lines["best"],
@@ -124,6 +130,7 @@ class Refit(Plan):
             )
             for figure in comparable_figures(lines["best"][0][0])
         }
+        comparisons = {figure: found for figure, found in compared.items() if found is not None}
         monitor = self._config.training.monitor
         summaries = {
             name: {
@@ -152,7 +159,7 @@ class Refit(Plan):
         mean = summaries["best"][monitor]["mean"]
         write_best_config(
             path,
-            of_a_configuration(self._best.overrides),
+            self._best.overrides,
             {
                 **{name: getattr(self._best, name) for name in ("params", "base", "space", "top")},
                 "task": self._task,
@@ -160,12 +167,19 @@ class Refit(Plan):
                 "trial": self._best.trial,
                 "value": self._best.value,
                 "monitor": monitor,
-                "refit": {"study": study.study_name, "mean": mean},
-                **provenance(prospect.fingerprints, self._config.seed),
+                # The mean is of trainings with what this stage's command line gave, too.
+                "refit": {
+                    "study": study.study_name,
+                    "mean": mean,
+                    "given": of_a_configuration(self._given),
+                },
+                "data": prospect.fingerprints,
+                "packages": trials["best"][0].user_attrs["packages"],
+                "torch_threads": trials["best"][0].user_attrs["torch_threads"],
             },
         )
         latest = publish_latest(path, folder)
-        files = [report, path, write_trials(study, folder / "trials.csv")]
+        files = [report, path, csv_of_trials]
         files += [*write_plots(study, folder), self._plot(trials, folder)]
         text = self._text(study, summaries, comparisons)
         return StageReport(
@@ -182,7 +196,11 @@ class Refit(Plan):
         """The figures on test that the table has: the monitor's, and what belongs beside it."""
         beside = {
             "criteria": ("f1_macro", "auroc_macro", "average_precision_macro"),
-            "evidence": ("evidence_iou_f1", "evidence_token_f1", "evidence_average_precision"),
+            "evidence": (
+                "evidence_iou_f1",
+                "evidence_token_f1",
+                "evidence_detection_average_precision",
+            ),
             "joint": ("joint_score", "f1_macro", "evidence_iou_f1", "supported_f1"),
         }[self._task]
         names = [self._config.training.monitor.removeprefix("val/"), *beside]
@@ -205,13 +223,20 @@ class Refit(Plan):
 
     def _predictions(self, trial: FrozenTrial) -> list[dict[str, Any]]:
         directory = self._runs / self._task / trial.user_attrs["run"]
-        with (directory / "predictions" / "test.jsonl").open(encoding="utf-8") as file:
+        path = directory / "predictions" / "test.jsonl"
+        if not path.is_file():
+            raise ConfigError(
+                f"{path} is not there: {trial.user_attrs['worker']} trained trial {trial.number}. All "
+                "workers must share `output_dir`; copy the run here and start the stage again."
+            )
+        with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     def _summary(self, values: Sequence[float | None]) -> dict[str, float | None]:
         """Mean, standard deviation and Student's interval of the mean over seeds."""
         defined = [value for value in values if value is not None]
-        if len(defined) < 2:
+        # Of other seeds than the other configuration's, a mean would compare nothing.
+        if len(defined) < len(values):
             return {"mean": None, "sd": None, "ci_low": None, "ci_high": None}
         mean, sd = statistics.mean(defined), statistics.stdev(defined)
         quantile = float(stats.t.ppf((1 + self._settings.confidence) / 2, len(defined) - 1))
@@ -254,6 +279,8 @@ class Refit(Plan):
                 f"  {figure}: {found.difference:+.4f} {interval}, p = {found.p_value:.4f} "
                 f"(randomization, {self._settings.n_randomisations} swaps of {found.n_posts} posts)"
             )
+        if not comparisons:
+            lines.append("  undefined: no positive label or gold evidence on test")
         return "\n".join(lines)
 
     def _plot(self, trials: Mapping[Configuration, Sequence[FrozenTrial]], folder: Path) -> Path:

@@ -3,14 +3,11 @@
 import csv
 import io
 import logging
-import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optuna
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.exceptions import ExperimentalWarning
@@ -18,7 +15,6 @@ from optuna.trial import TrialState
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.workers import LOST, Standing, counted, original_number
-from psy_agents_noaug.tracking.manifest import environment
 from psy_agents_noaug.utils.files import write_bytes, write_text
 
 _COLUMNS = ("seconds", "evaluations", "run", "worker", "cause")
@@ -85,22 +81,10 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return path
 
 
-def provenance(fingerprints: Mapping[str, str], seed: int) -> dict[str, Any]:
-    """Return under what conditions a value was found."""
-    return {
-        "seed": seed,
-        "data": dict(fingerprints),
-        "packages": environment()["packages"],
-        "torch_threads": torch.get_num_threads(),
-    }
-
-
 def publish_latest(path: Path, folder: Path) -> Path:
     """Copy a task's best_config.yaml to the stage's folder, where the latest one's is found."""
     latest = folder.parent / path.name
-    temporary = latest.with_suffix(".tmp")
-    shutil.copyfile(path, temporary)
-    temporary.replace(latest)
+    write_text(latest, path.read_text(encoding="utf-8"))
     return latest
 
 

@@ -13,9 +13,9 @@ from psy_agents_noaug.config.loading import CONFIG_DIR, lay_over, load_train_con
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.best_config import BestConfig, write_best_config
+from psy_agents_noaug.hpo.objective import of_a_configuration
 from psy_agents_noaug.hpo.plans import Plan, StageReport
 from psy_agents_noaug.hpo.report import (
-    provenance,
     publish_latest,
     refuse_empty,
     write_plots,
@@ -96,6 +96,7 @@ class Search(Plan):
         """Nothing: a search never looks at test."""
 
     def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+        trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         standing = Standing.of(study)
         by_value = ranked(standing.complete, maximise=prospect.maximise)
@@ -103,7 +104,7 @@ class Search(Plan):
         path = folder / "best_config.yaml"
         write_best_config(
             path,
-            of_a_configuration({"seed": self._config.seed, **best.user_attrs["overrides"]}),
+            {"seed": self._config.seed, **best.user_attrs["overrides"]},
             {
                 "task": self._task,
                 "study": study.study_name,
@@ -116,10 +117,12 @@ class Search(Plan):
                 "base": of_a_configuration(self._base),
                 "space": self.space.to_json(),
                 "starts_from": self.starts_from,
-                **provenance(prospect.fingerprints, self._config.seed),
+                "seed": self._config.seed,
+                "data": prospect.fingerprints,
+                "packages": best.user_attrs["packages"],
+                "torch_threads": best.user_attrs["torch_threads"],
             },
         )
-        trials = write_trials(study, folder / "trials.csv")
         latest = publish_latest(path, folder)
         return StageReport(
             summary=f"{self._table(study, by_value)}\n\nbest configuration: {path}, also {latest}",
@@ -148,15 +151,6 @@ class Search(Plan):
             f"{study.study_name}: {len(standing.complete)} trials complete, {len(standing.pruned)} "
             f"pruned, {len(standing.failed)} failed; the best:\n\n{render_table(rows, left=1)}"
         )
-
-
-def of_a_configuration(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out where results go and how they are looked at."""
-    return {
-        key: value
-        for key, value in overrides.items()
-        if key.split(".")[0] not in ("output_dir", "tracking") and key != "data.token_cache"
-    }
 
 
 def _short(name: str, names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """The story of a stage: from a command line to a study, its trials, and what they came to."""
 
+import gc
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import sqlalchemy
 import yaml
 from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError
@@ -27,6 +29,7 @@ from psy_agents_noaug.config.loading import (
     given,
     load_train_config,
     to_overrides,
+    to_yaml,
     validate,
 )
 from psy_agents_noaug.config.schema import TrainConfig
@@ -41,7 +44,7 @@ from psy_agents_noaug.hpo.storage import StudyLock, StudyStorage, open_storage, 
 from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
 from psy_agents_noaug.run_directory import differences
-from psy_agents_noaug.runs import survey
+from psy_agents_noaug.runs import Prospect, survey
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 
@@ -110,7 +113,7 @@ def run_stage(argv: Sequence[str]) -> str:
         logging.getLogger("psy_agents_noaug.prepare").setLevel(logging.ERROR)
         lock = StudyLock(url, request.study_name)
         with lock.held(storage):
-            study = _open_study(request, plan, storage, maximise=prospect.maximise)
+            study = _open_study(request, plan, storage, prospect)
             tracker = _open_tracker(request, study)
         with tracked(tracker):
             worker = Worker(
@@ -123,6 +126,8 @@ def run_stage(argv: Sequence[str]) -> str:
                 objective=_objective(request, plan, tracker),
                 maximise=prospect.maximise,
             )
+            # What is there now stays: looking for garbage after a trial need not go through it.
+            gc.freeze()
             with _other_workers(request):
                 worker.work()
             if not stage.reports:
@@ -163,7 +168,20 @@ def read_request(argv: Sequence[str]) -> Request:
     best = _starts_from(stage, task, folder)
     base = {**(best.base if best else {}), **flat(stage.settings), **of_training}
     config = load_train_config(f"{task}/train", to_overrides(base))
+    resolved = config.model_dump()
+    base = {key: _resolved(key, value, resolved) for key, value in base.items()}
+    of_training = {key: base[key] for key in of_training}
     return Request(task, stage, of_training, base, config, best, folder, tuple(argv))
+
+
+def _resolved(key: str, value: Any, config: dict[str, Any]) -> Any:
+    """What an interpolation (`${output_dir}`) stands for, as another file cannot know it."""
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    here: Any = config
+    for part in key.split("."):
+        here = here[part]
+    return here
 
 
 def _quoted(item: str) -> str:
@@ -225,12 +243,14 @@ def _alone(request: Request, url: str) -> Iterator[None]:
     if not url.startswith("sqlite"):
         yield
         return
-    lock = FileLock(request.folder / ".lock", timeout=0)
+    database = Path(str(sqlalchemy.make_url(url).database)).absolute()
+    database.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"Another process works on {request.folder}, and SQLite is for one. Wait for it, or start "
+            f"Another process works on {database}, and SQLite is for one. Wait for it, or start "
             "both with `hpo.storage=postgresql://...`."
         ) from None
     try:
@@ -240,24 +260,24 @@ def _alone(request: Request, url: str) -> Iterator[None]:
 
 
 def _open_study(
-    request: Request, plan: Plan, storage: StudyStorage, *, maximise: bool
+    request: Request, plan: Plan, storage: StudyStorage, prospect: Prospect
 ) -> optuna.Study:
     """Begin the study, or go on with it if it is of the same settings; under the lock."""
     name = request.study_name
     with suppress(DuplicatedStudyError):
         optuna.create_study(
-            storage=storage, study_name=name, direction="maximize" if maximise else "minimize"
+            storage=storage,
+            study_name=name,
+            direction="maximize" if prospect.maximise else "minimize",
         )
     study = optuna.load_study(
         storage=storage, study_name=name, pruner=build_pruner(request.stage.pruner)
     )
-    settings = _settings_of_all(request, plan)
+    settings = _settings_of_all(request, plan, prospect)
     recorded = study.user_attrs.get("settings")
     if recorded is None:
-        for point in plan.first_points():
-            study.enqueue_trial(point)
         study.set_user_attr("settings", settings)
-        return study
+        recorded = settings
     changes = [
         f"`{key}` was {recorded.get(key)!r}, but is {settings.get(key)!r} now"
         for key in settings
@@ -272,18 +292,25 @@ def _open_study(
                 changes,
             )
         )
+    known = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False)]
+    for point in plan.first_points():
+        if point not in known:
+            study.enqueue_trial(point)
     return study
 
 
-def _settings_of_all(request: Request, plan: Plan) -> dict[str, Any]:
+def _settings_of_all(request: Request, plan: Plan, prospect: Prospect) -> dict[str, Any]:
     """Return what all workers of a study, and who goes on with it, must agree on; JSON-able."""
     settings = {
         "hpo.sampler": request.stage.sampler.model_dump(),
         "hpo.pruner": request.stage.pruner.model_dump(),
         "hpo.space": plan.space.to_json(),
         "the best to go on with": plan.starts_from,
-        "config": yaml.safe_load(yaml.safe_dump(request.config.model_dump())),
+        "its settings": dict(request.best.overrides) if request.best else None,
+        "the data": prospect.fingerprints,
+        "config": yaml.safe_load(to_yaml(request.config)),
     }
+    del settings["config"]["tracking"]  # may hold an address; no result depends on it
     return dict(json.loads(json.dumps(settings)))
 
 
@@ -353,9 +380,15 @@ def _other_workers(request: Request) -> Iterator[None]:
     except BaseException:
         _stop(list(processes.values()))
         raise
-    failed = [f"{log} (exit {code})" for log, code in codes.items() if code != 0]
+    killed = [str(log) for log, code in codes.items() if code < 0]
+    if killed:
+        logger.warning("Workers were killed; see %s.", ", ".join(killed))
+    failed = [f"{log} (exit {code})" for log, code in codes.items() if code > 0]
     if failed:
-        logger.warning("Workers ended with an error; see %s.", ", ".join(failed))
+        raise ConfigError(
+            f"Workers stopped for an error, which stands at the end of {', '.join(failed)}. What the "
+            "others did is kept; start the same command again when it is mended."
+        )
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

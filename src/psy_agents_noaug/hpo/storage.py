@@ -24,7 +24,14 @@ T = TypeVar("T")
 
 # A heartbeat this many intervals old is of a dead worker.
 STALE_AFTER = 4
-_CONNECT_TIMEOUT_SECONDS = 10
+# A connection whose other end is gone without a word is given up after about a minute.
+_POSTGRESQL = {
+    "connect_timeout": 10,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
+}
 _LONGEST_PAUSE_SECONDS = 5.0
 # What a study does to its storage; each is one transaction.
 _OPERATIONS = (
@@ -55,6 +62,10 @@ _OPERATIONS = (
 logger = logging.getLogger(__name__)
 
 
+class StorageAwayError(ConfigError):
+    """The storage stayed away for longer than patience lasts."""
+
+
 class StudyStorage(RDBStorage):
     """Optuna's storage, which waits where the database went away.
 
@@ -65,7 +76,8 @@ class StudyStorage(RDBStorage):
     def __init__(self, url: str, *, heartbeat_seconds: int | None, patience_seconds: float) -> None:
         self._patience_seconds = patience_seconds
         self._is_patient = False
-        self.last_outage = -float("inf")
+        # Whether others live cannot be told before they had time to say so.
+        self.last_outage = time.monotonic()
         is_sqlite = url.startswith("sqlite")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -74,9 +86,7 @@ class StudyStorage(RDBStorage):
                 engine_kwargs={
                     # A connection that a restart has cut is replaced, not used.
                     "pool_pre_ping": True,
-                    "connect_args": {"timeout": 60}
-                    if is_sqlite
-                    else {"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+                    "connect_args": {"timeout": 60} if is_sqlite else _POSTGRESQL,
                 },
                 heartbeat_interval=heartbeat_seconds,
                 grace_period=heartbeat_seconds and STALE_AFTER * heartbeat_seconds,
@@ -87,9 +97,9 @@ class StudyStorage(RDBStorage):
         """Call until the database answers, for as long as patience lasts.
 
         Raises:
-            ConfigError: patience is over.
+            StorageAwayError: patience is over.
         """
-        began, pause = time.monotonic(), 0.1
+        began, pause, is_told = time.monotonic(), 0.1, False
         while True:
             try:
                 return call()
@@ -97,19 +107,20 @@ class StudyStorage(RDBStorage):
                 if not self._is_patient or not _went_away(error):
                     raise
                 if time.monotonic() - began > self._patience_seconds:
-                    raise ConfigError(
+                    raise StorageAwayError(
                         f"`hpo.storage` has been away for {self._patience_seconds:.0f} s: "
                         f"{_first_line(error)} Start the same command again when it is back; nothing "
                         "is lost."
                     ) from error
-                if time.monotonic() - self.last_outage > 2 * _LONGEST_PAUSE_SECONDS:
+                if not is_told:
                     logger.warning("The storage went away (%s): waiting.", _first_line(error))
+                is_told = True
                 self.last_outage = time.monotonic()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def has_been_back_for(self, seconds: float) -> bool:
-        """Whether the last outage that was noticed here ended so long ago, or never was."""
+        """Whether the storage has been there for so long since it was opened, or since an outage."""
         return time.monotonic() - self.last_outage > seconds
 
 
@@ -141,7 +152,7 @@ class StudyLock:
             else sqlalchemy.create_engine(
                 url,
                 poolclass=NullPool,
-                connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS},
+                connect_args=_POSTGRESQL,
             )
         )
         self._connection: sqlalchemy.Connection | None = None
@@ -177,7 +188,8 @@ class StudyLock:
         connection = self._engine.connect()
         try:
             # Given back with the connection, also when the process is killed.
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": self._key})
+            lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
+            connection.execute(lock, {"key": self._key})
         except BaseException:
             connection.close()
             raise
@@ -229,7 +241,7 @@ def storage_url(storage: str | None, folder: Path) -> str:
         return f"sqlite:///{(folder / 'study.db').absolute().as_posix()}"
     try:
         url = sqlalchemy.make_url(storage)
-    except SQLAlchemyError:
+    except (SQLAlchemyError, ValueError):
         url = None
     backend = url.get_backend_name() if url is not None else ""
     if url is None or backend not in ("sqlite", "postgresql"):
@@ -242,7 +254,7 @@ def storage_url(storage: str | None, folder: Path) -> str:
             url = url.set(drivername="postgresql+psycopg")
         try:
             url.get_dialect().import_dbapi()
-        except ImportError as error:
+        except (ImportError, SQLAlchemyError) as error:
             raise ConfigError(
                 "A PostgreSQL driver must be installed for `hpo.storage`: pip install 'psycopg[binary]'"
             ) from error

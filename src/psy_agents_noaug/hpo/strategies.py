@@ -46,18 +46,18 @@ def build_sampler(config: SamplerConfig, *, n_trials_before: int) -> BaseSampler
 
 
 def build_pruner(config: PrunerConfig) -> BasePruner:
-    """Return the pruner; what it counts are evaluations."""
+    """Return the pruner; what it counts are evaluations, from 1, where Optuna's pruners count from 0."""
     match config.name:
         case "median":
             return MedianPruner(
                 n_startup_trials=config.n_startup_trials,
-                n_warmup_steps=config.n_warmup_evaluations,
+                n_warmup_steps=config.n_warmup_evaluations + 1,
             )
         case "percentile":
             return PercentilePruner(
                 config.percentile,
                 n_startup_trials=config.n_startup_trials,
-                n_warmup_steps=config.n_warmup_evaluations,
+                n_warmup_steps=config.n_warmup_evaluations + 1,
             )
         case "hyperband":
             return HyperbandPruner(

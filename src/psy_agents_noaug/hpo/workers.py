@@ -3,7 +3,8 @@
 What a study knows of a trial stands in its user attributes:
 
 - `worker`: who took it, host and process. A running trial without one was never begun.
-- `cause`: why it failed. A failed trial without one lost its worker, and is tried again.
+- `cause`: why it failed. A failed trial without one lost its worker, or was `stopped` by an error that
+  stopped the study too, and is tried again.
 - `original`, `retry_of`, `attempt`: of a trial that is another's next attempt: the first one's number,
   the last one's, and how many attempts were lost before it.
 - `interrupted`: a signal stopped it; that costs no attempt.
@@ -27,11 +28,20 @@ from optuna.exceptions import ExperimentalWarning, TrialPruned, UpdateFinishedTr
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from psy_agents_noaug.errors import Interrupted
-from psy_agents_noaug.hpo.storage import STALE_AFTER, StudyLock, StudyStorage, heartbeat_of
+from psy_agents_noaug.errors import Interrupted, RunInUseError
+from psy_agents_noaug.hpo.storage import (
+    STALE_AFTER,
+    StorageAwayError,
+    StudyLock,
+    StudyStorage,
+    heartbeat_of,
+)
 
 _POLL_SECONDS = 2.0
 LOST = "its worker died"
+_TAKEN_FOR_LOST = (
+    "Trial %d was taken for lost while this worker was at it: its result here is left out."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +196,9 @@ class Worker:
         logger.info(
             "Trial %d %s: it is tried again.",
             number,
-            "was interrupted" if was_interrupted else "lost its worker",
+            "was stopped"
+            if {"interrupted", "stopped"} & set(trial.user_attrs)
+            else "lost its worker",
         )
         fixed = trial.system_attrs.get("fixed_params")
         self._study.add_trial(
@@ -203,7 +215,8 @@ class Worker:
         """Take a waiting trial, or begin a new one if the budget allows; under the lock."""
         trials = self._study.get_trials(deepcopy=False)
         is_waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        if not is_waiting and Standing.of(self._study).n_begun >= self._n_trials:
+        may_begin = Standing.of(self._study).n_begun < self._n_trials
+        if not is_waiting and not may_begin:
             return None
         self._study.sampler = self._sampler(len(trials))
         with warnings.catch_warnings():
@@ -211,8 +224,10 @@ class Worker:
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
             trial = self._study.ask()
         try:
-            if not self._lock.is_still_held():
-                taken = self._storage.get_trial(trial._trial_id)
+            taken = self._storage.get_trial(trial._trial_id)
+            # An outage may have given a new trial instead of the waiting one.
+            is_unwanted = not _is_awaited(taken) and (is_waiting or not may_begin)
+            if is_unwanted or not self._lock.is_still_held():
                 self._fail(taken, withdraw=not _is_awaited(taken))
                 return None
             if self._storage.get_heartbeat_interval() is not None:
@@ -224,31 +239,40 @@ class Worker:
 
     def _run(self, trial: Trial) -> None:
         began = time.monotonic()
-        value: float | None = None
-        state = TrialState.FAIL
-        attributes: dict[str, Any] = {}
+
+        def tell(state: TrialState, value: float | None = None, **attributes: Any) -> None:
+            attributes["seconds"] = round(time.monotonic() - began, 3)
+            if self._tell(trial, state, value, attributes):
+                self._log(trial, state, value, attributes)
+
         with heartbeat_of(self._storage, trial._trial_id):
             try:
-                value = self._objective(trial)
-                state = TrialState.COMPLETE
+                tell(TrialState.COMPLETE, self._objective(trial))
             except TrialPruned:
-                state = TrialState.PRUNED
+                tell(TrialState.PRUNED)
             except FailedTrialError as error:
-                attributes = {"cause": str(error)}
+                tell(TrialState.FAIL, cause=str(error))
+            except UpdateFinishedTrialError:
+                logger.warning(_TAKEN_FOR_LOST, trial.number)
+            except RunInUseError:
+                # The worker that was taken for dead is still at it: wait, and go on from what it leaves.
+                tell(TrialState.FAIL, interrupted=True)
+                time.sleep(_POLL_SECONDS)
+            except StorageAwayError:
+                # Nothing can be told; without a heartbeat the trial is found, and tried again.
+                raise
             except (Interrupted, KeyboardInterrupt):
-                attributes = {"interrupted": True}
+                tell(TrialState.FAIL, interrupted=True)
                 raise
             except BaseException as error:
-                attributes = {"cause": f"{type(error).__name__}: {error}"}
+                # Not the trial's fault: once it is mended, the study goes on with the trial.
+                tell(TrialState.FAIL, stopped=f"{type(error).__name__}: {error}")
                 raise
-            finally:
-                attributes["seconds"] = round(time.monotonic() - began, 3)
-                self._tell(trial, state, value, attributes)
-        self._log(trial, state, value, attributes)
 
     def _tell(
         self, trial: Trial, state: TrialState, value: float | None, attributes: dict[str, Any]
-    ) -> None:
+    ) -> bool:
+        """Record how a trial ended; False if it was taken for lost meanwhile."""
         try:
             for name, attribute in attributes.items():
                 trial.set_user_attr(name, attribute)
@@ -256,10 +280,8 @@ class Worker:
         except UpdateFinishedTrialError:
             told = self._study.trials[trial.number]
         if told.state != state:
-            logger.warning(
-                "Trial %d was taken for lost while this worker was at it: its result here is left out.",
-                trial.number,
-            )
+            logger.warning(_TAKEN_FOR_LOST, trial.number)
+        return told.state == state
 
     def _log(
         self, trial: Trial, state: TrialState, value: float | None, attributes: dict[str, Any]
@@ -269,7 +291,9 @@ class Worker:
         said = {
             TrialState.COMPLETE: f"{value:.4f}" if value is not None else "",
             TrialState.PRUNED: "pruned",
-            TrialState.FAIL: f"failed ({attributes.get('cause')})",
+            TrialState.FAIL: f"failed ({attributes['cause']})"
+            if "cause" in attributes
+            else "stopped",
         }[state]
         finished = [*standing.complete, *standing.pruned, *standing.failed]
         seconds = [t.user_attrs["seconds"] for t in finished if "seconds" in t.user_attrs]

@@ -78,8 +78,8 @@ def compare(
     n_samples: int,
     seed: int,
     confidence: float = 0.95,
-) -> Comparison:
-    """Compare two systems, each trained several times, on one split.
+) -> Comparison | None:
+    """Compare two systems, each trained several times, on one split; None if the figure is undefined.
 
     The figure is taken of each training and averaged. Posts are the units: the test swaps all of a
     post's predictions, of all trainings, between the systems (approximate randomization, Noreen 1989;
@@ -87,7 +87,7 @@ def compare(
     1993).
 
     Raises:
-        ValueError: the lines are not about the same pairs, or the figure is undefined on them.
+        ValueError: the lines are not about the same pairs, or of more trainings of one system.
     """
     pairs = [(line["post_id"], line["criterion_id"], line["example_id"]) for line in first[0]]
     for lines in (*first, *second):
@@ -113,7 +113,7 @@ def compare(
     whole = np.ones((len(posts), 1))
     observed, other = (float(means(_summed(counts, whole))[0]) for counts in (ours, theirs))
     if np.isnan(observed) or np.isnan(other):
-        raise ValueError(f"{figure} is undefined on these predictions.")
+        return None
     difference = observed - other
     swapped: list[Floats] = []
     resampled: list[Floats] = []

@@ -65,6 +65,7 @@ def without_private_parts(text: str) -> str:
     not carry a user name in a path, or the password in `postgresql://user:password@host/db`.
     """
     text = re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
+    text = re.sub(r"([?&]\w*password\w*=)[^&\s'\"]+", r"\1***", text)
     for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
         if folder != Path(folder.anchor):
             # Whole path components only: /root is not a part of /data/root or /rootfs.

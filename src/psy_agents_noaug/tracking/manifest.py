@@ -45,10 +45,15 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "git": _git_state(Path(__file__).resolve().parents[1]),
         "system": system_info(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on, None where one isn't installed."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def write_manifest(

@@ -62,6 +62,8 @@ def set_seed(
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = cudnn_benchmark and not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    # Fills every new tensor, which only a program that reads memory it never wrote could tell.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _make_cublas_deterministic() -> None:

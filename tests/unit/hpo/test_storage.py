@@ -30,9 +30,13 @@ def test_an_outage_is_waited_out(storage: StudyStorage, caplog):
             raise answer
         return answer
 
-    assert storage.has_been_back_for(0.0)
     assert storage.patiently(call) == 7
     assert caplog.text.count("The storage went away") == 1
+    assert not storage.has_been_back_for(60.0)
+
+
+def test_a_storage_just_opened_has_not_been_there_for_long(storage: StudyStorage):
+    assert storage.has_been_back_for(0.0)
     assert not storage.has_been_back_for(60.0)
 
 

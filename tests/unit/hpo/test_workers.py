@@ -7,9 +7,10 @@ import pytest
 from optuna.exceptions import TrialPruned
 from optuna.trial import TrialState
 
-from psy_agents_noaug.errors import ConfigError, Interrupted
+from psy_agents_noaug.errors import ConfigError, Interrupted, RunInUseError
+from psy_agents_noaug.hpo import workers
 from psy_agents_noaug.hpo.settings import SamplerConfig
-from psy_agents_noaug.hpo.storage import StudyLock, open_storage
+from psy_agents_noaug.hpo.storage import StorageAwayError, StudyLock, open_storage
 from psy_agents_noaug.hpo.strategies import build_sampler
 from psy_agents_noaug.hpo.workers import FailedTrialError, Standing, Worker, original_number
 
@@ -97,8 +98,10 @@ def test_what_is_not_the_trials_fault_stops_the_study_which_can_be_gone_on_with(
     with pytest.raises(type(error)):
         work(objective)
     assert study.trials[0].state == TrialState.FAIL
-    assert str(error) in study.trials[0].user_attrs["cause"]
-    assert len(work(value_of).complete) == 3
+    assert str(error) in study.trials[0].user_attrs["stopped"]
+    # Mended, the study goes on with the trial that showed it.
+    standing = work(value_of)
+    assert len(standing.complete) == standing.n_begun == 4
 
 
 @pytest.mark.parametrize("stop", [Interrupted("stopped", exit_code=143), KeyboardInterrupt()])
@@ -170,3 +173,42 @@ def test_a_next_attempt_that_was_queued_twice_is_made_once(work, study):
     standing = work(value_of)
     assert standing.n_begun == len(standing.complete) == 4
     assert [original_number(t) for t in standing.complete].count(0) == 1
+
+
+def test_a_run_that_another_worker_is_still_at_is_waited_for(work, monkeypatch):
+    monkeypatch.setattr(workers, "_POLL_SECONDS", 0.01)
+    in_use = [RunInUseError("Another process is training")] * 3
+
+    def objective(trial):
+        value = value_of(trial)
+        if in_use:
+            raise in_use.pop()
+        return value
+
+    standing = work(objective, n_trials=2)
+    assert len(standing.complete) == standing.n_begun == 2
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(work, study, storage, caplog):
+    def objective(trial):
+        value = value_of(trial)
+        if trial.number == 0:
+            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            trial.report(value, step=1)
+        return value
+
+    standing = work(objective)
+    assert "Trial 0 was taken for lost" in caplog.text
+    assert len(standing.complete) == standing.n_begun == 4
+    assert 0 in [original_number(trial) for trial in standing.complete]
+
+
+def test_an_unreachable_storage_ends_a_worker_and_not_its_trial(work, study):
+    def objective(trial):
+        value_of(trial)
+        raise StorageAwayError("away")
+
+    with pytest.raises(StorageAwayError):
+        work(objective)
+    assert study.trials[0].state == TrialState.RUNNING
+    assert len(work(value_of).complete) == 4

@@ -29,6 +29,7 @@ def test_the_null_tracker_takes_everything_and_keeps_nothing(tmp_path):
         ("/home/adam/x", "/home/adam/x"),
         ("file:///home/ada/x", "file://~/x"),
         ("postgresql://ada:secret@db:5432/mlflow", "postgresql://***@db:5432/mlflow"),
+        ("postgresql://db/x?user=ada&password=secret", "postgresql://db/x?user=ada&password=***"),
         ("http://host:5000/a@b", "http://host:5000/a@b"),
     ],
 )

