@@ -116,6 +116,7 @@ def _train_and_report_peak(argv: list[str], pipe: Connection) -> None:
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
+@pytest.mark.slow
 def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
     overrides: list[str], tiny_corpus: Path, tmp_path: Path, own_logging: None
 ) -> None:

@@ -341,7 +341,7 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
 @pytest.mark.parametrize(
     ("task_name", "launcher"),
     [
-        ("joint", "torchrun"),
+        pytest.param("joint", "torchrun", marks=pytest.mark.slow),
         pytest.param("criteria", "accelerate", marks=pytest.mark.slow),
         pytest.param("criteria", "torchrun", marks=pytest.mark.slow),
         pytest.param("evidence", "torchrun", marks=pytest.mark.slow),
