@@ -24,6 +24,16 @@ from psy_agents_noaug.hpo.stages import run_stage
 from psy_agents_noaug.models.encoder import load_encoder
 
 SYSTEMS = ("direct", "search")
+# What is searched must not change what a training costs: learning rates, weight decay, warmup are left.
+UNSEARCHED = [
+    f"hpo.{key}=null"
+    for key in (
+        "space.training.train_batch_size",
+        "space.model",
+        "task_spaces.criteria.model",
+        "task_spaces.criteria.task",
+    )
+]
 
 
 def settings(folder: Path) -> list[str]:
@@ -79,18 +89,8 @@ def measure(system: str, *, n_trials: int) -> dict[str, float]:
                 runs.train(load_train_config("criteria/train", [*overrides, f"run_name=r{number}"]))
                 memory.held.append(resident_mib())
         else:
-            # What is searched must not change what a training costs.
-            costly = (
-                "training.train_batch_size",
-                "model.pooling",
-                "task.loss",
-                "task.class_weights",
-            )
-            unsearched = [f"hpo.space.{key}=null" for key in costly[:1]]
-            unsearched += [f"hpo.task_spaces.criteria.{key}=null" for key in costly[1:]]
-            unsearched.append("hpo.task_spaces.criteria.task.focal_gamma=null")
             study = ["hpo=stage1_coarse", "task=criteria", f"hpo.n_trials={n_trials}"]
-            run_stage([*study, "hpo.pruner.name=none", *unsearched, *overrides])
+            run_stage([*study, "hpo.pruner.name=none", *UNSEARCHED, *overrides])
         seconds = time.perf_counter() - began
     return {
         "seconds each": seconds / n_trials,

@@ -4,11 +4,13 @@
 saved; anything else is a bug and keeps its traceback (exit 1).
 """
 
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -36,7 +38,8 @@ def run_train(config_name: str, argv: Sequence[str]) -> int:
     def run() -> "RunResult":
         config = load_train_config(config_name, argv)
         # Imported late: torch takes seconds, and a wrong key should be told at once.
-        from psy_agents_noaug.runs import train
+        with _no_garbage():
+            from psy_agents_noaug.runs import train
 
         return train(config)
 
@@ -48,7 +51,8 @@ def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
 
     def run() -> "RunResult":
         evaluation, explicit = load_evaluate_config(config_name, argv)
-        from psy_agents_noaug.runs import evaluate
+        with _no_garbage():
+            from psy_agents_noaug.runs import evaluate
 
         return evaluate(evaluation, task_name=config_name.split("/")[0], explicit=explicit)
 
@@ -80,7 +84,8 @@ def run_hpo(argv: Sequence[str]) -> int:
     def run() -> str:
         if {"--help", "-h"} & set(argv):
             return _hpo_help(argv)
-        from psy_agents_noaug.hpo.stages import run_stage
+        with _no_garbage():
+            from psy_agents_noaug.hpo.stages import run_stage
 
         return run_stage(argv)
 
@@ -166,6 +171,17 @@ def _help(config_name: str, overrides: Sequence[str]) -> str:
             *(f"  {line}" for line in composed.splitlines()),
         ]
     )
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Import without looking for garbage, then or later: of the many new objects all stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -241,6 +241,16 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert statuses == {"one": "FINISHED", "one-test": "FINISHED"}
 
 
+def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that() -> None:
+    program = (
+        "import sys\nimport psy_agents_noaug.runs\nprint({'sklearn', 'mlflow'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "set()"
+
+
 def test_help_lists_groups_and_keys_without_loading_a_framework() -> None:
     program = (
         "import runpy, sys, time\n"

@@ -158,11 +158,13 @@ class StudyLock:
         self._connection: sqlalchemy.Connection | None = None
 
     @contextmanager
-    def held(self, storage: StudyStorage) -> Iterator[None]:
+    def held(self, storage: StudyStorage | None = None) -> Iterator[None]:
+        """Hold the lock; as patiently as `storage`, if one is given."""
         if self._engine is None:
             yield
             return
-        connection = self._connection = storage.patiently(self._take)
+        connection = storage.patiently(self._take) if storage else self._take()
+        self._connection = connection
         try:
             yield
         finally:
@@ -268,24 +270,19 @@ def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -
         ConfigError: the storage cannot be reached.
     """
     is_sqlite = url.startswith("sqlite")
-    lock = StudyLock(url, "tables")
     try:
         # Two workers that start together would make the tables twice.
-        if not is_sqlite:
-            lock._connection = lock._take()
-        return StudyStorage(
-            url,
-            heartbeat_seconds=None if is_sqlite else heartbeat_seconds,
-            patience_seconds=patience_seconds,
-        )
+        with StudyLock(url, "tables").held():
+            return StudyStorage(
+                url,
+                heartbeat_seconds=None if is_sqlite else heartbeat_seconds,
+                patience_seconds=patience_seconds,
+            )
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
             f"`hpo.storage` {without_private_parts(url)} cannot be reached: {_first_line(error)} Start "
             "the server, or leave `hpo.storage` out for a SQLite file and one worker."
         ) from error
-    finally:
-        if lock._connection is not None:
-            lock._connection.close()
 
 
 def _went_away(error: Exception) -> bool:

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 
 from psy_agents_noaug.metrics.classification import check_labels
 
@@ -73,6 +71,10 @@ def tfidf_lr_probabilities(
     Raises:
         ValueError: a label is not 0 or 1, or arrays of the same pairs differ in length.
     """
+    # Imported late: it takes most of a second, which a training need not wait for.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+
     labels = check_labels(train_labels, name="train_labels")
     train_ids, ids = np.asarray(train_criterion_ids), np.asarray(criterion_ids)
     _check_lengths(

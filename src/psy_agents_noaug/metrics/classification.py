@@ -26,7 +26,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from psy_agents_noaug.metrics.tables import render_table, shown
 
@@ -328,6 +327,12 @@ def _ranking_figures(labels: Ints, probabilities: Floats) -> dict[str, Figure]:
     if n_positive == 0:
         return {"auroc": reason, "average_precision": reason}
     both = n_positive < len(labels)
+    if probabilities.min() == probabilities.max():
+        # Nothing is ranked.
+        return {"auroc": 0.5 if both else _ONE_CLASS, "average_precision": n_positive / len(labels)}
+    # Imported late: it takes most of a second, which a training need not wait for.
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
     return {
         "auroc": float(roc_auc_score(labels, probabilities)) if both else _ONE_CLASS,
         "average_precision": float(average_precision_score(labels, probabilities)),

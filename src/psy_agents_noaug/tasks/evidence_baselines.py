@@ -7,7 +7,6 @@ for them as for the model, by a threshold fitted on val.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.examples import Example
@@ -39,6 +38,9 @@ def similar_sentence(
     Document frequencies are those of the criteria (`reads`: text by criterion id) and of the sentences
     of the training posts. Of equally near sentences the first counts.
     """
+    # Imported late: it takes most of a second, which a training need not wait for.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     fitted_on = dict.fromkeys(
         example.text[slice(*span)]
         for example in {e.post_id: e for e in train}.values()
