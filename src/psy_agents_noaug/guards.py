@@ -58,18 +58,19 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
         return
     path = Path(config.best_config)
     _, found_by = read_overrides_file(path, task=config.task.name)
-    now: dict[str, dict[str, Any]] = {
-        "data": data.fingerprints(),
-        "packages": package_versions(),
-    }
+    threads = torch.get_num_threads()
+    conditions: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("data", "on other data", data.fingerprints()),
+        ("packages", "with other versions", package_versions()),
+        ("torch_threads", "with another number of CPU threads", {"CPU threads": threads}),
+    )
     if "torch_threads" in found_by:
-        now["packages"]["CPU threads"] = torch.get_num_threads()
-        found_by["packages"]["CPU threads"] = found_by["torch_threads"]
-    for kind, headline in (("data", "on other data"), ("packages", "with other versions")):
-        before = found_by.get(kind, now[kind])
+        found_by["torch_threads"] = {"CPU threads": found_by["torch_threads"]}
+    for kind, headline, now in conditions:
+        before = found_by.get(kind, now)
         changes = [
             f"{name} {before.get(name)} (now {value})"
-            for name, value in now[kind].items()
+            for name, value in now.items()
             if before.get(name) != value
         ]
         if changes:

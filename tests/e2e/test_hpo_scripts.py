@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from psy_agents_noaug import cli
@@ -219,21 +220,36 @@ def test_a_best_config_of_another_task_is_refused(
     assert "was searched for the task evidence, but this is criteria" in capsys.readouterr().err
 
 
-def test_other_data_and_versions_than_the_searchs_are_told(
+def test_other_conditions_than_the_searchs_are_told(
     settings: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     best = tmp_path / "best.yaml"
-    content = {
-        "hpo": {"task": "criteria", "data": {"corpus": "aaaa"}, "packages": {"torch": "1.0"}},
-        "training.max_steps": 1,
+    found_by = {
+        "task": "criteria",
+        "data": {"corpus": "aaaa"},
+        "packages": {"torch": "1.0"},
+        "torch_threads": 97,
     }
-    best.write_text(yaml.safe_dump(content))
+    best.write_text(yaml.safe_dump({"hpo": found_by, "training.max_steps": 1}))
     code = cli.run_train_best(["task=criteria", f"best_config={best}", *settings("criteria")])
     told = capsys.readouterr().err
     assert code == 0, told
     assert "was found on other data: corpus aaaa (now" in told
     assert "with other versions: " in told
     assert "torch 1.0 (now" in told
+    assert "with another number of CPU threads: CPU threads 97 (now" in told
+
+
+def test_conditions_that_a_best_config_does_not_name_are_not_told(
+    settings: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = tmp_path / "best.yaml"
+    found_by = {"task": "criteria", "torch_threads": torch.get_num_threads()}
+    best.write_text(yaml.safe_dump({"hpo": found_by, "training.max_steps": 1}))
+    code = cli.run_train_best(["task=criteria", f"best_config={best}", *settings("criteria")])
+    told = capsys.readouterr().err
+    assert code == 0, told
+    assert "was found" not in told
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["hpo=stage2_fine", "task=joint", "--help"]])

@@ -21,6 +21,11 @@ from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
 from psy_agents_noaug.run_directory import RunDirectory
 from psy_agents_noaug.runs import RunResult, train
 from psy_agents_noaug.tracking.manifest import package_versions
+from psy_agents_noaug.training.out_of_memory import (
+    MEMORY_ERRORS,
+    give_memory_back,
+    is_out_of_memory,
+)
 
 # Of the trial, not of the configuration: another trial may do better.
 _OF_THE_TRIAL = (NonFiniteError, OutOfMemoryError)
@@ -77,17 +82,19 @@ class Objective:
         except _OF_THE_TRIAL as error:
             self._clear(directory)
             raise FailedTrialError(str(error).splitlines()[0]) from None
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
             # In the optimizer, or where the model is moved: no smaller micro-batch would help.
             self._clear(directory)
-            raise FailedTrialError(f"memory ran out: {str(error).splitlines()[:1]}") from None
+            cause = str(error).partition("\n")[0]
+            raise FailedTrialError(f"Memory ran out: {cause or type(error).__name__}") from None
         except StoppedError:
             self._clear(directory)
             raise TrialPruned from None
         finally:
             gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            give_memory_back()
 
     def configure(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration of a trial: what a user would train by the same overrides."""

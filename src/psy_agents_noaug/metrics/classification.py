@@ -328,7 +328,7 @@ def _ranking_figures(labels: Ints, probabilities: Floats) -> dict[str, Figure]:
         return {"auroc": reason, "average_precision": reason}
     both = n_positive < len(labels)
     if probabilities.min() == probabilities.max():
-        # Nothing is ranked.
+        # Nothing is ranked. Asked at every start, for the figures that there are.
         return {"auroc": 0.5 if both else _ONE_CLASS, "average_precision": n_positive / len(labels)}
     # Imported late: it takes most of a second, which a training need not wait for.
     from sklearn.metrics import average_precision_score, roc_auc_score

@@ -1,5 +1,6 @@
 """The manifest: what code, machine, data and weights a run's numbers came from."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -114,6 +115,7 @@ def _publishable(value: Any) -> Any:
     return value
 
 
+@functools.cache
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)

@@ -87,6 +87,29 @@ def test_what_ends_a_training_is_told_apart(make, study, monkeypatch, error, bec
         assert str(caught.value) == str(error).splitlines()[0]
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "CUDA out of memory."),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate"),
+            "DefaultCPUAllocator: can't allocate",
+        ),
+    ],
+)
+def test_memory_that_runs_out_anywhere_fails_the_trial_with_its_cause(
+    make, study, monkeypatch, error, cause
+):
+    def train(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module, "train", train)
+    with pytest.raises(FailedTrialError) as caught:
+        make()(study.ask())
+    assert str(caught.value) == f"Memory ran out: {cause}"
+
+
 def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):
     metrics = {MONITOR: None, f"{MONITOR}_undefined": "no positive pair"}
     result = runs.RunResult(torch.__file__, metrics, "")
