@@ -18,7 +18,7 @@ from psy_agents_noaug.prepare import PreparedData
 from psy_agents_noaug.run_directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.manifest import write_manifest
-from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.tracking.process import mlflow_process
 from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.utils.files import write_json, write_text
 
@@ -33,7 +33,7 @@ def open_tracker(
 ) -> Tracker:
     if config.tracking.name == "none" or not processes.is_main:
         return NullTracker()
-    return MlflowTracker(
+    return mlflow_process().open(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
         run_name=run_name or directory.path.name,

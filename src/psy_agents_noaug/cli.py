@@ -23,6 +23,7 @@ from psy_agents_noaug.config.loading import (
     load_train_config,
 )
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError
+from psy_agents_noaug.tracking.process import mlflow_process
 
 if TYPE_CHECKING:
     from psy_agents_noaug.runs import RunResult
@@ -37,6 +38,8 @@ def run_train(config_name: str, argv: Sequence[str]) -> int:
 
     def run() -> "RunResult":
         config = load_train_config(config_name, argv)
+        if config.tracking.name == "mlflow" and _is_first_process():
+            mlflow_process()  # on its way while the rest is imported
         # Imported late: torch takes seconds, and a wrong key should be told at once.
         with _no_garbage():
             from psy_agents_noaug.runs import train
@@ -110,8 +113,7 @@ def _guarded(run: Callable[[], str]) -> int:
         handlers=[_StderrHandler()],
         force=True,
     )
-    # Of several processes (torchrun, accelerate launch) the first one speaks.
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = _is_first_process()
     logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
     signal.signal(signal.SIGTERM, _stop)
     try:
@@ -128,6 +130,11 @@ def _guarded(run: Callable[[], str]) -> int:
     if speaks and shown:
         _print(shown)
     return 0
+
+
+def _is_first_process() -> bool:
+    """Whether this is the one, of several (torchrun, accelerate launch), that speaks and writes."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _hpo_help(argv: Sequence[str]) -> str:

@@ -46,7 +46,7 @@ from psy_agents_noaug.hpo.workers import Worker
 from psy_agents_noaug.run_directory import differences
 from psy_agents_noaug.runs import Prospect, survey
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
-from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.tracking.process import mlflow_process
 
 TASKS = ("criteria", "evidence", "joint")
 # Of a single run: a study sets them itself.
@@ -341,7 +341,7 @@ def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
     tracking = request.config.tracking
     if tracking.name == "none":
         return NullTracker()
-    tracker = MlflowTracker(
+    tracker = mlflow_process().open(
         uri=tracking.uri,
         experiment=tracking.experiment or f"psy_agents_noaug/{request.task}",
         run_name=request.study_name,

@@ -69,7 +69,7 @@ class MlflowTracker:
         parent_run_id: str | None = None,
         system_metrics: bool = True,
     ) -> None:
-        _import_mlflow()
+        import_mlflow()
         import sqlalchemy
         from mlflow.exceptions import MlflowException
         from mlflow.utils import validation
@@ -238,7 +238,12 @@ class MlflowTracker:
         return f"{valid[: self._max_key - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
-def _import_mlflow() -> None:
+def import_mlflow() -> None:
+    """Import MLflow such that it tells nobody but us.
+
+    Raises:
+        ConfigError: it isn't installed.
+    """
     # Usage statistics would tell a third party that somebody trains here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # It prints to stdout when a run on a server ends.
