@@ -30,7 +30,7 @@ ALLOWED = {
     "bookkeeping": BASE | EVERYTHING | {"prepare", "run_directory"},
     "runs": BASE | EVERYTHING | {"bookkeeping", "guards", "machine", "prepare", "run_directory"},
     "hpo": BASE | {"bookkeeping", "config", "metrics", "run_directory", "runs", "tracking"},
-    "cli": {"config", "errors", "hpo", "runs"},
+    "cli": {"config", "errors", "hpo", "runs", "tracking"},
     "scripts": {"cli", "config", "hpo", "runs"},
 }
 

@@ -183,6 +183,10 @@ def _help(config_name: str, overrides: Sequence[str]) -> str:
 @contextmanager
 def _no_garbage() -> Iterator[None]:
     """Import without looking for garbage, then or later: of the many new objects all stay."""
+    if "torch" in sys.modules or not gc.isenabled():
+        # The caller's garbage is not ours to keep, nor is it ours to look for it.
+        yield
+        return
     gc.disable()
     try:
         yield

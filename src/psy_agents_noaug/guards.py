@@ -64,10 +64,10 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
         ("packages", "with other versions", package_versions()),
         ("torch_threads", "with another number of CPU threads", {"CPU threads": threads}),
     )
-    if "torch_threads" in found_by:
+    if found_by.get("torch_threads"):
         found_by["torch_threads"] = {"CPU threads": found_by["torch_threads"]}
     for kind, headline, now in conditions:
-        before = found_by.get(kind, now)
+        before = found_by.get(kind) or now
         changes = [
             f"{name} {before.get(name)} (now {value})"
             for name, value in now.items()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -241,14 +242,25 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert statuses == {"one": "FINISHED", "one-test": "FINISHED"}
 
 
-def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that() -> None:
+def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
+    overrides: list[str],
+) -> None:
+    settings = [*overrides, "training.max_steps=1"]
     program = (
-        "import sys\nimport psy_agents_noaug.runs\nprint({'sklearn', 'mlflow'} & set(sys.modules))"
+        "import sys\n"
+        "from psy_agents_noaug import runs\n"
+        "from psy_agents_noaug.config.loading import load_train_config\n"
+        "from psy_agents_noaug.training.train_loop import Trainer\n"
+        "def evaluate(trainer, signals):\n"
+        "    print({'sklearn', 'mlflow'} & set(sys.modules), 'at the evaluation')\n"
+        "    sys.exit()\n"
+        "Trainer._evaluate = evaluate\n"
+        f"runs.train(load_train_config('criteria/train', {settings!r}))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
-    assert done.stdout.strip() == "set()"
+    assert done.stdout == "set() at the evaluation\n"
 
 
 def test_help_lists_groups_and_keys_without_loading_a_framework() -> None:
@@ -335,7 +347,7 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
 def _signalled(
     arguments: list[str], number: signal.Signals, *, run_dir: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process and send it a signal as soon as it writes a (further) checkpoint."""
+    """Train in a process; signal it, and all that it started, when it writes a (further) checkpoint."""
     checkpoint = run_dir / "checkpoints" / "last_checkpoint.pt"
     before = checkpoint.stat().st_ino if checkpoint.exists() else None
     command = [sys.executable, str(REPOSITORY / "scripts" / "train_criteria.py"), *arguments]
@@ -344,7 +356,8 @@ def _signalled(
     ) as child:
         while child.poll() is None:
             if checkpoint.exists() and checkpoint.stat().st_ino != before:
-                child.send_signal(number)
+                for one in (child, *psutil.Process(child.pid).children(recursive=True)):
+                    one.send_signal(number)
                 break
             time.sleep(0.02)
         out, errors = child.communicate(timeout=100)

@@ -121,6 +121,9 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
     provenance = values.pop("hpo", None) or {}
     if not isinstance(provenance, dict):
         raise ConfigError(f"`hpo` in `best_config` {path} must be a mapping.")
+    for name in ("data", "packages"):
+        if not isinstance(provenance.get(name) or {}, dict):
+            raise ConfigError(f"`hpo.{name}` in `best_config` {path} must be a mapping.")
     searched_for = provenance.get("task", task)
     if searched_for != task:
         raise ConfigError(

@@ -21,7 +21,7 @@ from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
 from psy_agents_noaug.run_directory import RunDirectory
 from psy_agents_noaug.runs import RunResult, train
 from psy_agents_noaug.tracking.manifest import package_versions
-from psy_agents_noaug.training.out_of_memory import (
+from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     give_memory_back,
     is_out_of_memory,

@@ -102,6 +102,8 @@ def run_stage(argv: Sequence[str]) -> str:
     logging.getLogger("psy_agents_noaug").setLevel(logging.WARNING)
     logging.getLogger("psy_agents_noaug.hpo").setLevel(logging.INFO)
     request.folder.mkdir(parents=True, exist_ok=True)
+    if request.config.tracking.name == "mlflow":
+        mlflow_process()  # on its way while the data is read
     with _alone(request, url):
         storage = open_storage(
             url,

@@ -1,4 +1,4 @@
-"""MLflow in a process of its own: it takes seconds to import, while PyTorch does on another core.
+"""MLflow in a process of its own, which imports it on another core while PyTorch is imported here.
 
 One process serves all the runs that this one tracks. It outlives the signals that stop a training, which
 has yet to say how it ended, and ends when nobody is left to ask.
@@ -13,51 +13,55 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from logging.handlers import QueueHandler
+from operator import methodcaller
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from psy_agents_noaug import errors
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.base import Status
 from psy_agents_noaug.tracking.mlflow import MlflowTracker, import_mlflow
 
 logger = logging.getLogger(__name__)
 
+# How long an answer may keep others waiting that nobody waits for any more.
+_PATIENCE_SECONDS = 30
+_LENGTH_BYTES = 8
+
 
 class ProcessEndedError(Exception):
     """Nobody records any more."""
 
 
-class _Request(NamedTuple):
-    tracker: int
-    method: str
-    arguments: tuple[object, ...]
-    settings: dict[str, Any]
-
-
 class _Answer(NamedTuple):
+    """What a call returned or raised, and what was logged since the last one: logger, level, text."""
+
     result: Any
     error: Exception | None
-    records: list[logging.LogRecord]
+    told: list[tuple[str, int, str]]
 
 
 class MlflowProcess:
-    """Runs `MlflowTracker`s elsewhere; what they log and raise arrives here."""
+    """Runs `MlflowTracker`s elsewhere; what they log with `logging` is logged here, after the call.
+
+    A call that is interrupted (Ctrl-C) is carried out all the same. Calls wait for their turn.
+    """
 
     def __init__(self) -> None:
-        # -P: a file in the working directory must not pass for a module.
+        # -P: a file in the working directory must not pass for a module. A session of its own keeps
+        # the terminal's signals away before it can ignore them.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            start_new_session=True,
         )
-        # A signal that ends the wait for an answer must not cut the answer in two.
-        self._exchanges = ThreadPoolExecutor(max_workers=1)
+        self._free = threading.Semaphore()
         self._numbers = itertools.count()
 
     @property
@@ -65,58 +69,101 @@ class MlflowProcess:
         """Whether it can be asked."""
         return self._process.poll() is None
 
-    def open(self, **settings: Any) -> "RemoteTracker":
-        """Open a tracker; `settings` as for `MlflowTracker`.
+    def open(
+        self,
+        *,
+        uri: str | None,
+        experiment: str,
+        run_name: str,
+        output_dir: Path,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+        system_metrics: bool = True,
+    ) -> "RemoteTracker":
+        """Open a tracker; the arguments are those of `MlflowTracker`.
+
+        All trackers get the environment and the working directory that this process has now.
 
         Raises:
             ConfigError: as `MlflowTracker` does, or the process has ended.
         """
         number = next(self._numbers)
-        # It may have been started before these were changed.
+        settings = {
+            "uri": uri,
+            "experiment": experiment,
+            "run_name": run_name,
+            "output_dir": output_dir,
+            "run_id": run_id,
+            "parent_run_id": parent_run_id,
+            "system_metrics": system_metrics,
+        }
         place = {"environment": dict(os.environ), "folder": Path.cwd()}
         try:
-            run_id = self.ask(number, "open", **place, settings=settings)
+            opened = self.ask(methodcaller("open", number, settings, **place))
         except ProcessEndedError as error:
             raise ConfigError(
                 "MLflow could not be used: its process ended, for the reason that it printed. Train "
                 "without: `tracking=none`."
             ) from error
-        return RemoteTracker(self, number, run_id)
+        except BaseException:
+            # Interrupted: nobody would ever end the run that is being opened.
+            with suppress(ProcessEndedError):
+                self.ask(methodcaller("finish", number, "KILLED"))
+            raise
+        return RemoteTracker(self, number, opened)
 
-    def ask(self, tracker: int, method: str, *arguments: object, **settings: object) -> Any:
-        """Call a tracker's method and return what it does.
+    def ask(self, call: Callable[["_Trackers"], object]) -> Any:
+        """Return what `call` returns there, or raise what it raises.
 
         Raises:
-            ProcessEndedError: the process has ended.
+            ProcessEndedError: the process has ended, or was ended as it did not answer.
         """
-        request = pickle.dumps(_Request(tracker, method, arguments, settings))
-        answer = self._exchanges.submit(self._exchange, request).result()
-        for record in answer.records:
-            source = logging.getLogger(record.name)
-            if source.isEnabledFor(record.levelno):
-                source.handle(record)
+        request = pickle.dumps(call)
+        if not self._free.acquire(timeout=_PATIENCE_SECONDS):
+            self._process.kill()
+            raise ProcessEndedError
+        answers: SimpleQueue[bytes | None] = SimpleQueue()
+        # In a thread, as a signal that ends the wait must not cut an answer in two.
+        threading.Thread(target=self._exchange, args=(request, answers), daemon=True).start()
+        received = answers.get()
+        if received is None:
+            raise ProcessEndedError
+        answer: _Answer = pickle.loads(received)
+        for name, level, text in answer.told:
+            logging.getLogger(name).log(level, "%s", text)
         if answer.error is not None:
             raise answer.error
         return answer.result
 
     def close(self) -> None:
-        """End the process when it has answered all that it was asked."""
-        self._exchanges.shutdown()
-        # It may still be importing what nobody has asked for.
-        self._process.kill()
-        self._process.communicate()
+        """End the process when it has answered what it was asked."""
+        answered = False
+        try:
+            answered = self._free.acquire(timeout=_PATIENCE_SECONDS)
+        finally:
+            # It may still be importing what nobody has asked for.
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                assert pipe is not None
+                with suppress(OSError):
+                    pipe.close()
+            if answered:
+                self._free.release()
 
-    def _exchange(self, request: bytes) -> _Answer:
+    def _exchange(self, request: bytes, answers: SimpleQueue[bytes | None]) -> None:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
+        answer = None
         try:
-            stdin.write(request)
-            stdin.flush()
-            answer: _Answer = pickle.load(stdout)
-        except (OSError, EOFError) as error:
-            raise ProcessEndedError from error
-        return answer
+            # ValueError: the pipes have been closed.
+            with suppress(OSError, EOFError, ValueError):
+                _send(stdin, request)
+                answer = _receive(stdout)
+        finally:
+            self._free.release()
+            answers.put(answer)
 
 
 class RemoteTracker:
@@ -134,11 +181,11 @@ class RemoteTracker:
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings, nested as they are in the config."""
-        self._ask("log_params", dict(params))
+        self._ask(methodcaller("log_params", dict(params)))
 
     def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
         """Record metrics after `step` optimizer steps; None means undefined and is skipped."""
-        self._ask("log_metrics", dict(metrics), step=step)
+        self._ask(methodcaller("log_metrics", dict(metrics), step=step))
 
     def log_artifact(self, path: Path) -> None:
         """Keep a copy of a file, or of a folder with all it holds.
@@ -146,26 +193,29 @@ class RemoteTracker:
         Raises:
             FileNotFoundError: if `path` isn't there.
         """
-        self._ask("log_artifact", path.absolute())
+        self._ask(methodcaller("log_artifact", path.absolute()))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Label the run; a later value replaces an earlier one."""
-        self._ask("set_tags", dict(tags))
+        self._ask(methodcaller("set_tags", dict(tags)))
 
     def close_children(self) -> None:
         """Call those runs below this one KILLED that no process is at any more."""
-        self._ask("close_children")
+        self._ask(methodcaller("close_children"))
 
     def finish(self, status: Status) -> None:
         """Close the run. A second call does nothing."""
-        self._ask("finish", status)
+        self._send(methodcaller("finish", self._number, status))
         self._process = None
 
-    def _ask(self, method: str, *arguments: object, **settings: object) -> None:
+    def _ask(self, call: Callable[[MlflowTracker], object]) -> None:
+        self._send(methodcaller("call", self._number, call))
+
+    def _send(self, call: Callable[["_Trackers"], object]) -> None:
         if self._process is None:
             return
         try:
-            self._process.ask(self._number, method, *arguments, **settings)
+            self._process.ask(call)
         except ProcessEndedError:
             self._process = None
             logger.warning(
@@ -187,65 +237,89 @@ def _started() -> MlflowProcess:
     return process
 
 
-class _Server:
-    """The trackers of the process, by the numbers that they are asked for."""
+class _Trackers:
+    """The process's trackers, by the numbers that they are asked for."""
 
     def __init__(self) -> None:
-        self._trackers: dict[int, MlflowTracker] = {}
+        self._by_number: dict[int, MlflowTracker] = {}
 
-    def answer(self, request: _Request) -> object:
-        if request.method == "open":
-            return self._open(request.tracker, **request.settings)
-        method = getattr(self._trackers[request.tracker], request.method)
-        result: object = method(*request.arguments, **request.settings)
-        if request.method == "finish":
-            del self._trackers[request.tracker]
-        return result
-
-    def _open(
-        self, number: int, *, environment: dict[str, str], folder: Path, settings: dict[str, Any]
+    def open(
+        self, number: int, settings: dict[str, Any], *, environment: dict[str, str], folder: Path
     ) -> str:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        self._trackers[number] = MlflowTracker(**settings)
-        return self._trackers[number].run_id
+        self._by_number[number] = MlflowTracker(**settings)
+        return self._by_number[number].run_id
+
+    def call(self, number: int, call: Callable[[MlflowTracker], object]) -> object:
+        return call(self._by_number[number])
+
+    def finish(self, number: int, status: Status) -> None:
+        tracker = self._by_number.pop(number, None)
+        if tracker is not None:
+            tracker.finish(status)
+
+
+class _Told(logging.Handler):
+    """Keeps what is logged, as text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.put((record.name, record.levelno, record.getMessage()))
 
 
 def serve() -> None:
-    """Answer on standard output what is asked on standard input, until it ends."""
+    """Answer on standard output what is asked on standard input, until that ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What anyone prints must not come between the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    logging.getLogger().addHandler(QueueHandler(records))
+    told = _Told()
+    logging.getLogger().addHandler(told)
     # If it cannot be imported, opening a tracker says so.
     with suppress(ConfigError, ImportError):
         import_mlflow()
         import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
-    server = _Server()
+    trackers = _Trackers()
     # Ends where whoever asks does.
     with suppress(EOFError, BrokenPipeError):
         while True:
-            request: _Request = pickle.load(sys.stdin.buffer)
+            request = _receive(sys.stdin.buffer)
             result, error = None, None
             try:
-                result = server.answer(request)
-            except Exception as raised:  # noqa: BLE001
+                result = pickle.loads(request)(trackers)
+            except Exception as raised:  # noqa: BLE001  # whatever it is, it is raised where it was asked
                 error = _portable(raised)
-            told = [records.get() for _ in range(records.qsize())]
-            answers.write(pickle.dumps(_Answer(result, error, told)))
-            answers.flush()
+            records = [told.records.get() for _ in range(told.records.qsize())]
+            _send(answers, pickle.dumps(_Answer(result, error, records)))
+
+
+def _send(stream: IO[bytes], message: bytes) -> None:
+    stream.write(len(message).to_bytes(_LENGTH_BYTES, "big") + message)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes:
+    length = int.from_bytes(_read(stream, _LENGTH_BYTES), "big")
+    return _read(stream, length)
+
+
+def _read(stream: IO[bytes], n_bytes: int) -> bytes:
+    data = stream.read(n_bytes)
+    if len(data) < n_bytes:
+        raise EOFError
+    return data
 
 
 def _portable(error: Exception) -> Exception:
-    """Return the error, or what it says if it cannot travel, with the place where it was raised."""
+    """Return an error that needs no import of MLflow, with the place where it was raised."""
     place = "".join(traceback.format_exception(error))
-    try:
-        copy: Exception = pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001
-        copy = RuntimeError(f"{type(error).__name__}: {error}")
-    copy.add_note(f"raised in the process that records in MLflow:\n{place}")
-    return copy
+    if type(error).__module__ not in ("builtins", errors.__name__):
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"raised in the process that records in MLflow:\n{place}")
+    return error

@@ -13,11 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from psy_agents_noaug.errors import OutOfMemoryError
 from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
 from psy_agents_noaug.training.distributed import Processes
-from psy_agents_noaug.training.out_of_memory import (
-    MEMORY_ERRORS,
-    give_memory_back,
-    is_out_of_memory,
-)
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.protocols import (
     Batch,
@@ -26,6 +21,11 @@ from psy_agents_noaug.training.protocols import (
     MetricValues,
     Predictions,
     Task,
+)
+from psy_agents_noaug.utils.out_of_memory import (
+    MEMORY_ERRORS,
+    give_memory_back,
+    is_out_of_memory,
 )
 
 logger = logging.getLogger(__name__)

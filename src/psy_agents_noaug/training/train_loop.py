@@ -26,15 +26,15 @@ from psy_agents_noaug.training.distributed import Processes
 from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluate import Evaluator
 from psy_agents_noaug.training.optim import trainable
-from psy_agents_noaug.training.out_of_memory import (
-    MEMORY_ERRORS,
-    give_memory_back,
-    is_out_of_memory,
-)
 from psy_agents_noaug.training.precision import Precision, all_finite
 from psy_agents_noaug.training.progress import TrainingProgress
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Task
 from psy_agents_noaug.training.signals import StopSignals
+from psy_agents_noaug.utils.out_of_memory import (
+    MEMORY_ERRORS,
+    give_memory_back,
+    is_out_of_memory,
+)
 
 logger = logging.getLogger(__name__)
 

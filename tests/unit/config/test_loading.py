@@ -277,10 +277,17 @@ def test_any_text_in_a_best_config_survives(best, texts):
         ("a: [", "cannot be read"),
         ("output_dir: ${nowhere}", "cannot be read"),
         ("training.unknown: 1", "`training.unknown` is not a known key"),
+        ("hpo: 5", "`hpo` in `best_config`"),
+        ("hpo: {packages: 5}", "`hpo.packages` in `best_config`"),
+        ("hpo: {data: [a]}", "`hpo.data` in `best_config`"),
     ],
 )
 def test_a_best_config_that_cannot_be_used_is_refused(best, content, fault):
     assert fault in fault_of(best(content))
+
+
+def test_a_best_config_need_not_say_where_it_was_found(best):
+    assert load(best("seed: 3\nhpo: {packages: null, data: {}}\n")).seed == 3
 
 
 def test_a_best_config_must_exist(tmp_path):
