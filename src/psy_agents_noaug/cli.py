@@ -123,13 +123,29 @@ def _guarded(run: Callable[[], str]) -> int:
         return 2
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
+        _leave_process_group()
         return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(f"{_STOPPED}\n")
         return 130
     if speaks and shown:
         _print(shown)
+    _leave_process_group()
     return 0
+
+
+def _leave_process_group() -> None:
+    """End the threads of a process group, which may crash an interpreter that ends before them.
+
+    Not after an error of this process alone: with NCCL, leaving may wait for the others.
+    """
+    torch = sys.modules.get("torch")
+    if (
+        torch is not None
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    ):
+        torch.distributed.destroy_process_group()
 
 
 def _is_first_process() -> bool:
