@@ -104,7 +104,7 @@ class StudyStorage(RDBStorage):
             try:
                 return call()
             except (StorageInternalError, DBAPIError) as error:
-                if not self._is_patient or not _went_away(error):
+                if not self._is_patient or _lost_connection(error) is None:
                     raise
                 if time.monotonic() - began > self._patience_seconds:
                     raise StorageAwayError(
@@ -285,16 +285,21 @@ def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -
         ) from error
 
 
-def _went_away(error: Exception) -> bool:
-    """Whether the connection failed, and not what was said over it."""
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    kinds = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
-    return isinstance(cause, kinds) or (
-        isinstance(cause, DBAPIError) and cause.connection_invalidated
-    )
+def _lost_connection(error: Exception) -> DBAPIError | None:
+    """Return the failure of the connection, not of what was said over it, that led to `error`, if any.
+
+    Not always its immediate cause: Optuna meets some with another query, which fails in its own way.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError) or (
+            isinstance(cause, DBAPIError) and cause.connection_invalidated
+        ):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _first_line(error: Exception) -> str:
-    cause = error.__cause__ if isinstance(error, StorageInternalError) else error
-    lines = str(cause or error).strip().splitlines()
+    lines = str(_lost_connection(error) or error.__cause__ or error).strip().splitlines()
     return without_private_parts(lines[0]) if lines else type(error).__name__

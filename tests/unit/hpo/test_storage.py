@@ -1,3 +1,6 @@
+import sqlite3
+
+import optuna
 import pytest
 import sqlalchemy
 from optuna.exceptions import StorageInternalError
@@ -33,6 +36,26 @@ def test_an_outage_is_waited_out(storage: StudyStorage, caplog):
     assert storage.patiently(call) == 7
     assert caplog.text.count("The storage went away") == 1
     assert not storage.has_been_back_for(60.0)
+
+
+def test_an_outage_between_two_statements_is_waited_out(storage: StudyStorage, caplog):
+    # Optuna reads all trials once more after an error, over the connection that is gone.
+    study = optuna.create_study(storage=storage)
+    study.ask()
+    cuts = [sqlite3.OperationalError("server closed")]
+
+    @sqlalchemy.event.listens_for(storage.engine, "do_execute")
+    def cut(_cursor, statement, *_):
+        if cuts and "FROM trials" in statement:
+            raise cuts.pop()
+
+    @sqlalchemy.event.listens_for(storage.engine, "handle_error")
+    def lose_the_connection(context):
+        context.is_disconnect = True
+
+    assert len(study.get_trials()) == 1
+    assert not cuts
+    assert "The storage went away ((sqlite3.OperationalError) server closed)" in caplog.text
 
 
 def test_a_storage_just_opened_has_not_been_there_for_long(storage: StudyStorage):
