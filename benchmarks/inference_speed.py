@@ -75,7 +75,7 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
                 processes=machine.processes,
                 precision=machine.precision,
                 eval_batch_size=config.training.eval_batch_size,
-                max_tokens=machine.eval_tokens,
+                max_tokens=machine.eval_tokens(packed=task.packs),
                 loader_options=machine.loader_options,
             )
             began = time.perf_counter()

@@ -19,7 +19,9 @@ from psy_agents_noaug.utils.reproducibility import (
 )
 
 # A CPU computes small batches as fast as large ones, in less memory, and padded ones have less padding.
-_MICRO_BATCH_TOKENS = {"cpu": 1024}
+_ON_A_CPU = 1024
+# Packed ones have none, and bf16 products are so fast that what each batch casts anew counts.
+_ON_A_CPU_IN_BF16 = 4096
 _ON_A_GPU = 16384
 # Without gradients only one layer's activations are held.
 _EVAL_ON_A_GPU = 65536
@@ -33,17 +35,29 @@ logger = logging.getLogger(__name__)
 class Machine:
     """The processes of the run, what they compute in, and how batches are cut and loaded.
 
-    micro_batch_tokens: of a micro-batch; eval_tokens: of a batch that is only predicted; max_tokens:
-    whose activations are held at once where a single example has more than a micro-batch. Padding
-    counts, unless the encoder runs packed.
+    configured_tokens: of a batch, if the configuration says so; max_tokens: whose activations are held
+    at once where one example has more than a micro-batch. Padding counts, unless encoders run packed.
     """
 
     processes: Processes
     precision: Precision
     loader_options: dict[str, Any]
-    micro_batch_tokens: int
-    eval_tokens: int
+    configured_tokens: int | None
     max_tokens: int
+
+    def micro_batch_tokens(self, *, packed: bool) -> int:
+        """The tokens of a micro-batch."""
+        if self.configured_tokens is not None:
+            return self.configured_tokens
+        if self.processes.device.type != "cpu":
+            return _ON_A_GPU
+        return _ON_A_CPU_IN_BF16 if packed and self.precision.mode == "bf16" else _ON_A_CPU
+
+    def eval_tokens(self, *, packed: bool) -> int:
+        """The tokens of a batch that is only predicted."""
+        if self.configured_tokens is None and self.processes.device.type == "cuda":
+            return _EVAL_ON_A_GPU
+        return self.micro_batch_tokens(packed=packed)
 
 
 def prepare_machine(config: TrainConfig) -> Machine:
@@ -89,13 +103,11 @@ def prepare_machine(config: TrainConfig) -> Machine:
         persistent_workers=training.persistent_workers,
         prefetch_factor=training.prefetch_factor,
     )
-    tokens = training.micro_batch_tokens or _MICRO_BATCH_TOKENS.get(info.device.type, _ON_A_GPU)
     return Machine(
         Processes(device=info.device),
         precision,
         loader_options,
-        tokens,
-        eval_tokens=training.micro_batch_tokens
-        or (_EVAL_ON_A_GPU if info.device.type == "cuda" else tokens),
-        max_tokens=training.micro_batch_tokens or max(tokens, _MAX_TOKENS_HELD),
+        configured_tokens=training.micro_batch_tokens,
+        max_tokens=training.micro_batch_tokens
+        or (_MAX_TOKENS_HELD if info.device.type == "cpu" else _ON_A_GPU),
     )

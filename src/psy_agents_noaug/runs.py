@@ -262,7 +262,8 @@ def _fit(
             world_size=processes.count,
         )
 
-    total_steps = training.epochs * steps(machine.micro_batch_tokens).steps_per_epoch
+    micro_batch_tokens = machine.micro_batch_tokens(packed=task.packs)
+    total_steps = training.epochs * steps(micro_batch_tokens).steps_per_epoch
     total_steps = min(total_steps, training.max_steps or total_steps)
     stopping = training.early_stopping
     trainer = Trainer(
@@ -270,7 +271,7 @@ def _fit(
         model,
         steps=steps,
         total_steps=total_steps,
-        max_tokens=machine.micro_batch_tokens,
+        max_tokens=micro_batch_tokens,
         seed=config.seed,
         optimizer=optimizer,
         scheduler=build_scheduler(
@@ -396,6 +397,6 @@ def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Ev
         processes=machine.processes,
         precision=machine.precision,
         eval_batch_size=config.training.eval_batch_size,
-        max_tokens=machine.eval_tokens,
+        max_tokens=machine.eval_tokens(packed=task.packs),
         loader_options=machine.loader_options,
     )

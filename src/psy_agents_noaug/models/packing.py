@@ -24,6 +24,10 @@ PACKED = "psy_agents_packed"
 FAMILIES = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta")
 # Positions begin after the padding token's.
 _OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+# On a CPU, oneDNN makes a kernel for every new shape of a product in half precision, which takes longer
+# than the product. So packed rows, and sequences within attention, get lengths that come again. Besides,
+# AMX multiplies whole tiles (of 16 x 32).
+_ROW_MULTIPLE, _SEQUENCE_MULTIPLE = 64, 32
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,53 @@ class Packing:
         return nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
 
     @cached_property
-    def groups(self) -> list[tuple[int, int, int]]:
-        """Runs of sequences of the same length: first token, sequences, tokens of each."""
-        groups, start = [], 0
-        for length, run in groupby(self.counts.tolist()):
-            n_sequences = len(list(run))
-            groups.append((start, n_sequences, length))
-            start += n_sequences * length
-        return groups
+    def groups(self) -> list["_Group"]:
+        """Runs of sequences of the same length."""
+        return self._groups(1)
+
+    @cached_property
+    def recurring_groups(self) -> list["_Group"]:
+        """Runs of sequences of about the same length, padded to one that comes again."""
+        return self._groups(_SEQUENCE_MULTIPLE)
+
+    def _groups(self, multiple: int) -> list["_Group"]:
+        runs = groupby(self.counts.tolist(), key=lambda count: -(-count // multiple) * multiple)
+        return [_Group(length, list(run)) for length, run in runs]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Sequences next to each other: the length that they have, or are padded to, and their tokens.
+
+    Shapes: n sequences of L tokens as padded, M real tokens in all.
+    """
+
+    length: int
+    counts: list[int]
+
+    @property
+    def is_padded(self) -> bool:
+        return min(self.counts) < self.length
+
+    @cached_property
+    def _real(self) -> Tensor:
+        """Each token's place among the n * L padded ones: int64 `[M]`."""
+        places = torch.arange(self.length)
+        return (places < torch.tensor(self.counts)[:, None]).flatten().nonzero().squeeze(1)
+
+    def pad(self, part: Tensor) -> Tensor:
+        """`[h, M, d]` to `[h, n, L, d]`."""
+        h, _, d = part.shape
+        n = len(self.counts)
+        if not self.is_padded:
+            return part.reshape(h, n, self.length, d)
+        rows = part.new_zeros(n * self.length, h, d).index_copy(0, self._real, part.transpose(0, 1))
+        return rows.view(n, self.length, h, d).permute(2, 0, 1, 3)
+
+    def without_padding(self, padded: Tensor) -> Tensor:
+        """`[h, n, L, d]` to `[h, M, d]`."""
+        rows = padded.flatten(1, 2)
+        return rows.index_select(1, self._real) if self.is_padded else rows
 
 
 class _FirstTokens:
@@ -106,20 +149,27 @@ def run_encoder(
     # On a GPU this waits once for the number of tokens.
     real = mask.flatten().nonzero().squeeze(1)
     packing = Packing(real, mask.sum(dim=1), longest, first_only)
-    flat = {
-        name: value.flatten()[real].unsqueeze(0)
-        for name, value in inputs.items()
-        if name != "attention_mask"
-    }
     offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
+    flat = {name: value.flatten()[real] for name, value in inputs.items()}
+    flat["position_ids"] = real % longest + offset
+    del flat["attention_mask"]
+    spare = _spare_tokens(len(real), real.device.type)
     hidden = encoder(
-        **flat, position_ids=(real % longest + offset).unsqueeze(0), packing=packing
+        **{name: nn.functional.pad(value, (0, spare)).unsqueeze(0) for name, value in flat.items()},
+        packing=packing,
     ).last_hidden_state[0]
     if first_only:
         first = hidden if len(hidden) == n_rows else hidden[packing.bounds[:-1]]
         return first.unsqueeze(1)
+    hidden = hidden[: len(real)]
     padded = hidden.new_zeros(n_rows * longest, hidden.shape[-1]).index_copy(0, real, hidden)
     return padded.view(n_rows, longest, -1)
+
+
+def _spare_tokens(n_tokens: int, device: str) -> int:
+    """How many tokens that nobody looks at a packed row of so many gets."""
+    recurs = device == "cpu" and torch.is_autocast_enabled(device)
+    return -n_tokens % _ROW_MULTIPLE if recurs else 0
 
 
 def _packed_attention(
@@ -143,7 +193,11 @@ def _packed_attention(
     if picker is not None:
         picker.rows = packing.bounds[:-1] if packing.first_only else None
     settings = _Attention(
-        packing, scaling, dropout, None if sliding_window is None else sliding_window - 1
+        packing,
+        scaling,
+        dropout,
+        reach=None if sliding_window is None else sliding_window - 1,
+        first_only=picker is not None and packing.first_only,
     )
     attend = settings.by_length if query.device.type == "cpu" else settings.on_accelerator
     return attend(query[0], key[0], value[0]).unsqueeze(0), None
@@ -152,33 +206,60 @@ def _packed_attention(
 class _Attention(NamedTuple):
     """Attention within sequences: queries, keys and values `[h, N, d]` to `[N, h, d]`.
 
-    dropout: of the weights; reach: how far a token sees to either side, None everywhere.
+    dropout: of the weights; reach: how far a token sees to either side, None everywhere; first_only:
+    whether other results than those of sequences' first tokens may be anything.
     """
 
     packing: Packing
     scaling: float
     dropout: float
-    reach: int | None
+    reach: int | None = None
+    first_only: bool = False
 
     def by_length(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Take runs of sequences of one length together; nothing is computed for padding."""
+        """Take runs of sequences of one length together; little is computed for padding."""
+        packing, half = self.packing, query.element_size() == 2
+        # SDPA's way back in half precision is slow on a CPU, several times so for short sequences.
+        own = self.dropout > 0.0 or (half and torch.is_grad_enabled())
+        groups = packing.recurring_groups if own and half else packing.groups
+        tokens = [sum(group.counts) for group in groups]
+        spare = query.shape[1] - sum(tokens)
+        queries, keys, values = (
+            part.split_with_sizes([*tokens, spare], dim=1)[:-1] for part in (query, key, value)
+        )
+        if self.first_only:
+            firsts = packing.bounds[:-1].long()
+            sequences = [len(group.counts) for group in groups]
+            queries = query.index_select(1, firsts).split_with_sizes(sequences, dim=1)
         outputs = []
-        for start, n_sequences, length in self.packing.groups:
-            q, k, v = (
-                part[:, start : start + n_sequences * length]
-                .view(len(part), n_sequences, length, -1)
-                .transpose(0, 1)
-                for part in (query, key, value)
+        for group, q, k, v in zip(groups, queries, keys, values, strict=True):
+            q = q.unsqueeze(2) if self.first_only else group.pad(q)
+            attend = self._own if own else self._of_torch
+            attended = attend(group, q, group.pad(k), group.pad(v))
+            outputs.append(
+                attended.squeeze(2) if self.first_only else group.without_padding(attended)
             )
-            near = self._near(length, query)
-            if self.dropout > 0.0:
-                attended = attention_with_dropout(
-                    q, k, v, probability=self.dropout, scaling=self.scaling, allowed=near
-                )
-            else:
-                attended = scaled_dot_product_attention(q, k, v, attn_mask=near, scale=self.scaling)
-            outputs.append(attended.transpose(1, 2).flatten(0, 1))
-        return torch.cat(outputs)
+        output = torch.cat(outputs, dim=1)
+        if self.first_only:
+            output = torch.zeros_like(query).index_copy(1, firsts, output)
+        else:
+            output = nn.functional.pad(output, (0, 0, 0, spare))
+        return output.transpose(0, 1)
+
+    def _own(self, group: _Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return attention_with_dropout(
+            query,
+            key,
+            value,
+            probability=self.dropout,
+            scaling=self.scaling,
+            allowed=self._near(group.length, query),
+            counts=group.counts if group.is_padded else None,
+        )
+
+    def _of_torch(self, group: _Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        near = self._near(group.length, query)
+        return scaled_dot_product_attention(query, key, value, attn_mask=near, scale=self.scaling)
 
     def on_accelerator(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Flash attention over the packed row; where it does not apply, padded SDPA."""

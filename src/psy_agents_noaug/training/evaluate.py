@@ -118,11 +118,10 @@ class Evaluator:
             **self._loader_options,  # type: ignore[arg-type]
         )
         parts: list[dict[str, np.ndarray]] = []
-        with _in_evaluation_mode(model):
+        with _in_evaluation_mode(model), self._precision.autocast():
             for batch in loader:
                 on_batch()
-                with self._precision.autocast():
-                    outputs = self._task.predict(model, self._processes.to_device(batch))
+                outputs = self._task.predict(model, self._processes.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
         return _in_order(self._processes.gather((mine, parts)))
 
@@ -153,7 +152,8 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # Not `inference_mode`, in which autocast would cast the weights for every batch.
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)

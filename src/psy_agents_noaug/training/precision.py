@@ -47,14 +47,15 @@ class Precision:
         return self._scaler.is_enabled()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context that a forward pass runs in."""
+        """Return the context that forward passes with the same weights run in, which casts them once."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate `loss`, scaled where fp16 needs it."""
-        torch.autograd.backward(self._scaler.scale(loss))
+        """Backpropagate `loss`, scaled where fp16 needs it, within `autocast` or not."""
+        with torch.autocast(self._device.type, enabled=False):
+            torch.autograd.backward(self._scaler.scale(loss))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Bring the gradients back to the loss's scale, before clipping."""

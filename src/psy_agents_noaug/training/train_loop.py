@@ -276,13 +276,13 @@ class Trainer:
         # Data-parallel training averages gradients over processes; the loss is a sum over them.
         scale = step.weight * self._processes.count / step.n_examples
         collected: list[Tensor] = []
-        for number, batch in enumerate(step.batches, start=1):
-            is_last = number == len(step.batches)
-            with nullcontext() if is_last else self._processes.without_sync(self._model):
-                with self._precision.autocast():
+        with self._precision.autocast():
+            for number, batch in enumerate(step.batches, start=1):
+                is_last = number == len(step.batches)
+                with nullcontext() if is_last else self._processes.without_sync(self._model):
                     losses = self._task.loss(self._model, self._processes.to_device(batch))
-                self._precision.backward(losses.sum() * scale)
-            collected.append(losses.detach())
+                    self._precision.backward(losses.sum() * scale)
+                collected.append(losses.detach())
         return collected
 
     def _shrink_micro_batches(self, step: Step, error: BaseException) -> None:

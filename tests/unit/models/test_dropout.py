@@ -6,8 +6,8 @@ from torch.nn import functional
 from psy_agents_noaug.models.dropout import (
     FastDropout,
     attention_with_dropout,
+    draw_kept,
     keep_share,
-    keep_signs,
     use_fast_dropout,
 )
 
@@ -15,7 +15,8 @@ from psy_agents_noaug.models.dropout import (
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_the_asked_share_is_dropped(probability):
     torch.manual_seed(0)
-    kept = (keep_signs(torch.Size((400, 1001)), probability) > 0).double()
+    kept = draw_kept(torch.Size((400, 1001)), probability).double()
+    assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert kept.mean().item() == pytest.approx(1 - probability, abs=0.003)
     assert keep_share(probability) == pytest.approx(1 - probability, abs=2**-16)
     # Independent of its neighbours in a word and in a column.
@@ -27,7 +28,7 @@ def test_the_asked_share_is_dropped(probability):
 def test_the_seed_decides_what_is_dropped():
     def draw(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return keep_signs(torch.Size((3, 5)), 0.5)
+        return draw_kept(torch.Size((3, 5)), 0.5)
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -36,18 +37,30 @@ def test_the_seed_decides_what_is_dropped():
 def test_two_draws_differ():
     torch.manual_seed(0)
     shape = torch.Size((100,))
-    assert not torch.equal(keep_signs(shape, 0.5), keep_signs(shape, 0.5))
+    assert not torch.equal(draw_kept(shape, 0.5), draw_kept(shape, 0.5))
 
 
-def test_kept_values_are_scaled_and_dropped_ones_have_no_gradient():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_kept_values_are_scaled_and_dropped_ones_have_no_gradient(dtype):
     torch.manual_seed(0)
-    values = torch.rand(50, 40, requires_grad=True)
+    values = torch.rand(40, 50, dtype=dtype).add_(0.1).t().requires_grad_()
     output = FastDropout(0.25)(values)
     output.sum().backward()
     kept = output != 0
     assert 0.7 < kept.float().mean().item() < 0.8
     torch.testing.assert_close(output[kept], values[kept] / 0.75)
-    torch.testing.assert_close(values.grad, kept / 0.75)
+    torch.testing.assert_close(values.grad, (kept / 0.75).to(dtype))
+
+
+def test_a_dropped_infinity_is_nothing():
+    output = FastDropout(0.5)(torch.full((1000,), float("inf")))
+    assert set(output.tolist()) == {0.0, float("inf")}
+
+
+def test_hardly_anything_is_left_of_a_dropout_next_to_one():
+    kept = draw_kept(torch.Size((1000, 1000)), 0.9999999).sum().item()
+    assert 0 < kept < 100
+    assert keep_share(0.9999999) == 2**-16
 
 
 def test_nothing_is_dropped_in_evaluation():
@@ -74,15 +87,17 @@ def allowed():
     return (places[:, None] - places).abs() <= 2
 
 
-def with_seed(*parts, probability, allowed, seed=5):
+def with_seed(*parts, probability, allowed=None, counts=None, seed=5):
     torch.manual_seed(seed)
-    return attention_with_dropout(*parts, probability=probability, scaling=0.5, allowed=allowed)
+    return attention_with_dropout(
+        *parts, probability=probability, scaling=0.5, allowed=allowed, counts=counts
+    )
 
 
 def test_attention_drops_weights_after_the_softmax(parts, allowed):
     query, key, value = parts
     torch.manual_seed(5)
-    keep = (keep_signs(torch.Size((2, 3, 7, 7)), 0.4) > 0) / keep_share(0.4)
+    keep = draw_kept(torch.Size((2, 3, 7, 7)), 0.4) / keep_share(0.4)
     scores = (query @ key.transpose(-1, -2) * 0.5).masked_fill(~allowed, float("-inf"))
     expected = (scores.softmax(-1) * keep) @ value
     found = with_seed(*parts, probability=0.4, allowed=allowed)
@@ -94,7 +109,7 @@ def test_attention_has_the_gradient_that_autograd_finds(parts, allowed, masked):
     query, key, value = parts
     mask = allowed if masked else torch.ones_like(allowed)
     torch.manual_seed(5)
-    keep = (keep_signs(torch.Size((2, 3, 7, 7)), 0.4) > 0) / keep_share(0.4)
+    keep = draw_kept(torch.Size((2, 3, 7, 7)), 0.4) / keep_share(0.4)
     scores = (query @ key.transpose(-1, -2) * 0.5).masked_fill(~mask, float("-inf"))
     weights = torch.randn(2, 3, 7, 4, dtype=torch.float64)
     expected = torch.autograd.grad((((scores.softmax(-1) * keep) @ value) * weights).sum(), parts)
@@ -105,7 +120,29 @@ def test_attention_has_the_gradient_that_autograd_finds(parts, allowed, masked):
         torch.testing.assert_close(ours, autograds, atol=1e-6, rtol=1e-4)
 
 
-def test_attention_without_dropping_is_plain_attention(parts):
+@pytest.mark.parametrize("probability", [0.0, 1e-9])
+def test_attention_without_dropping_is_plain_attention(parts, probability):
     plain = functional.scaled_dot_product_attention(*parts, scale=0.5)
-    found = with_seed(*parts, probability=1e-9, allowed=None)
+    found = with_seed(*parts, probability=probability)
     torch.testing.assert_close(found, plain, atol=1e-6, rtol=1e-5)
+    weights = torch.randn(found.shape, dtype=torch.float64)
+    expected = torch.autograd.grad((plain * weights).sum(), parts)
+    gradients = torch.autograd.grad((found * weights).sum(), parts)
+    torch.testing.assert_close(gradients, expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("n_queries", [1, 7])
+def test_padding_is_not_attended_to(parts, n_queries):
+    query, key, value = parts
+    counts = [7, 4, 1]
+    found = with_seed(query[:, :, :n_queries], key, value, probability=0.0, counts=counts)
+    real = [found[:, place, :count] for place, count in enumerate(counts)]
+    torch.cat(real, dim=1).sum().backward()
+    for place, count in enumerate(counts):
+        alone = functional.scaled_dot_product_attention(
+            query[:, place, :n_queries], key[:, place, :count], value[:, place, :count], scale=0.5
+        )
+        torch.testing.assert_close(real[place], alone[:, :count], atol=1e-6, rtol=1e-5)
+        assert not key.grad[:, place, count:].any()
+        assert not value.grad[:, place, count:].any()
+        assert value.grad[:, place, :count].all()

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
+from psy_agents_noaug.models import packing
 from psy_agents_noaug.models.dropout import FastDropout, use_fast_dropout
 from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
 from psy_agents_noaug.models.packing import (
@@ -118,6 +119,40 @@ def test_nothing_is_computed_for_padding(inputs):
     assert rows == [(1, sum(LENGTHS), 16)]
 
 
+@pytest.mark.parametrize("first_only", [False, True])
+def test_in_bf16_on_a_cpu_rows_have_lengths_that_recur(inputs, first_only):
+    encoders = build("bert")
+    lengths = []
+    encoders.packed.embeddings.register_forward_hook(
+        lambda module, _, output: lengths.append(output.shape[1])
+    )
+    found = []
+    for encoder in (encoders.padded, encoders.packed):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = run_encoder(encoder, inputs, first_only=first_only)
+        shown = hidden if first_only else hidden[inputs["attention_mask"].bool()]
+        found.append((shown, gradients(encoder, shown)))
+    assert lengths == [64]
+    (padded, padded_gradients), (packed, packed_gradients) = found
+    torch.testing.assert_close(packed, padded, atol=5e-2, rtol=0.0)
+    assert packed_gradients.keys() == padded_gradients.keys()
+    for name, gradient in packed_gradients.items():
+        torch.testing.assert_close(gradient, padded_gradients[name], atol=2e-3, rtol=5e-2)
+
+
+def test_the_last_layer_attends_from_first_tokens_alone(inputs, monkeypatch):
+    asked = []
+
+    def attend(query, *parts, **settings):
+        asked.append(query.shape[2])
+        return scaled_dot_product_attention(query, *parts, **settings)
+
+    monkeypatch.setattr(packing, "scaled_dot_product_attention", attend)
+    run_encoder(build("bert").packed, inputs, first_only=True)
+    different = [20, 13, 7, 1]
+    assert asked == [*different, *different, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize("place", range(len(LENGTHS)))
 def test_a_sequence_does_not_see_those_packed_with_it(encoders, inputs, place):
     alone = {name: value[place : place + 1, : LENGTHS[place]] for name, value in inputs.items()}
@@ -220,6 +255,7 @@ def test_packed_and_padded_agree_on_a_gpu(encoders, inputs):
     ("way", "device", "dtype", "tolerance"),
     [
         ("by_length", "cpu", torch.float32, 1e-5),
+        ("by_length", "cpu", torch.bfloat16, 5e-2),
         ("on_accelerator", "cpu", torch.float32, 1e-5),
         pytest.param("on_accelerator", "cuda", torch.float32, 1e-4, marks=needs_cuda),
         pytest.param("on_accelerator", "cuda", torch.bfloat16, 5e-2, marks=needs_cuda),
@@ -235,8 +271,8 @@ def test_attention_is_that_of_each_sequence_alone(way, device, dtype, tolerance,
     counts = torch.tensor(LENGTHS, device=device)
     longest = max(LENGTHS)
     real = (torch.arange(longest, device=device) < counts[:, None]).flatten().nonzero().squeeze(1)
-    packing = Packing(real, counts, longest, False)
-    found = getattr(_Attention(packing, 0.25, 0.0, reach), way)(q, k, v)
+    where = Packing(real, counts, longest, False)
+    found = getattr(_Attention(where, 0.25, 0.0, reach), way)(q, k, v)
     found_gradients = torch.autograd.grad((found.transpose(0, 1) * weights).sum(), (q, k, v))
     exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
     outputs = []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.distributed import Processes
@@ -49,11 +50,11 @@ def task():
     return FakeTask()
 
 
-def evaluator(task, *, batch_size=8, max_tokens=128) -> Evaluator:
+def evaluator(task, *, batch_size=8, max_tokens=128, amp="off") -> Evaluator:
     return Evaluator(
         task,
         processes=Processes(device=CPU),
-        precision=Precision("off", device=CPU, supports_bf16=False, supports_fp16=False),
+        precision=Precision(amp, device=CPU, supports_bf16=True, supports_fp16=False),
         eval_batch_size=batch_size,
         max_tokens=max_tokens,
         loader_options={"num_workers": 0},
@@ -100,6 +101,29 @@ def test_the_model_predicts_in_evaluation_mode_and_gets_its_own_mode_back(task, 
     evaluator(task).predict(model, "val")
     assert set(task.modes) == {(False, False)}
     assert model.training is training
+
+
+class Casts(TorchDispatchMode):
+    """Counts the weights that are cast to bf16."""
+
+    n = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
+        if operation is torch.ops.aten._to_copy.default:
+            self.n += isinstance(arguments[0], nn.Parameter)
+        return operation(*arguments, **(settings or {}))
+
+
+def test_weights_are_cast_once_for_all_batches(task, monkeypatch):
+    model = nn.Linear(1, 1, bias=False)
+    monkeypatch.setattr(
+        task,
+        "predict",
+        lambda model, batch: {"rows": model(batch["rows"][:, None].float()).float()},
+    )
+    with Casts() as casts:
+        evaluator(task, amp="bf16").predict(model, "val")
+    assert casts.n == 1
 
 
 def test_a_calibration_is_fitted_on_val_alone(task):

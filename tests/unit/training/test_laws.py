@@ -104,6 +104,20 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
     assert _history(parts) == _history(whole)
 
 
+@EVERY_TASK
+def test_a_run_in_bf16_resumes_to_the_same_weights(
+    make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs.train(make_config("run_name=whole", "training.amp=bf16"))
+    _stop_at(monkeypatch, [3])
+    config = make_config("run_name=parts", "resume=auto", "training.amp=bf16")
+    with pytest.raises(Interrupted):
+        runs.train(config)
+    parts = runs.train(config)
+    assert weights_of(parts) == weights_of(whole)
+    assert parts.metrics == whole.metrics
+
+
 def _stop_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     """Send SIGTERM to this process during each of these steps."""
     original = train_loop.Trainer._gradients

@@ -64,6 +64,19 @@ def test_products_are_computed_in_the_mode_and_weights_stay_fp32(mode, dtype):
     chosen.load_state_dict({})
 
 
+def test_going_back_between_forward_passes_is_not_autocast():
+    chosen, model = precision("bf16", bf16=True), nn.Linear(4, 2)
+    seen = []
+    with chosen.autocast():
+        for _ in range(2):
+            out = model(torch.ones(3, 4))
+            out.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+            chosen.backward(out.float().sum())
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [False, False]
+    assert torch.equal(model.weight.grad, torch.full((2, 4), 6.0))
+
+
 def test_fp16_gradients_are_scaled_and_an_overflow_skips_the_update():
     chosen, model = precision("fp16", fp16=True), nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
