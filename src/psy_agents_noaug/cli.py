@@ -122,6 +122,8 @@ def _guarded(run: Callable[[], str]) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except Interrupted as stop:
+        # Asked again, it is ending already.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stderr.write(f"{stop}\n")
         _leave_process_group()
         return stop.exit_code

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 IN_A_GROUP = """
+import signal
 import sys
 import torch.distributed
 from psy_agents_noaug import cli
@@ -15,6 +16,10 @@ def run():
     )
     if sys.argv[1] == "interrupted":
         raise Interrupted("stopped", exit_code=130)
+    if sys.argv[1] == "asked twice":
+        leave = torch.distributed.destroy_process_group
+        torch.distributed.destroy_process_group = lambda: (signal.raise_signal(signal.SIGTERM), leave())
+        signal.raise_signal(signal.SIGTERM)
     return "done"
 
 code = cli._guarded(run)
@@ -23,7 +28,12 @@ print(code, torch.distributed.is_initialized())
 
 
 @pytest.mark.parametrize(
-    ("how", "out"), [("done", "done\n0 False\n"), ("interrupted", "130 False\n")]
+    ("how", "out"),
+    [
+        ("done", "done\n0 False\n"),
+        ("interrupted", "130 False\n"),
+        ("asked twice", "143 False\n"),
+    ],
 )
 def test_a_process_leaves_its_group_before_it_ends(how, out):
     done = subprocess.run(

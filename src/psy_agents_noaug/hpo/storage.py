@@ -296,7 +296,8 @@ def _lost_connection(error: Exception) -> DBAPIError | None:
             isinstance(cause, DBAPIError) and cause.connection_invalidated
         ):
             return cause
-        cause = cause.__cause__ or cause.__context__
+        suppressed = cause.__suppress_context__
+        cause = cause.__cause__ or (None if suppressed else cause.__context__)
     return None
 
 

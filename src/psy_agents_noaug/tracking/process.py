@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 from psy_agents_noaug import errors
-from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.errors import ConfigError, Interrupted
 from psy_agents_noaug.tracking.base import Status
 from psy_agents_noaug.tracking.mlflow import MlflowTracker, import_mlflow
 
@@ -105,9 +105,9 @@ class MlflowProcess:
                 "MLflow could not be used: its process ended, for the reason that it printed. Train "
                 "without: `tracking=none`."
             ) from error
-        except BaseException:
-            # Interrupted: nobody would ever end the run that is being opened.
-            with suppress(ProcessEndedError):
+        except (KeyboardInterrupt, Interrupted):
+            # Nobody would ever end the run that is being opened. What else may go wrong is not the news.
+            with suppress(Exception):
                 self.ask(methodcaller("finish", number, "KILLED"))
             raise
         return RemoteTracker(self, number, opened)
@@ -124,7 +124,13 @@ class MlflowProcess:
             raise ProcessEndedError
         answers: SimpleQueue[bytes | None] = SimpleQueue()
         # In a thread, as a signal that ends the wait must not cut an answer in two.
-        threading.Thread(target=self._exchange, args=(request, answers), daemon=True).start()
+        exchange = threading.Thread(target=self._exchange, args=(request, answers), daemon=True)
+        try:
+            exchange.start()
+        except RuntimeError:
+            # No thread is left: the next call must not wait for this one's answer.
+            self._free.release()
+            raise
         received = answers.get()
         if received is None:
             raise ProcessEndedError
@@ -269,7 +275,11 @@ class _Told(logging.Handler):
         self.records: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.records.put((record.name, record.levelno, record.getMessage()))
+        try:
+            self.records.put((record.name, record.levelno, self.format(record)))
+        except (TypeError, ValueError):
+            # A message that does not fit its arguments must not stop who logs it.
+            self.handleError(record)
 
 
 def serve() -> None:
@@ -319,7 +329,16 @@ def _read(stream: IO[bytes], n_bytes: int) -> bytes:
 def _portable(error: Exception) -> Exception:
     """Return an error that needs no import of MLflow, with the place where it was raised."""
     place = "".join(traceback.format_exception(error))
-    if type(error).__module__ not in ("builtins", errors.__name__):
+    if type(error).__module__ not in ("builtins", errors.__name__) or not _can_be_sent(error):
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"raised in the process that records in MLflow:\n{place}")
     return error
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether pickle takes the error's arguments, which may be anything."""
+    try:
+        pickle.dumps(error)
+    except (pickle.PicklingError, TypeError, AttributeError):
+        return False
+    return True

@@ -24,6 +24,21 @@ def gone() -> Exception:
     return error
 
 
+def test_an_error_that_stands_for_itself_is_not_taken_for_an_outage(storage: StudyStorage):
+    calls = []
+
+    def call():
+        calls.append(1)
+        try:
+            raise gone()
+        except StorageInternalError:
+            raise StorageInternalError("no such study") from None
+
+    with pytest.raises(StorageInternalError, match="no such study"):
+        storage.patiently(call)
+    assert len(calls) == 1
+
+
 def test_an_outage_is_waited_out(storage: StudyStorage, caplog):
     answers = [gone(), gone(), 7]
 
