@@ -58,9 +58,9 @@ def attention_with_dropout(
     allowed: Tensor | None = None,
     counts: Sequence[int] | None = None,
 ) -> Tensor:
-    """Scaled dot-product attention with dropped weights: queries `[h, n, Q, d]` to `[h, n, Q, d]`.
+    """Scaled dot-product attention with dropped weights: queries `[n, h, Q, d]` to `[n, h, Q, d]`.
 
-    Keys and values are `[h, n, L, d]`. `allowed`: bool `[Q, L]`, the keys that a query sees; None: all.
+    Keys and values are `[n, h, L, d]`. `allowed`: bool `[Q, L]`, the keys that a query sees; None: all.
     `counts`: how many keys each of the n has, before padding; queries after as many may have any result.
     """
     attended: Tensor = _DroppedAttention.apply(  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ class _DroppedAttention(torch.autograd.Function):
             scores.masked_fill_(~allowed, float("-inf"))
         for place, count in enumerate(counts or ()):
             # Padding's own queries see something, as attending to nothing makes NaN.
-            scores[:, place, :count, count:] = float("-inf")
+            scores[place, :, :count, count:] = float("-inf")
         signed = scores.softmax(dim=-1)
         bits = _bits(signed)
         # The sign's bit.

@@ -84,18 +84,18 @@ class _Group:
         return (places < torch.tensor(self.counts)[:, None]).flatten().nonzero().squeeze(1)
 
     def pad(self, part: Tensor) -> Tensor:
-        """`[h, M, d]` to `[h, n, L, d]`."""
+        """`[h, M, d]` to `[n, h, L, d]`."""
         h, _, d = part.shape
         n = len(self.counts)
         if not self.is_padded:
-            return part.reshape(h, n, self.length, d)
+            return part.view(h, n, self.length, d).transpose(0, 1)
         rows = part.new_zeros(n * self.length, h, d).index_copy(0, self._real, part.transpose(0, 1))
-        return rows.view(n, self.length, h, d).permute(2, 0, 1, 3)
+        return rows.view(n, self.length, h, d).transpose(1, 2)
 
     def without_padding(self, padded: Tensor) -> Tensor:
-        """`[h, n, L, d]` to `[h, M, d]`."""
-        rows = padded.flatten(1, 2)
-        return rows.index_select(1, self._real) if self.is_padded else rows
+        """`[n, h, L, d]` to `[M, h, d]`."""
+        rows = padded.transpose(1, 2).flatten(0, 1)
+        return rows.index_select(0, self._real) if self.is_padded else rows
 
 
 class _FirstTokens:
@@ -233,18 +233,19 @@ class _Attention(NamedTuple):
             queries = query.index_select(1, firsts).split_with_sizes(sequences, dim=1)
         outputs = []
         for group, q, k, v in zip(groups, queries, keys, values, strict=True):
-            q = q.unsqueeze(2) if self.first_only else group.pad(q)
             attend = self._own if own else self._of_torch
-            attended = attend(group, q, group.pad(k), group.pad(v))
-            outputs.append(
-                attended.squeeze(2) if self.first_only else group.without_padding(attended)
-            )
-        output = torch.cat(outputs, dim=1)
+            if self.first_only:
+                attended = attend(group, q.transpose(0, 1).unsqueeze(2), group.pad(k), group.pad(v))
+                outputs.append(attended.squeeze(2))
+            else:
+                attended = attend(group, group.pad(q), group.pad(k), group.pad(v))
+                outputs.append(group.without_padding(attended))
         if self.first_only:
-            output = torch.zeros_like(query).index_copy(1, firsts, output)
-        else:
-            output = nn.functional.pad(output, (0, 0, 0, spare))
-        return output.transpose(0, 1)
+            others = query.new_zeros(query.shape[1], *outputs[0].shape[1:])
+            return others.index_copy(0, firsts, torch.cat(outputs))
+        if spare:
+            outputs.append(query.new_zeros(spare, *outputs[0].shape[1:]))
+        return torch.cat(outputs)
 
     def _own(self, group: _Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attention_with_dropout(
