@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="settings of the run, as for the scripts")
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
-        measures = {
+        measures: dict[str, Callable[[], float]] = {
             "--help": lambda: seconds_of(SCRIPT, "--help"),
             "pandas, torch and transformers alone": seconds_of_imports,
             "first update": lambda: first_update(folder, *options.overrides),
