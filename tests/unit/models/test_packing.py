@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from psy_agents_noaug.models.packing import (
     enable_packing,
     run_encoder,
 )
+from psy_agents_noaug.training.precision import Precision
 
 SMALL = {
     "vocab_size": 90,
@@ -183,6 +185,31 @@ def test_recomputed_activations_drop_the_same_and_give_the_same_gradients(inputs
         torch.manual_seed(5)
         found.append(gradients(model, run_encoder(model, inputs, first_only=True)))
     assert_same_gradients(*found)
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_weights_that_are_cast_once_for_two_passes_have_the_gradient_of_both(inputs, recomputes):
+    halves = [{name: value[part] for name, value in inputs.items()} for part in ([0, 1], [2, 3, 4])]
+    precision = Precision(
+        "bf16", device=torch.device("cpu"), supports_bf16=True, supports_fp16=False
+    )
+    found = []
+    for is_cast_once in (True, False):
+        model = build("bert").packed.train()
+        use_fast_dropout(model)
+        if recomputes:
+            recompute_activations(model)
+        torch.manual_seed(5)
+        with precision.autocast() if is_cast_once else nullcontext():
+            for half in halves:
+                with nullcontext() if is_cast_once else precision.autocast():
+                    loss = run_encoder(model, half).float().square().sum()
+                precision.backward(loss)
+        found.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    once, twice = found
+    assert once.keys() == twice.keys()
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+    assert "encoder.layer.0.attention.self.query.weight" in once
 
 
 def test_attention_with_dropout_sees_what_attention_without_sees(inputs):
