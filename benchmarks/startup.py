@@ -31,7 +31,8 @@ def seconds_of_imports() -> float:
         [sys.executable, "-c", f"{IMPORTS}; print('done', flush=True)"], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
-        process.stdout.readline()
+        if process.stdout.readline() != b"done\n":
+            raise SystemExit("pandas, torch or transformers cannot be imported")
         return time.perf_counter() - began
 
 
@@ -55,7 +56,9 @@ def first_update(folder: str, *overrides: str) -> float:
     children = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
-    psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
     return seconds
 
 

@@ -122,7 +122,7 @@ def _guarded(run: Callable[[], str]) -> int:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except Interrupted as stop:
-        # Asked again, it is ending already.
+        # Asked again, it is ending already; only SIGKILL ends it sooner.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stderr.write(f"{stop}\n")
         _leave_process_group()

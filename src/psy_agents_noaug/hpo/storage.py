@@ -296,8 +296,7 @@ def _lost_connection(error: Exception) -> DBAPIError | None:
             isinstance(cause, DBAPIError) and cause.connection_invalidated
         ):
             return cause
-        suppressed = cause.__suppress_context__
-        cause = cause.__cause__ or (None if suppressed else cause.__context__)
+        cause = cause.__cause__ if cause.__suppress_context__ else cause.__context__
     return None
 
 

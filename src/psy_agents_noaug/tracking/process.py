@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from logging.handlers import QueueHandler
 from operator import methodcaller
 from pathlib import Path
 from queue import SimpleQueue
@@ -119,17 +120,18 @@ class MlflowProcess:
             ProcessEndedError: the process has ended, or was ended as it did not answer.
         """
         request = pickle.dumps(call)
-        if not self._free.acquire(timeout=_PATIENCE_SECONDS):
-            self._process.kill()
-            raise ProcessEndedError
         answers: SimpleQueue[bytes | None] = SimpleQueue()
         # In a thread, as a signal that ends the wait must not cut an answer in two.
         exchange = threading.Thread(target=self._exchange, args=(request, answers), daemon=True)
+        if not self._free.acquire(timeout=_PATIENCE_SECONDS):
+            self._process.kill()
+            raise ProcessEndedError
         try:
             exchange.start()
-        except RuntimeError:
-            # No thread is left: the next call must not wait for this one's answer.
-            self._free.release()
+        except BaseException:
+            # No thread is left, or a signal came: the next call must not wait for this one's answer.
+            if exchange.ident is None:
+                self._free.release()
             raise
         received = answers.get()
         if received is None:
@@ -267,21 +269,6 @@ class _Trackers:
             tracker.finish(status)
 
 
-class _Told(logging.Handler):
-    """Keeps what is logged, as text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: SimpleQueue[tuple[str, int, str]] = SimpleQueue()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.records.put((record.name, record.levelno, self.format(record)))
-        except (TypeError, ValueError):
-            # A message that does not fit its arguments must not stop who logs it.
-            self.handleError(record)
-
-
 def serve() -> None:
     """Answer on standard output what is asked on standard input, until that ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -289,8 +276,9 @@ def serve() -> None:
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # What anyone prints must not come between the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    told = _Told()
-    logging.getLogger().addHandler(told)
+    told: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    # What it keeps is text, with the traceback; a message that does not fit its arguments stops nobody.
+    logging.getLogger().addHandler(QueueHandler(told))
     # If it cannot be imported, opening a tracker says so.
     with suppress(ConfigError, ImportError):
         import_mlflow()
@@ -305,8 +293,9 @@ def serve() -> None:
                 result = pickle.loads(request)(trackers)
             except Exception as raised:  # noqa: BLE001  # whatever it is, it is raised where it was asked
                 error = _portable(raised)
-            records = [told.records.get() for _ in range(told.records.qsize())]
-            _send(answers, pickle.dumps(_Answer(result, error, records)))
+            records = [told.get() for _ in range(told.qsize())]
+            texts = [(record.name, record.levelno, record.msg) for record in records]
+            _send(answers, pickle.dumps(_Answer(result, error, texts)))
 
 
 def _send(stream: IO[bytes], message: bytes) -> None:
@@ -327,18 +316,10 @@ def _read(stream: IO[bytes], n_bytes: int) -> bytes:
 
 
 def _portable(error: Exception) -> Exception:
-    """Return an error that needs no import of MLflow, with the place where it was raised."""
+    """Return an error that pickle takes and that needs no import of MLflow, with where it was raised."""
     place = "".join(traceback.format_exception(error))
-    if type(error).__module__ not in ("builtins", errors.__name__) or not _can_be_sent(error):
+    is_known = type(error).__module__ in ("builtins", errors.__name__)
+    if not is_known or not all(isinstance(arg, str | int | float | None) for arg in error.args):
         error = RuntimeError(f"{type(error).__name__}: {error}")
     error.add_note(f"raised in the process that records in MLflow:\n{place}")
     return error
-
-
-def _can_be_sent(error: Exception) -> bool:
-    """Whether pickle takes the error's arguments, which may be anything."""
-    try:
-        pickle.dumps(error)
-    except (pickle.PicklingError, TypeError, AttributeError):
-        return False
-    return True
