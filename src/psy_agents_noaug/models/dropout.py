@@ -121,9 +121,12 @@ class _DroppedAttention(torch.autograd.Function):
             scores[place, :, :count, count:] = float("-inf")
         signed = scores.softmax(dim=-1)
         bits = _bits(signed)
-        # The sign's bit.
-        kept = draw_kept(signed.shape, probability) if probability > 0.0 else 1
-        bits.add_(kept, alpha=torch.iinfo(bits.dtype).min)
+        sign = torch.iinfo(bits.dtype).min
+        if probability > 0.0:
+            bits.add_(draw_kept(signed.shape, probability), alpha=sign)
+        else:
+            # Also of what may have it already: NaN, which has to stay.
+            bits.bitwise_or_(sign)
         minus_kept = -keep_share(probability)
         ctx.save_for_backward(query, key, value, signed)
         ctx.scaling, ctx.minus_kept = scaling, minus_kept
