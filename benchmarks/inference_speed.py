@@ -4,7 +4,7 @@ MiniLM with a head of two classes on the same (criterion, post) pairs, posts of 
 220 words). Both are timed with the tokenising: ours over `Evaluator.predict`, without cached tokens, the
 other over `predict(pairs)`. Each is in a fresh process. Usage:
 
-    python benchmarks/inference_speed.py [--posts 24] [--rounds 2] [--json FILE] [KEY=VALUE]...
+    python benchmarks/inference_speed.py [--posts 48] [--rounds 2] [--json FILE] [KEY=VALUE]...
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--posts", type=int, default=24)
+    parser.add_argument("--posts", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument(
         "--json", type=Path, default=Path("benchmarks/results/inference_speed.json")

@@ -25,9 +25,11 @@ FAMILIES = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-robert
 # Positions begin after the padding token's.
 _OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
 # On a CPU, oneDNN makes a kernel for every new shape of a product in half precision, which takes longer
-# than the product. So packed rows, and sequences within attention, get lengths that come again. Besides,
+# than the product. So packed rows, and what queries attend to, get lengths that come again. Besides,
 # AMX multiplies whole tiles (of 16 x 32).
 _ROW_MULTIPLE, _SEQUENCE_MULTIPLE = 64, 32
+# Of fewer keys than these, SDPA makes less work than padding them.
+_FEW_KEYS = 64
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,20 @@ def enable_packing(encoder: nn.Module) -> None:
     if is_packed(encoder):
         return
     model.set_attn_implementation(PACKED)
-    # ModernBERT's last residual is added where no hook reaches.
+    # ModernBERT's last residual is added where no hook reaches, and its sums grow from layer to layer.
     if model.config.model_type != "modernbert":
+        model.embeddings.register_forward_hook(_as_autocast)
         last = model.encoder.layer[-1].attention
         last.self.first_tokens = _FirstTokens()
         last.output.register_forward_pre_hook(last.self.first_tokens)
+
+
+def _as_autocast(module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
+    """Cast what the layers add to, for predictions on a CPU: casting in each of them costs a tenth."""
+    device = embedded.device.type
+    if device != "cpu" or torch.is_grad_enabled() or not torch.is_autocast_enabled(device):
+        return embedded
+    return embedded.to(torch.get_autocast_dtype(device))
 
 
 def is_packed(encoder: nn.Module) -> bool:
@@ -138,7 +149,7 @@ def run_encoder(
     """Return the last hidden state `[W, T, H]` of `inputs` `[W, T]`; of first tokens `[W, 1, H]`.
 
     `inputs` are `input_ids`, `attention_mask` (padding comes last) and perhaps `token_type_ids`. A
-    packed encoder gives zeros for padding. One thread at a time may run an encoder.
+    packed encoder gives float32, and zeros for padding. One thread at a time may run an encoder.
     """
     config: Any = getattr(encoder, "config", None)
     if not is_packed(encoder):
@@ -154,10 +165,8 @@ def run_encoder(
     flat["position_ids"] = real % longest + offset
     del flat["attention_mask"]
     spare = _spare_tokens(len(real), real.device.type)
-    hidden = encoder(
-        **{name: nn.functional.pad(value, (0, spare)).unsqueeze(0) for name, value in flat.items()},
-        packing=packing,
-    ).last_hidden_state[0]
+    row = {name: nn.functional.pad(value, (0, spare)).unsqueeze(0) for name, value in flat.items()}
+    hidden = encoder(**row, packing=packing).last_hidden_state[0].float()
     if first_only:
         first = hidden if len(hidden) == n_rows else hidden[packing.bounds[:-1]]
         return first.unsqueeze(1)
@@ -231,9 +240,9 @@ class _Attention(NamedTuple):
             firsts = packing.bounds[:-1].long()
             sequences = [len(group.counts) for group in groups]
             queries = query.index_select(1, firsts).split_with_sizes(sequences, dim=1)
+        attend = self._own if own else self._of_torch
         outputs = []
         for group, q, k, v in zip(groups, queries, keys, values, strict=True):
-            attend = self._own if own else self._of_torch
             if self.first_only:
                 attended = attend(group, q.transpose(0, 1).unsqueeze(2), group.pad(k), group.pad(v))
                 outputs.append(attended.squeeze(2))
@@ -255,12 +264,20 @@ class _Attention(NamedTuple):
             probability=self.dropout,
             scaling=self.scaling,
             allowed=self._near(group.length, query),
-            counts=group.counts if group.is_padded else None,
+            counts=group.counts,
         )
 
     def _of_torch(self, group: _Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        near = self._near(group.length, query)
-        return scaled_dot_product_attention(query, key, value, attn_mask=near, scale=self.scaling)
+        allowed = self._near(group.length, query)
+        spare = -group.length % _SEQUENCE_MULTIPLE
+        if spare and group.length > _FEW_KEYS and query.element_size() == 2:
+            key, value = (nn.functional.pad(part, (0, 0, 0, spare)) for part in (key, value))
+            if allowed is None:
+                allowed = torch.ones(1, group.length, dtype=torch.bool)
+            allowed = nn.functional.pad(allowed, (0, spare))
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=allowed, scale=self.scaling
+        )
 
     def on_accelerator(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Flash attention over the packed row; where it does not apply, padded SDPA."""

@@ -130,16 +130,23 @@ def test_in_bf16_on_a_cpu_rows_have_lengths_that_recur(inputs, first_only):
     )
     found = []
     for encoder in (encoders.padded, encoders.packed):
+        # Weights as large as trained ones, so that attention matters.
+        for name, weights in encoder.named_parameters():
+            if weights.dim() == 2 and "embeddings" not in name:
+                weights.data *= 8.0
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = run_encoder(encoder, inputs, first_only=first_only)
         shown = hidden if first_only else hidden[inputs["attention_mask"].bool()]
         found.append((shown, gradients(encoder, shown)))
     assert lengths == [64]
     (padded, padded_gradients), (packed, packed_gradients) = found
-    torch.testing.assert_close(packed, padded, atol=5e-2, rtol=0.0)
+    assert (packed - padded).norm() <= 0.03 * padded.norm()
     assert packed_gradients.keys() == padded_gradients.keys()
     for name, gradient in packed_gradients.items():
-        torch.testing.assert_close(gradient, padded_gradients[name], atol=2e-3, rtol=5e-2)
+        # What is added to every key changes nothing: the gradient is rounding alone.
+        if not name.endswith("key.bias"):
+            other = padded_gradients[name]
+            assert (gradient - other).norm() <= 0.1 * other.norm(), name
 
 
 def test_the_last_layer_attends_from_first_tokens_alone(inputs, monkeypatch):
@@ -153,6 +160,42 @@ def test_the_last_layer_attends_from_first_tokens_alone(inputs, monkeypatch):
     run_encoder(build("bert").packed, inputs, first_only=True)
     different = [20, 13, 7, 1]
     assert asked == [*different, *different, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
+def test_predictions_in_bf16_on_a_cpu_add_up_in_bf16_and_training_does_not(architecture, inputs):
+    packed = build(architecture).packed
+    types = []
+    packed.encoder.layer[-1].output.LayerNorm.register_forward_hook(
+        lambda module, added, _: types.append(added[0].dtype)
+    )
+    exact = run_encoder(packed, inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run_encoder(packed, inputs)
+        with torch.no_grad():
+            predicted = run_encoder(packed, inputs)
+    # ELECTRA's embeddings end in a product, which autocast takes in bf16.
+    trained = torch.bfloat16 if architecture == "electra" else torch.float32
+    assert types == [torch.float32, trained, torch.bfloat16]
+    assert predicted.dtype == torch.float32
+    torch.testing.assert_close(predicted, exact, atol=5e-2, rtol=0.0)
+
+
+@pytest.mark.parametrize("reach", [None, 9])
+def test_predictions_in_bf16_attend_to_no_key_that_fills_up(reach):
+    lengths = [70, 64, 30]
+    draw = torch.Generator().manual_seed(4)
+    # Keys unlike all queries: one that fills up, of zeros, would be the likest.
+    query, key, value = (
+        sign * torch.rand(2, sum(lengths), 16, generator=draw).bfloat16() for sign in (1, -4, 1)
+    )
+    where = Packing(torch.arange(sum(lengths)), torch.tensor(lengths), max(lengths), False)
+    with torch.no_grad():
+        found = _Attention(where, 1.0, 0.0, reach).by_length(query, key, value)
+        exact = _Attention(where, 1.0, 0.0, reach).by_length(
+            *(part.float() for part in (query, key, value))
+        )
+    torch.testing.assert_close(found.float(), exact, atol=2e-2, rtol=0.0)
 
 
 @pytest.mark.parametrize("place", range(len(LENGTHS)))
