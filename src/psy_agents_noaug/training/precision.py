@@ -47,7 +47,7 @@ class Precision:
         return self._scaler.is_enabled()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context that forward passes with the same weights run in, which casts them once."""
+        """Return the context for forward passes with the same weights, which casts trained ones once."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)

@@ -1,0 +1,27 @@
+from types import SimpleNamespace
+
+import pytest
+
+from psy_agents_noaug.machine import Machine
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "packed", "configured", "trained", "predicted"),
+    [
+        ("cpu", "off", False, None, 1024, 1024),
+        ("cpu", "off", True, None, 1024, 1024),
+        ("cpu", "bf16", False, None, 1024, 1024),
+        ("cpu", "bf16", True, None, 4096, 4096),
+        ("cpu", "bf16", True, 256, 256, 256),
+        ("cuda", "bf16", True, None, 16384, 65536),
+        ("cuda", "off", False, None, 16384, 65536),
+        ("cuda", "bf16", True, 256, 256, 256),
+    ],
+)
+def test_batches_are_cut_as_the_hardware_likes_them_unless_configured(
+    device, mode, packed, configured, trained, predicted
+):
+    processes = SimpleNamespace(device=SimpleNamespace(type=device))
+    machine = Machine(processes, SimpleNamespace(mode=mode), {}, configured, max_tokens=1)
+    assert machine.micro_batch_tokens(packed=packed) == trained
+    assert machine.eval_tokens(packed=packed) == predicted
