@@ -18,10 +18,10 @@ import psutil
 from common import in_fresh_process, interleaved, table, write_results
 from transformers import BertConfig, BertModel
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.hpo.stages import run_stage
 from psy_agents_noaug.models.encoder import load_encoder
+from psy_agents_noaug.run import train as runs
 
 SYSTEMS = ("direct", "search")
 # What is searched must not change what a training costs: learning rates, weight decay, warmup are left.

@@ -28,12 +28,12 @@ from common import (
 from sentence_transformers import CrossEncoder
 
 from psy_agents_noaug.config.loading import load_train_config
-from psy_agents_noaug.machine import prepare_machine
 from psy_agents_noaug.models.encoder import load_encoder
-from psy_agents_noaug.prepare import prepare_data
+from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.tasks.build import build_task
 from psy_agents_noaug.tasks.encoders import load_encoders
-from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.utils.reproducibility import get_device
 
 SYSTEMS = {
@@ -61,7 +61,7 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
         reads = {criterion.criterion_id: criterion.text for criterion in data.corpus.criteria}
         pairs = [(reads[example.criterion_id], example.text) for example in examples]
         if system == "ours":
-            machine = prepare_machine(config)
+            machine = prepare_hardware(config)
             task = build_task(
                 config,
                 encoders=load_encoders(config),

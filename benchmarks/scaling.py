@@ -18,7 +18,7 @@ from pathlib import Path
 import training_speed
 from common import in_fresh_process, interleaved, peak_memory_mib, table, write_results
 
-from psy_agents_noaug import runs
+from psy_agents_noaug.run import train as runs
 from psy_agents_noaug.utils.reproducibility import get_device
 
 TIMES = (1, 4, 16)

@@ -39,12 +39,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
 from psy_agents_noaug.models.encoder import load_encoder
-from psy_agents_noaug.prepare import prepare_data
-from psy_agents_noaug.tasks.criteria import CriteriaTask, build_criteria_task
+from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask, build_criteria_task
 from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.utils.reproducibility import get_device
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
-from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.run.train import RunResult
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[1]

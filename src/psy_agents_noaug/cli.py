@@ -26,7 +26,7 @@ from psy_agents_noaug.errors import Interrupted, PsyAgentsError
 from psy_agents_noaug.tracking.process import mlflow_process
 
 if TYPE_CHECKING:
-    from psy_agents_noaug.runs import RunResult
+    from psy_agents_noaug.run.train import RunResult
 
 _STOPPED = (
     "Stopped outside of training; resume=auto goes on from the last checkpoint, if there is one."
@@ -42,7 +42,7 @@ def run_train(config_name: str, argv: Sequence[str]) -> int:
             mlflow_process()  # on its way while the rest is imported
         # Imported late: torch takes seconds, and a wrong key should be told at once.
         with _no_garbage():
-            from psy_agents_noaug.runs import train
+            from psy_agents_noaug.run.train import train
 
         return train(config)
 
@@ -55,7 +55,7 @@ def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
     def run() -> "RunResult":
         evaluation, explicit = load_evaluate_config(config_name, argv)
         with _no_garbage():
-            from psy_agents_noaug.runs import evaluate
+            from psy_agents_noaug.run.train import evaluate
 
         return evaluate(evaluation, task_name=config_name.split("/")[0], explicit=explicit)
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.cli import run_evaluate, run_train
 from psy_agents_noaug.config.loading import load_train_config
+from psy_agents_noaug.run import train as runs
 from psy_agents_noaug.training.checkpoint import _TAIL, Checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 
 from psy_agents_noaug.cli import run_evaluate, run_train
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.tasks.criteria import CriteriaTask
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[2]
@@ -248,9 +248,9 @@ def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
     settings = [*overrides, "training.max_steps=1"]
     program = (
         "import sys\n"
-        "from psy_agents_noaug import runs\n"
+        "from psy_agents_noaug.run import train as runs\n"
         "from psy_agents_noaug.config.loading import load_train_config\n"
-        "from psy_agents_noaug.training.train_loop import Trainer\n"
+        "from psy_agents_noaug.training.trainer import Trainer\n"
         "def evaluate(trainer, signals):\n"
         "    print({'sklearn', 'mlflow'} & set(sys.modules), 'at the evaluation')\n"
         "    sys.exit()\n"

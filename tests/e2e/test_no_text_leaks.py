@@ -23,7 +23,7 @@ Rows = list[dict[str, str]]
 PROGRAM = """
 import json, sys
 from psy_agents_noaug.cli import run_evaluate, run_train
-from psy_agents_noaug.tasks.criteria import CriteriaTask
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 
 plan = json.loads(sys.argv[1])
 codes = [run_train(name, argv) for name, argv in plan["train"]]

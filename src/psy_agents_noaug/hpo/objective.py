@@ -18,8 +18,8 @@ from psy_agents_noaug.errors import (
     StoppedError,
 )
 from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
-from psy_agents_noaug.run_directory import RunDirectory
-from psy_agents_noaug.runs import RunResult, train
+from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.train import RunResult, train
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,

@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import Trial
 
 from psy_agents_noaug.hpo.search_space import SearchSpace
-from psy_agents_noaug.runs import Prospect, RunResult
+from psy_agents_noaug.run.train import RunPreview, RunResult
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Plan(Protocol):
     def check(self) -> None:
         """Raise ConfigError, with all faults, where a trial could not be trained."""
 
-    def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
         """Write the results to `folder`.
 
         Raises:

@@ -30,11 +30,11 @@ from psy_agents_noaug.hpo.report import (
 )
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
-from psy_agents_noaug.hpo.workers import Standing
-from psy_agents_noaug.metrics.paired import Comparison, comparable_figures, compare
+from psy_agents_noaug.hpo.workers import StudyProgress
+from psy_agents_noaug.metrics.comparison import Comparison, comparable_figures, compare
 from psy_agents_noaug.metrics.tables import render_table
-from psy_agents_noaug.run_directory import RunDirectory
-from psy_agents_noaug.runs import Prospect, RunResult, evaluate
+from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.train import RunPreview, RunResult, evaluate
 from psy_agents_noaug.utils.files import write_json
 
 Configuration = Literal["best", "default"]
@@ -114,7 +114,7 @@ class Refit(Plan):
         figures = {key: test.metrics[key] for key in self._shown()}
         trial.set_user_attr("test", figures)
 
-    def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
         csv_of_trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         trials = self._by_configuration(study)
@@ -209,7 +209,7 @@ class Refit(Plan):
     def _by_configuration(self, study: optuna.Study) -> dict[Configuration, list[FrozenTrial]]:
         """Return each configuration's trials by seed, of the seeds that both were trained with."""
         found: dict[Configuration, dict[int, FrozenTrial]] = {name: {} for name in CONFIGURATIONS}
-        for trial in Standing.of(study).complete:
+        for trial in StudyProgress.of(study).complete:
             found[trial.params["configuration"]][trial.params["seed"]] = trial
         seeds = [
             seed for seed in self._settings.seeds if all(seed in own for own in found.values())

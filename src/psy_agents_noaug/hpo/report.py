@@ -14,7 +14,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState
 
 from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.hpo.workers import LOST, Standing, counted, original_number
+from psy_agents_noaug.hpo.workers import LOST, StudyProgress, counted, original_number
 from psy_agents_noaug.utils.files import write_bytes, write_text
 
 _COLUMNS = ("seconds", "evaluations", "run", "worker", "cause")
@@ -52,7 +52,7 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
         "history": plot_optimization_history,
         "importances": plot_param_importances,
     }
-    complete = Standing.of(study).complete
+    complete = StudyProgress.of(study).complete
     if len({trial.value for trial in complete}) < 2:
         logger.info("No importances are plotted: fewer than two trials ended differently.")
         del plots["importances"]
@@ -90,7 +90,7 @@ def publish_latest(path: Path, folder: Path) -> Path:
 
 def refuse_empty(study: optuna.Study) -> None:
     """Raise ConfigError, with the causes, if no trial came to anything."""
-    standing = Standing.of(study)
+    standing = StudyProgress.of(study)
     if standing.complete:
         return
     causes = sorted({trial.user_attrs.get("cause", LOST) for trial in standing.failed})

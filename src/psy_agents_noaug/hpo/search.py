@@ -23,9 +23,9 @@ from psy_agents_noaug.hpo.report import (
 )
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
-from psy_agents_noaug.hpo.workers import Standing, original_number, ranked
+from psy_agents_noaug.hpo.workers import StudyProgress, original_number, ranked
 from psy_agents_noaug.metrics.tables import render_table
-from psy_agents_noaug.runs import Prospect, RunResult
+from psy_agents_noaug.run.train import RunPreview, RunResult
 
 logger = logging.getLogger(__name__)
 
@@ -95,10 +95,10 @@ class Search(Plan):
     def finish(self, trial: Trial, result: RunResult) -> None:
         """Nothing: a search never looks at test."""
 
-    def report(self, study: optuna.Study, folder: Path, prospect: Prospect) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
         trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
-        standing = Standing.of(study)
+        standing = StudyProgress.of(study)
         by_value = ranked(standing.complete, maximise=prospect.maximise)
         best, monitor = by_value[0], self._config.training.monitor
         path = folder / "best_config.yaml"
@@ -140,7 +140,7 @@ class Search(Plan):
         return {name: overrides[name] for name in self.space.parameters if name in overrides}
 
     def _table(self, study: optuna.Study, by_value: Sequence[FrozenTrial]) -> str:
-        standing = Standing.of(study)
+        standing = StudyProgress.of(study)
         names = list(self.space.parameters)
         rows = [["trial", self._config.training.monitor, *(_short(name, names) for name in names)]]
         for trial in by_value[:_SHOWN]:

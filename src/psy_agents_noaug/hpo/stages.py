@@ -21,7 +21,6 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError
 from optuna.trial import Trial
 
-from psy_agents_noaug.bookkeeping import tracked
 from psy_agents_noaug.config.loading import (
     CONFIG_DIR,
     compose_config,
@@ -43,8 +42,9 @@ from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.storage import StudyLock, StudyStorage, open_storage, storage_url
 from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
-from psy_agents_noaug.run_directory import differences
-from psy_agents_noaug.runs import Prospect, survey
+from psy_agents_noaug.run.directory import differences
+from psy_agents_noaug.run.records import tracked
+from psy_agents_noaug.run.train import RunPreview, survey
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.process import mlflow_process
 
@@ -112,7 +112,7 @@ def run_stage(argv: Sequence[str]) -> str:
         )
         prospect = survey(request.config)
         # What is to be known of the data has been told now, and is the same for every trial.
-        logging.getLogger("psy_agents_noaug.prepare").setLevel(logging.ERROR)
+        logging.getLogger("psy_agents_noaug.run.data").setLevel(logging.ERROR)
         lock = StudyLock(url, request.study_name)
         with lock.held(storage):
             study = _open_study(request, plan, storage, prospect)
@@ -262,7 +262,7 @@ def _alone(request: Request, url: str) -> Iterator[None]:
 
 
 def _open_study(
-    request: Request, plan: Plan, storage: StudyStorage, prospect: Prospect
+    request: Request, plan: Plan, storage: StudyStorage, prospect: RunPreview
 ) -> optuna.Study:
     """Begin the study, or go on with it if it is of the same settings; under the lock."""
     name = request.study_name
@@ -301,7 +301,7 @@ def _open_study(
     return study
 
 
-def _settings_of_all(request: Request, plan: Plan, prospect: Prospect) -> dict[str, Any]:
+def _settings_of_all(request: Request, plan: Plan, prospect: RunPreview) -> dict[str, Any]:
     """Return what all workers of a study, and who goes on with it, must agree on; JSON-able."""
     settings = {
         "hpo.sampler": request.stage.sampler.model_dump(),

@@ -51,7 +51,7 @@ class FailedTrialError(Exception):
 
 
 @dataclass(frozen=True)
-class Standing:
+class StudyProgress:
     """How far a study is. All counts are of trials that stand for themselves, retries for the first."""
 
     complete: Sequence[FrozenTrial]
@@ -65,7 +65,7 @@ class Standing:
         return len(self.complete) + len(self.pruned) + len(self.failed) + len(self.open)
 
     @classmethod
-    def of(cls, study: optuna.Study) -> "Standing":
+    def of(cls, study: optuna.Study) -> "StudyProgress":
         trials = counted(study.get_trials(deepcopy=False))
         return cls(
             complete=[t for t in trials if t.state == TrialState.COMPLETE],
@@ -145,7 +145,7 @@ class Worker:
             with self._lock.held(self._storage):
                 self._bury_the_dead()
                 trial = self._next()
-                standing = Standing.of(self._study)
+                standing = StudyProgress.of(self._study)
             if trial is not None:
                 self._run(trial)
                 waits = False
@@ -215,7 +215,7 @@ class Worker:
         """Take a waiting trial, or begin a new one if the budget allows; under the lock."""
         trials = self._study.get_trials(deepcopy=False)
         is_waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        may_begin = Standing.of(self._study).n_begun < self._n_trials
+        may_begin = StudyProgress.of(self._study).n_begun < self._n_trials
         if not is_waiting and not may_begin:
             return None
         self._study.sampler = self._sampler(len(trials))
@@ -286,7 +286,7 @@ class Worker:
     def _log(
         self, trial: Trial, state: TrialState, value: float | None, attributes: dict[str, Any]
     ) -> None:
-        standing = Standing.of(self._study)
+        standing = StudyProgress.of(self._study)
         best = next(iter(ranked(standing.complete, maximise=self._maximise)), None)
         said = {
             TrialState.COMPLETE: f"{value:.4f}" if value is not None else "",

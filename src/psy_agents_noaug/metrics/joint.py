@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psy_agents_noaug.metrics.bootstrap import (
+from psy_agents_noaug.metrics.classification import NO_PAIRS, Figure, Floats, Metrics, metrics_of
+from psy_agents_noaug.metrics.intervals import (
     divide,
     draw_group_counts,
     macro,
     percentile_intervals,
 )
-from psy_agents_noaug.metrics.classification import NO_PAIRS, Figure, Floats, Metrics, metrics_of
 
 Flags = NDArray[np.bool_]
 _CONFIDENCE = 0.95

@@ -28,13 +28,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psy_agents_noaug.metrics.bootstrap import (
-    bootstrap_intervals,
-    divide,
-    draw_group_counts,
-    macro,
-    percentile_intervals,
-)
 from psy_agents_noaug.metrics.classification import (
     NO_PAIRS,
     Figure,
@@ -45,6 +38,13 @@ from psy_agents_noaug.metrics.classification import (
     classification_metrics,
     criterion_index,
     metrics_of,
+)
+from psy_agents_noaug.metrics.intervals import (
+    bootstrap_intervals,
+    divide,
+    draw_group_counts,
+    macro,
+    percentile_intervals,
 )
 from psy_agents_noaug.metrics.squad import exact_match, token_f1
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
-from psy_agents_noaug.models.packing import run_encoder
+from psy_agents_noaug.models.kernels.packing import run_encoder
 
 
 class CriteriaModel(nn.Module):

@@ -10,13 +10,13 @@ from psy_agents_noaug.config.schema import (
 )
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.models.dropout import use_fast_dropout
 from psy_agents_noaug.models.encoder import recompute_activations
+from psy_agents_noaug.models.kernels.dropout import use_fast_dropout
 from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.tasks.criteria import build_criteria_task
+from psy_agents_noaug.tasks.criteria.task import build_criteria_task
 from psy_agents_noaug.tasks.encoders import ONLY, Encoders, choose_execution
-from psy_agents_noaug.tasks.evidence import build_evidence_task
-from psy_agents_noaug.tasks.joint import build_joint_task
+from psy_agents_noaug.tasks.evidence.task import build_evidence_task
+from psy_agents_noaug.tasks.joint.task import build_joint_task
 
 
 def build_task(

@@ -7,7 +7,7 @@ from typing import Any
 from psy_agents_noaug.config.schema import ModelConfig, TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.models.encoder import Encoder, load_encoder, rebuild_encoder
-from psy_agents_noaug.models.packing import FAMILIES, can_pack, enable_packing
+from psy_agents_noaug.models.kernels.packing import FAMILIES, can_pack, enable_packing
 
 ONLY = "encoder"
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"

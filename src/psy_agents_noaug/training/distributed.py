@@ -24,7 +24,7 @@ T = TypeVar("T")
 _SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
-class Processes:
+class DistributedContext:
     """The processes of this run, and this one's place among them.
 
     rank, count: this process and how many there are; `is_main` writes the files.

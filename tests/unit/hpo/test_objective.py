@@ -3,11 +3,11 @@ import pytest
 import torch
 from optuna.exceptions import TrialPruned
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.errors import ConfigError, NonFiniteError, OutOfMemoryError, StoppedError
 from psy_agents_noaug.hpo import objective as module
 from psy_agents_noaug.hpo.objective import Objective, Place, Reporter
 from psy_agents_noaug.hpo.workers import FailedTrialError
+from psy_agents_noaug.run import train as runs
 
 MONITOR = "val/f1_macro"
 

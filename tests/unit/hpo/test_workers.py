@@ -12,7 +12,7 @@ from psy_agents_noaug.hpo import workers
 from psy_agents_noaug.hpo.settings import SamplerConfig
 from psy_agents_noaug.hpo.storage import StorageAwayError, StudyLock, open_storage
 from psy_agents_noaug.hpo.strategies import build_sampler
-from psy_agents_noaug.hpo.workers import FailedTrialError, Standing, Worker, original_number
+from psy_agents_noaug.hpo.workers import FailedTrialError, StudyProgress, Worker, original_number
 
 SAMPLER = SamplerConfig(name="tpe", seed=3, n_startup_trials=2)
 
@@ -47,7 +47,7 @@ def work(study, storage):
             objective=objective,
             maximise=True,
         ).work()
-        return Standing.of(study)
+        return StudyProgress.of(study)
 
     return run
 

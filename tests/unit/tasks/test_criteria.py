@@ -11,8 +11,8 @@ from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.losses import classification_loss
-from psy_agents_noaug.tasks.criteria import CriteriaTask, build_criteria_task
-from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
+from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask, build_criteria_task
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
 SECRET = "xylozephyrquill"
@@ -286,9 +286,11 @@ def test_a_report_adds_intervals_baselines_and_truncation(make_task):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_baselines_thresholds_are_fitted_on_val_alone(make_task, monkeypatch, split):
     seen = []
-    original = CriteriaJudge._fit
+    original = CriteriaEvaluation._fit
     monkeypatch.setattr(
-        CriteriaJudge, "_fit", lambda self, pairs: (seen.append(pairs), original(self, pairs))[1]
+        CriteriaEvaluation,
+        "_fit",
+        lambda self, pairs: (seen.append(pairs), original(self, pairs))[1],
     )
     labels = [example.label for example in {"val": VAL, "test": TEST}[split]]
     make_task().report(_predictions(labels), split=split, calibration=CALIBRATION)

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.windows import NO_OFFSET, encode_windows
-from psy_agents_noaug.tasks.decoding import NO_SPAN, decode_spans
+from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, decode_spans
 
 NEVER = -np.inf
 

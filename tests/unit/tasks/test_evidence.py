@@ -13,7 +13,7 @@ from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.evidence import NULL_POSITION, log_odds
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.evidence import build_evidence_task
+from psy_agents_noaug.tasks.evidence.task import build_evidence_task
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:2]
 SECRET = "xylozephyrquill"

@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 import torch
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from psy_agents_noaug.models.criteria import CriteriaModel
-from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.train import RunResult
 from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.tasks.criteria import CriteriaTask
-from psy_agents_noaug.tasks.evidence import EvidenceTask
-from psy_agents_noaug.tasks.joint import JointTask
-from psy_agents_noaug.training import train_loop
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask
+from psy_agents_noaug.tasks.evidence.task import EvidenceTask
+from psy_agents_noaug.tasks.joint.task import JointTask
+from psy_agents_noaug.training import trainer as train_loop
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
 MakeConfig = Callable[..., TrainConfig]

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from psy_agents_noaug import runs
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.prepare import prepare_data
-from psy_agents_noaug.runs import RunResult
+from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.run.train import RunResult
 from psy_agents_noaug.tasks.build import build_task
 from psy_agents_noaug.tasks.encoders import load_encoders
 from psy_agents_noaug.training.batching import TrainingSteps

@@ -8,7 +8,7 @@ import torch
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.utils.memory import keep_freed_memory
 from psy_agents_noaug.utils.reproducibility import (
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """The processes of the run, what they compute in, and how batches are cut and loaded.
 
     configured_tokens: of a batch, if the configuration says so; max_tokens: whose activations are held
     at once where one example has more than a micro-batch. Padding counts, unless encoders run packed.
     """
 
-    processes: Processes
+    processes: DistributedContext
     precision: Precision
     loader_options: dict[str, Any]
     configured_tokens: int | None
@@ -60,7 +60,7 @@ class Machine:
         return self.micro_batch_tokens(packed=packed)
 
 
-def prepare_machine(config: TrainConfig) -> Machine:
+def prepare_hardware(config: TrainConfig) -> Hardware:
     """Seed everything, choose device, kernels and precision, and log the choice.
 
     Raises:
@@ -103,8 +103,8 @@ def prepare_machine(config: TrainConfig) -> Machine:
         persistent_workers=training.persistent_workers,
         prefetch_factor=training.prefetch_factor,
     )
-    return Machine(
-        Processes(device=info.device),
+    return Hardware(
+        DistributedContext(device=info.device),
         precision,
         loader_options,
         configured_tokens=training.micro_batch_tokens,

@@ -17,13 +17,13 @@ from psy_agents_noaug.metrics.spans import (
 )
 from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.tasks.base import flat_metrics
-from psy_agents_noaug.tasks.decoding import NO_SPAN, SpanCandidates
-from psy_agents_noaug.tasks.evidence_baselines import (
+from psy_agents_noaug.tasks.evidence.baselines import (
     first_sentence,
     no_evidence,
     similar_sentence,
     whole_post,
 )
+from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
 
 THRESHOLD = "null_score_diff_threshold"
@@ -43,7 +43,7 @@ _BASELINES = {
 }
 
 
-class EvidenceJudge:
+class EvidenceEvaluation:
     """Judges span candidates against the gold spans of each split.
 
     Predictions hold `span_starts`, `span_ends` and `span_scores`, `[pairs, spans]`, as

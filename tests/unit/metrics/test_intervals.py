@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from psy_agents_noaug.metrics.bootstrap import (
+from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
+from psy_agents_noaug.metrics.intervals import (
     BOOTSTRAPPED,
     bootstrap_intervals,
     draw_group_counts,
 )
-from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
 
 CRITERIA = ("A.1", "A.2", "A.3")
 HALF = dict.fromkeys(CRITERIA, 0.5)
@@ -97,7 +97,7 @@ def test_the_bootstrap_is_the_one_that_rebuilds_every_resample(n_posts, decimals
 def test_the_bootstrap_is_the_same_whether_done_at_once_or_in_chunks(monkeypatch):
     options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 20, "seed": 1}
     at_once = bootstrap_intervals(random_pairs(1), **options)
-    monkeypatch.setattr("psy_agents_noaug.metrics.bootstrap._CHUNK_CELLS", 3 * 90)
+    monkeypatch.setattr("psy_agents_noaug.metrics.intervals._CHUNK_CELLS", 3 * 90)
     assert bootstrap_intervals(random_pairs(1), **options) == at_once
 
 

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from psy_agents_noaug.config.loading import to_yaml
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError, RunInUseError, faults_message
-from psy_agents_noaug.training.train_loop import BEST, LAST
+from psy_agents_noaug.training.trainer import BEST, LAST
 from psy_agents_noaug.utils.files import write_json, write_text
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
-from psy_agents_noaug.prepare import PreparedData
-from psy_agents_noaug.run_directory import RunDirectory, differences
+from psy_agents_noaug.run.data import PreparedData
+from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import Checkpoint

@@ -12,15 +12,15 @@ from psy_agents_noaug.metrics.joint import JointDecisions, joint_metrics
 from psy_agents_noaug.metrics.spans import kept_spans
 from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.tasks.base import example_ids, flat_metrics
-from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
-from psy_agents_noaug.tasks.evidence_judge import THRESHOLD, EvidenceJudge, evidence_lines
+from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
+from psy_agents_noaug.tasks.evidence.evaluation import THRESHOLD, EvidenceEvaluation, evidence_lines
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
 
 PARTS = ("without", "alone")  # the post without its predicted spans, and these alone
 
 
-class JointJudge:
-    """Judges labels by `CriteriaJudge`, evidence by `EvidenceJudge`, and what they say together.
+class JointEvaluation:
+    """Judges labels by `CriteriaEvaluation`, evidence by `EvidenceEvaluation`, and both together.
 
     Predictions hold the entries of both. Pairs whose evidence is unknown are judged by their label
     alone.
@@ -42,7 +42,7 @@ class JointJudge:
             split: np.asarray([bool(e.evidence) or e.label == 0 for e in pairs], dtype=bool)
             for split, pairs in examples.items()
         }
-        self._label_judge = CriteriaJudge(
+        self._label_judge = CriteriaEvaluation(
             criteria=criteria,
             examples=examples,
             thresholds=settings.criteria.thresholds,
@@ -50,7 +50,7 @@ class JointJudge:
             bootstrap_resamples=settings.criteria.bootstrap_resamples,
             seed=seed,
         )
-        self._evidence_judge = EvidenceJudge(
+        self._evidence_judge = EvidenceEvaluation(
             criteria=criteria,
             examples={
                 split: [e for e, known in zip(pairs, self._known[split], strict=True) if known]

@@ -19,9 +19,9 @@ from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
-from psy_agents_noaug.tasks.criteria_judge import CriteriaJudge
+from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
 from psy_agents_noaug.tasks.encoders import ONLY, described
-from psy_agents_noaug.tasks.pools import EpochPools
+from psy_agents_noaug.tasks.negatives import NegativeSampler
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
 CLASSES = ("not met", "met")
@@ -123,7 +123,7 @@ class CriteriaTask(ReportingTask):
         self._focal_gamma = focal_gamma
         self._seed = seed
         self._sources: dict[str, PairSource] = {}
-        self._judge = CriteriaJudge(
+        self._judge = CriteriaEvaluation(
             criteria=criteria,
             examples=examples,
             thresholds=thresholds,
@@ -221,8 +221,8 @@ class CriteriaTask(ReportingTask):
         return self._judge.summary(metrics)
 
     @cached_property
-    def _pools(self) -> EpochPools:
-        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
+    def _pools(self) -> NegativeSampler:
+        return NegativeSampler(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
 
 def resolve_class_weights(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from psy_agents_noaug.models.dropout import attention_with_dropout
+from psy_agents_noaug.models.kernels.dropout import attention_with_dropout
 
 PACKED = "psy_agents_packed"
 # Those whose packed and padded results are tested to agree, and their siblings of the same code.

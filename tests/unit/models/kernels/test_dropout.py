@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from psy_agents_noaug.models.dropout import (
+from psy_agents_noaug.models.kernels.dropout import (
     FastDropout,
     attention_with_dropout,
     draw_kept,

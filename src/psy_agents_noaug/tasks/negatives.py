@@ -11,7 +11,7 @@ from psy_agents_noaug.training.batching import derived_seed
 _SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
 
 
-class EpochPools:
+class NegativeSampler:
     """All annotated pairs in every epoch, and a fresh sample of the unannotated negatives.
 
     Args:

@@ -22,17 +22,17 @@ from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
 from psy_agents_noaug.models.joint import JointModel
 from psy_agents_noaug.models.losses import classification_loss, span_loss
 from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, flat_metrics
-from psy_agents_noaug.tasks.criteria import CLASSES, resolve_class_weights
+from psy_agents_noaug.tasks.criteria.task import CLASSES, resolve_class_weights
 from psy_agents_noaug.tasks.encoders import CRITERIA, EVIDENCE, ONLY, Encoders, described
-from psy_agents_noaug.tasks.evidence import (
+from psy_agents_noaug.tasks.evidence.task import (
     ENCODER_INPUTS,
     WindowSource,
     decoded_spans,
     window_figures,
     window_notes,
 )
-from psy_agents_noaug.tasks.joint_judge import PARTS, JointJudge
-from psy_agents_noaug.tasks.pools import EpochPools
+from psy_agents_noaug.tasks.joint.evaluation import PARTS, JointEvaluation
+from psy_agents_noaug.tasks.negatives import NegativeSampler
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
 _OF_CRITERIA = "criteria/"  # prefix of the batch's entries for the label's own encoder
@@ -125,7 +125,7 @@ class JointTask(ReportingTask):
     Args:
         encoders: one, shared by both parts, or one for each.
         examples: the pairs of each split that may be looked at; tokenised when first used.
-        max_length: of the windows. negatives: see `EpochPools`.
+        max_length: of the windows. negatives: see `NegativeSampler`.
         token_cache: see `tokenise`.
     """
 
@@ -155,7 +155,7 @@ class JointTask(ReportingTask):
         self._negatives = negatives
         self._seed = seed
         self._sources: dict[str, JointSource] = {}
-        self._judge = JointJudge(settings, criteria=criteria, examples=examples, seed=seed)
+        self._judge = JointEvaluation(settings, criteria=criteria, examples=examples, seed=seed)
         self._class_weights = (
             resolve_class_weights(
                 settings.criteria.class_weights,
@@ -299,8 +299,8 @@ class JointTask(ReportingTask):
         return self._judge.summary(metrics)
 
     @cached_property
-    def _pools(self) -> EpochPools:
-        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
+    def _pools(self) -> NegativeSampler:
+        return NegativeSampler(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
     def _windows(
         self, examples: Sequence[Example], encoder: Encoder, *, token_cache: Path | None

@@ -14,19 +14,19 @@ import torch
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import write_splits
 from psy_agents_noaug.errors import Interrupted, StoppedError
-from psy_agents_noaug.prepare import PreparedData
-from psy_agents_noaug.run_directory import RunDirectory
+from psy_agents_noaug.run.data import PreparedData
+from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.manifest import write_manifest
 from psy_agents_noaug.tracking.process import mlflow_process
-from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.utils.files import write_json, write_text
 
 
 def open_tracker(
     config: TrainConfig,
     directory: RunDirectory,
-    processes: Processes,
+    processes: DistributedContext,
     *,
     run_name: str | None = None,
     parent_run_id: str | None = None,

@@ -22,9 +22,9 @@ from psy_agents_noaug.training.batching import (
     leave_signals_to_main,
 )
 from psy_agents_noaug.training.checkpoint import Checkpoint, save_checkpoint
-from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.early_stopping import EarlyStopping
-from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.training.optim import trainable
 from psy_agents_noaug.training.precision import Precision, all_finite
 from psy_agents_noaug.training.progress import TrainingProgress
@@ -43,7 +43,7 @@ LAST = "last_checkpoint.pt"
 
 
 @dataclass
-class Position:
+class TrainerState:
     """Where the loop is. With the weights and the optimizer it is all that resuming needs.
 
     step: updates done; evaluated_step: the last step that was evaluated; loss_sums (of each part of
@@ -79,7 +79,7 @@ class Trainer:
     """Runs updates until the last step, early stopping or a signal.
 
     Args:
-        task: what to train; model: its model as `Processes.wrap` returned it.
+        task: what to train; model: its model as `DistributedContext.wrap` returned it.
         steps: the updates; total_steps: how many of them; max_tokens: a micro-batch's token budget.
         max_grad_norm: gradients are clipped to this norm; None never.
         monitor: metric key with its split, e.g. `val/f1_macro`, that decides the best checkpoint.
@@ -107,7 +107,7 @@ class Trainer:
         eval_steps: int | None,
         save_steps: int | None,
         loader_options: dict[str, object],
-        processes: Processes,
+        processes: DistributedContext,
         precision: Precision,
         evaluator: Evaluator,
         tracker: Tracker,
@@ -138,7 +138,7 @@ class Trainer:
         self._config = dict(config)
         self._metadata = dict(metadata)
         self._on_evaluation = on_evaluation
-        self._position = Position(max_tokens=max_tokens)
+        self._position = TrainerState(max_tokens=max_tokens)
         self._parameters = list(trainable(model))
         self._eval_steps = eval_steps or steps(max_tokens).steps_per_epoch
         self._steps_per_epoch = steps(max_tokens).steps_per_epoch
@@ -154,7 +154,7 @@ class Trainer:
         self._scheduler.load_state_dict(checkpoint.resume["scheduler"])
         self._precision.load_state_dict(checkpoint.resume["scaler"])
         self._early_stopping.load_state_dict(checkpoint.resume["early_stopping"])
-        self._position = Position(**checkpoint.resume["position"])
+        self._position = TrainerState(**checkpoint.resume["position"])
         self._calibration, self._metrics = checkpoint.calibration, checkpoint.metrics
 
     def fit(self) -> TrainingOutcome:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from psy_agents_noaug.metrics.paired import comparable_figures, compare
+from psy_agents_noaug.metrics.comparison import comparable_figures, compare
 
 
 def line(post, criterion, *, label=0, decision=0, evidence=None, gold=()):

@@ -8,7 +8,6 @@ import numpy as np
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
-from psy_agents_noaug.metrics.bootstrap import bootstrap_intervals
 from psy_agents_noaug.metrics.classification import (
     FIXED_THRESHOLD,
     PairPredictions,
@@ -16,6 +15,7 @@ from psy_agents_noaug.metrics.classification import (
     classification_report,
     fit_thresholds,
 )
+from psy_agents_noaug.metrics.intervals import bootstrap_intervals
 from psy_agents_noaug.metrics.tables import render_table, shown
 from psy_agents_noaug.tasks.base import flat_metrics
 from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
@@ -25,7 +25,7 @@ _LOW_IS_GOOD = ("brier", "ece")
 _BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
 
 
-class CriteriaJudge:
+class CriteriaEvaluation:
     """Judges p(met) against the labels of each split.
 
     Predictions hold `probabilities`, `[pairs]`.

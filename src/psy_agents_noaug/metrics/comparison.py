@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from psy_agents_noaug.metrics.bootstrap import divide, draw_group_counts, macro
 from psy_agents_noaug.metrics.classification import Floats
+from psy_agents_noaug.metrics.intervals import divide, draw_group_counts, macro
 from psy_agents_noaug.metrics.spans import harmonic_f1
 
 # The counts of a pair.

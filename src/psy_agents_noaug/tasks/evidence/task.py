@@ -20,10 +20,10 @@ from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_posi
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
 from psy_agents_noaug.models.losses import span_loss
 from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
-from psy_agents_noaug.tasks.decoding import decode_spans
 from psy_agents_noaug.tasks.encoders import ONLY, described
-from psy_agents_noaug.tasks.evidence_judge import EvidenceJudge, evidence_lines
-from psy_agents_noaug.tasks.pools import EpochPools
+from psy_agents_noaug.tasks.evidence.decoding import decode_spans
+from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation, evidence_lines
+from psy_agents_noaug.tasks.negatives import NegativeSampler
 from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -145,7 +145,7 @@ class EvidenceTask(ReportingTask):
 
     Args:
         examples: the pairs of each split that may be looked at; tokenised when first used.
-        max_length: of the windows, in tokens. negatives: see `EpochPools`.
+        max_length: of the windows, in tokens. negatives: see `NegativeSampler`.
         token_cache: see `tokenise`.
     """
 
@@ -180,7 +180,7 @@ class EvidenceTask(ReportingTask):
         self._negatives = negatives
         self._seed = seed
         self._sources: dict[str, WindowSource] = {}
-        self._judge = EvidenceJudge(
+        self._judge = EvidenceEvaluation(
             criteria=criteria,
             examples=self._examples,
             bootstrap_resamples=settings.bootstrap_resamples,
@@ -274,14 +274,14 @@ class EvidenceTask(ReportingTask):
         return self._judge.summary(metrics)
 
     @cached_property
-    def _pools(self) -> EpochPools:
-        return EpochPools(self._examples["train"], negatives=self._negatives, seed=self._seed)
+    def _pools(self) -> NegativeSampler:
+        return NegativeSampler(self._examples["train"], negatives=self._negatives, seed=self._seed)
 
 
 def decoded_spans(
     relative: Tensor, batch: Batch, settings: EvidenceTaskConfig
 ) -> dict[str, Tensor]:
-    """Decode log odds `[W, T, 2]` of a batch of `WindowSource` to what `EvidenceJudge` reads."""
+    """Decode log odds `[W, T, 2]` of a batch of `WindowSource` to what `EvidenceEvaluation` reads."""
     starts, ends, scores = decode_spans(
         relative.detach().cpu().numpy(),
         batch["offset_mapping"].cpu().numpy(),

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
-from psy_agents_noaug.models import packing
-from psy_agents_noaug.models.dropout import FastDropout, use_fast_dropout
+from psy_agents_noaug.models.kernels import packing
 from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
-from psy_agents_noaug.models.packing import (
+from psy_agents_noaug.models.kernels.dropout import FastDropout, use_fast_dropout
+from psy_agents_noaug.models.kernels.packing import (
     Packing,
     _Attention,
     can_pack,

@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.training.distributed import Processes
-from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.distributed import DistributedContext
+from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def task():
 def evaluator(task, *, batch_size=8, max_tokens=128, amp="off") -> Evaluator:
     return Evaluator(
         task,
-        processes=Processes(device=CPU),
+        processes=DistributedContext(device=CPU),
         precision=Precision(amp, device=CPU, supports_bf16=True, supports_fp16=False),
         eval_batch_size=batch_size,
         max_tokens=max_tokens,

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from psy_agents_noaug.errors import OutOfMemoryError
 from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
-from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.training.protocols import (
     Batch,
@@ -51,7 +51,7 @@ class Evaluator:
         self,
         task: Task,
         *,
-        processes: Processes,
+        processes: DistributedContext,
         precision: Precision,
         eval_batch_size: int,
         max_tokens: int,

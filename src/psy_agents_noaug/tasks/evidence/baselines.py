@@ -11,7 +11,7 @@ import numpy as np
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
-from psy_agents_noaug.tasks.decoding import NO_SPAN, SpanCandidates
+from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 
 def no_evidence(examples: Sequence[Example]) -> SpanCandidates:

@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psy_agents_noaug.bookkeeping import (
-    open_tracker,
-    record_manifest,
-    tracked,
-    write_beginning,
-    write_history,
-)
 from psy_agents_noaug.config.loading import lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import CheckpointError
-from psy_agents_noaug.guards import (
+from psy_agents_noaug.run.checks import (
     better_direction,
     check_evaluation_settings,
     check_resumed_data,
@@ -26,9 +19,16 @@ from psy_agents_noaug.guards import (
     evaluation_directory,
     warn_of_other_conditions,
 )
-from psy_agents_noaug.machine import Machine, prepare_machine
-from psy_agents_noaug.prepare import PreparedData, prepare_data
-from psy_agents_noaug.run_directory import RunDirectory, open_run_directory, point_to_latest
+from psy_agents_noaug.run.data import PreparedData, prepare_data
+from psy_agents_noaug.run.directory import RunDirectory, open_run_directory, point_to_latest
+from psy_agents_noaug.run.hardware import Hardware, prepare_hardware
+from psy_agents_noaug.run.records import (
+    open_tracker,
+    record_manifest,
+    tracked,
+    write_beginning,
+    write_history,
+)
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.build import build_task
 from psy_agents_noaug.tasks.encoders import load_encoders, rebuild_encoders
@@ -39,13 +39,13 @@ from psy_agents_noaug.training.checkpoint import (
     load_checkpoint,
     weights_sha256,
 )
-from psy_agents_noaug.training.distributed import Processes
+from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.early_stopping import EarlyStopping
-from psy_agents_noaug.training.evaluate import Evaluator
+from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler
 from psy_agents_noaug.training.progress import ConsoleProgress, NullProgress
 from psy_agents_noaug.training.protocols import MetricValues
-from psy_agents_noaug.training.train_loop import Trainer, TrainingOutcome
+from psy_agents_noaug.training.trainer import Trainer, TrainingOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class Prospect:
+class RunPreview:
     """What a training is going to be about: whether its monitor is to rise, its data's fingerprints."""
 
     maximise: bool
@@ -84,7 +84,7 @@ def train(
         NonFiniteError: the loss or a gradient is NaN or infinite.
         StoppedError: `on_evaluation` has had enough.
     """
-    machine = prepare_machine(config)
+    machine = prepare_hardware(config)
     processes = machine.processes
     with _run_directory(config, processes) as directory:
         data = prepare_data(config.data)
@@ -126,7 +126,7 @@ def train(
             return _finish(config, machine, task, directory, data, tracker, outcome)
 
 
-def survey(config: TrainConfig) -> Prospect:
+def survey(config: TrainConfig) -> RunPreview:
     """Prepare what `train` would train on, without training.
 
     The corpus is read and tokenised, the monitor looked up: what is wrong with either shows here, and
@@ -135,7 +135,7 @@ def survey(config: TrainConfig) -> Prospect:
     Raises:
         ConfigError, DataError: the user's to mend.
     """
-    machine = prepare_machine(config)
+    machine = prepare_hardware(config)
     data = prepare_data(config.data)
     task = build_task(
         config,
@@ -147,7 +147,7 @@ def survey(config: TrainConfig) -> Prospect:
     direction = better_direction(config.training.monitor, task)
     for split in ("train", "val"):
         task.source(split)
-    return Prospect(maximise=direction == "max", fingerprints=data.fingerprints())
+    return RunPreview(maximise=direction == "max", fingerprints=data.fingerprints())
 
 
 def evaluate(
@@ -167,7 +167,7 @@ def evaluate(
     path, split = Path(evaluation.checkpoint), evaluation.split
     checkpoint = load_checkpoint(path, task=task_name)
     config = lay_over(checkpoint.config, explicit)
-    machine = prepare_machine(config)
+    machine = prepare_hardware(config)
     processes = machine.processes
     data = prepare_data(config.data)
     check_unseen(checkpoint, data, split, path)
@@ -209,7 +209,7 @@ def evaluate(
 
 
 @contextmanager
-def _run_directory(config: TrainConfig, processes: Processes) -> Iterator[RunDirectory]:
+def _run_directory(config: TrainConfig, processes: DistributedContext) -> Iterator[RunDirectory]:
     """Let the main process open the directory, and the others know which."""
     with open_run_directory(config) if processes.is_main else nullcontext() as opened:
         path = processes.from_main(opened.path if opened else None)
@@ -227,7 +227,7 @@ def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint
 
 def _fit(
     config: TrainConfig,
-    machine: Machine,
+    machine: Hardware,
     task: ReportingTask,
     directory: RunDirectory,
     data: PreparedData,
@@ -315,7 +315,7 @@ def _fit(
 
 def _finish(
     config: TrainConfig,
-    machine: Machine,
+    machine: Hardware,
     task: ReportingTask,
     directory: RunDirectory,
     data: PreparedData,
@@ -391,7 +391,7 @@ def _judge(
     return RunResult(directory.path, dict(metrics), task.summary(figures))
 
 
-def _evaluator(config: TrainConfig, machine: Machine, task: ReportingTask) -> Evaluator:
+def _evaluator(config: TrainConfig, machine: Hardware, task: ReportingTask) -> Evaluator:
     return Evaluator(
         task,
         processes=machine.processes,

@@ -1,0 +1,1 @@
+"""Fast paths of the encoder, which it also runs without."""

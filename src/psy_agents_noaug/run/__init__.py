@@ -1,0 +1,1 @@
+"""The story of a run: train, evaluate, and what both need."""

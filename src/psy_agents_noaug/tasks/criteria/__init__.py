@@ -1,0 +1,1 @@
+"""The criteria task: is this criterion met in this text?"""

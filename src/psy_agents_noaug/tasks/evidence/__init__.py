@@ -1,0 +1,1 @@
+"""The evidence task: which words of the post show it?"""

@@ -1,0 +1,1 @@
+"""The joint task: label and evidence together."""
