@@ -15,6 +15,7 @@ import pandera.pandas as pa
 from pandera.config import ValidationDepth, config_context
 
 from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.errors import ConfigError, DataError, faults_message
 
 REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -29,10 +30,6 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 MAX_FAULTS_LISTED = 50
 
-_STATUS = {
-    **dict.fromkeys(("1", "1.0", "True", "true"), 1),
-    **dict.fromkeys(("0", "0.0", "False", "false"), 0),
-}
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
 _UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
@@ -120,17 +117,12 @@ def rename_columns(
     return Table(file, kind, pd.DataFrame(ours, index=frame.index, dtype=object)), faults
 
 
-def parse_status(value: str) -> int:
-    """Return 1 (met) or 0 (explicitly not met)."""
-    return _STATUS[value]
-
-
 def parse_offset(value: str | None) -> int | None:
     """Return an offset in code points; `3.0`, as pandas writes integers beside gaps, is 3."""
     return None if value is None else int(value.split(".")[0])
 
 
-def column_faults(table: Table) -> list[tuple[int, str, Fault]]:
+def column_faults(table: Table, labels: LabelScale) -> list[tuple[int, str, Fault]]:
     """Check each cell on its own; returns (0-based row, column, fault)."""
     found: list[tuple[int, str, Fault]] = []
     frame = table.frame.copy()
@@ -147,7 +139,7 @@ def column_faults(table: Table) -> list[tuple[int, str, Fault]]:
         with config_context(
             validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA
         ):
-            _SCHEMAS[table.kind].validate(frame, lazy=True)
+            _schema(table.kind, labels).validate(frame, lazy=True)
     except pa.errors.SchemaErrors as errors:
         cases = errors.failure_cases
         for row, column, rule in zip(cases["index"], cases["column"], cases["check"], strict=True):
@@ -281,25 +273,26 @@ def _cell(*rules: tuple[str, Callable[[str], bool]], required: bool) -> pa.Colum
 
 
 _NOT_BLANK = ("must not be only whitespace", lambda value: bool(value.strip()))
-_STATUS_RULE = ("must be 0 or 1", lambda value: value in _STATUS)
 _OFFSET_RULE = ("must be an integer", lambda value: bool(_INTEGER.fullmatch(value)))
 _TEXT = _cell(_NOT_BLANK, required=True)
 _OPTIONAL_TEXT = _cell(_NOT_BLANK, required=False)
 _OFFSET = _cell(_OFFSET_RULE, required=False)
 
-# Columns are not required here, as `rename_columns` has already told which are missing.
-_SCHEMAS: Mapping[str, pa.DataFrameSchema] = {
-    "posts": pa.DataFrameSchema({"post_id": _TEXT, "text": _TEXT, "group_id": _OPTIONAL_TEXT}),
-    "annotations": pa.DataFrameSchema(
-        {
+
+def _schema(kind: str, labels: LabelScale) -> pa.DataFrameSchema:
+    """Columns are not required here, as `rename_columns` has already told which are missing."""
+    status = _cell((labels.rule, lambda value: labels.parse(value) is not None), required=True)
+    columns = {
+        "posts": {"post_id": _TEXT, "text": _TEXT, "group_id": _OPTIONAL_TEXT},
+        "annotations": {
             "post_id": _TEXT,
             "criterion_id": _TEXT,
-            "status": _cell(_STATUS_RULE, required=True),
+            "status": status,
             "evidence_text": _OPTIONAL_TEXT,
             "sentence_id": _OPTIONAL_TEXT,
             "start_char": _OFFSET,
             "end_char": _OFFSET,
-        }
-    ),
-    "criteria": pa.DataFrameSchema({"criterion_id": _TEXT, "name": _TEXT, "text": _TEXT}),
-}
+        },
+        "criteria": {"criterion_id": _TEXT, "name": _TEXT, "text": _TEXT},
+    }
+    return pa.DataFrameSchema(columns[kind])

@@ -66,6 +66,11 @@ def set_seed(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def derived_seed(*parts: int) -> int:
+    """Mix integers into a seed of 63 bits, stable across machines (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def _make_cublas_deterministic() -> None:
     if os.environ.get(_CUBLAS_VARIABLE) in _CUBLAS_DETERMINISTIC:
         return

@@ -7,8 +7,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
-from psy_agents_noaug.models.kernels import packing
 from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
+from psy_agents_noaug.models.kernels import packing
 from psy_agents_noaug.models.kernels.dropout import FastDropout, use_fast_dropout
 from psy_agents_noaug.models.kernels.packing import (
     Packing,
