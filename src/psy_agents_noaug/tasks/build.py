@@ -11,7 +11,7 @@ from psy_agents_noaug.config.schema import (
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.models.encoder import recompute_activations
-from psy_agents_noaug.models.kernels.dropout import use_fast_dropout
+from psy_agents_noaug.models.execution import use_fast_dropout
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.criteria.task import build_criteria_task
 from psy_agents_noaug.tasks.encoders import ONLY, Encoders, choose_execution
