@@ -17,7 +17,7 @@ from psy_agents_noaug.data.encoding import encode_pairs
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.metrics.tables import format_value, render_table
-from psy_agents_noaug.models.encoder import run_encoder
+from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
 from psy_agents_noaug.tasks.base import (
     ONLY,

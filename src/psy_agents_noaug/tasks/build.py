@@ -12,8 +12,11 @@ from psy_agents_noaug.models.encoder import (
     rebuild_encoder,
     recompute_activations,
 )
-from psy_agents_noaug.models.kernels.dropout import use_fast_dropout
-from psy_agents_noaug.models.kernels.packing import FAMILIES, can_pack, enable_packing
+from psy_agents_noaug.models.execution import (
+    enable_packing,
+    packing_obstacle,
+    use_fast_dropout,
+)
 from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.registry import task_class
 
@@ -66,16 +69,9 @@ def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
         ConfigError: `packed` where it is not possible.
     """
     wanted = config.training.execution
-    others = sorted(
-        {_family(encoder) for encoder in encoders.values() if not can_pack(encoder.model)}
-    )
-    obstacle = (
-        f"{', '.join(others)} cannot be packed; {', '.join(FAMILIES)} can"
-        if others
-        else "`training.compile` needs batches of few shapes"
-        if config.training.compile
-        else None
-    )
+    obstacle = packing_obstacle(encoder.model for encoder in encoders.values())
+    if obstacle is None and config.training.compile:
+        obstacle = "`training.compile` needs batches of few shapes"
     if wanted == "packed" and obstacle:
         raise ConfigError(
             f"`training.execution=packed` is not possible: {obstacle}. Use `training.execution=auto`."
@@ -87,8 +83,3 @@ def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
     reason = "as configured" if wanted == "padded" else obstacle or "no work for padding"
     logger.info("Execution: %s (%s).", "packed" if packed else "padded", reason)
     return packed
-
-
-def _family(encoder: Encoder) -> str:
-    config: Any = encoder.model.config
-    return str(config.model_type)
