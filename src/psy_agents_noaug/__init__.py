@@ -1,3 +1,3 @@
 """Reproducible fine-tuning of Hugging Face encoders on DSM-5 criteria, without augmentation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
