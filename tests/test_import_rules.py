@@ -16,7 +16,7 @@ ALLOWED = {
     "__init__": {"api"},
     "api": {"config", "errors", "run", "tasks.registry"},
     "errors": set(),
-    "utils": set(),
+    "utils": {"errors"},
     "config": BASE | {"tasks.registry"},
     "data": BASE,
     "metrics": BASE,

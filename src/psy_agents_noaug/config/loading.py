@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
-CONFIG_DIR = Path(__file__).parents[3] / "configs"
+# A wheel carries the tree inside the package; a checkout has it at its root.
+CONFIG_DIR = Path(__file__).parents[1] / "configs"
+if not CONFIG_DIR.is_dir():
+    CONFIG_DIR = Path(__file__).parents[3] / "configs"
 
 
 def load_train_config(task: str, overrides: Sequence[str]) -> "TrainConfig":
@@ -310,7 +313,7 @@ def _one_line(error: BaseException) -> str:
 def _config_dir() -> Path:
     if not CONFIG_DIR.is_dir():
         raise ConfigError(
-            f"The configuration tree {CONFIG_DIR} is not there: install the project from its "
-            "checkout with `pip install -e .`."
+            f"The configuration tree {CONFIG_DIR} is not there: install the project again, from a "
+            "wheel or from its checkout with `pip install -e .`."
         )
     return CONFIG_DIR

@@ -26,6 +26,7 @@ from psy_agents_noaug.data.validation import (
     shown_columns,
 )
 from psy_agents_noaug.errors import DataError, faults_message
+from psy_agents_noaug.utils.extras import require
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -68,8 +69,10 @@ def read_hub(
     are told apart by their (mapped) required columns, and parts of one table are joined. The types
     are those `datasets` infers: identifiers with leading zeros need the files themselves.
 
-    Raises DataError if the data set cannot be reached, is gated, or has no such tables.
+    Raises DataError if the data set cannot be reached, is gated, or has no such tables;
+    ConfigError if `datasets` is not installed.
     """
+    require("datasets", extra="hub", purpose="`data.source=hub`")
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 

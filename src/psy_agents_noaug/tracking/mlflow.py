@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.base import Status, without_private_parts
+from psy_agents_noaug.utils.extras import require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -244,17 +245,16 @@ def import_mlflow() -> None:
     Raises:
         ConfigError: it isn't installed.
     """
+    for module in ("mlflow", "sqlalchemy"):  # the small mlflow-skinny comes without the second
+        require(
+            module, extra="mlflow", purpose="`tracking=mlflow` (`tracking=none` trains without it)"
+        )
     # Usage statistics would tell a third party that somebody trains here.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # It prints to stdout when a run on a server ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    try:
-        import mlflow  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "MLflow must be installed for `tracking=mlflow`: pip install mlflow, or train "
-            "without: `tracking=none`."
-        ) from error
+    import mlflow  # noqa: F401
+
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
         # At INFO it reports each migration of a new SQLite file.
         logging.getLogger("mlflow").setLevel(logging.WARNING)

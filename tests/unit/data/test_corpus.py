@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -443,6 +444,12 @@ def test_a_hub_data_set_of_two_configurations_is_the_same_corpus(hub_folder):
         "utf-8",
     )
     assert load_hub(hub_folder) == expected
+
+
+def test_the_hub_without_datasets_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'psy-agents-noaug\[hub\]'"):
+        read_hub("irlab-udc/redsm5", revision=None, columns={})
 
 
 def test_hub_tables_that_are_not_recognised_are_described(hub_folder):

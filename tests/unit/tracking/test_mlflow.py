@@ -1,6 +1,6 @@
-import builtins
 import logging
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -356,14 +356,10 @@ def test_a_store_that_cannot_be_used_is_a_config_error_within_seconds(start, tmp
     assert "secret" not in str(caught.value)
 
 
-def test_without_mlflow_the_error_says_how_to_install_it(start, monkeypatch):
-    original = builtins.__import__
-
-    def without_mlflow(name, *args, **kwargs):
-        if name == "mlflow":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_mlflow)
-    with pytest.raises(ConfigError, match="pip install mlflow"):
+@pytest.mark.parametrize("missing", ["mlflow", "sqlalchemy"])
+def test_without_mlflow_the_error_says_how_to_install_it_or_do_without(start, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        ConfigError, match=r"`tracking=none`.*pip install 'psy-agents-noaug\[mlflow\]'"
+    ):
         start()
