@@ -6,13 +6,11 @@ quotes a cell, except for identifiers that look like identifiers.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import pandera.pandas as pa
-from pandera.config import ValidationDepth, config_context
 
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.errors import ConfigError, DataError, faults_message
@@ -132,28 +130,12 @@ def parse_offset(value: str | None) -> int | None:
 
 def column_faults(table: Table) -> list[tuple[int, str, Fault]]:
     """Check each cell on its own; returns (0-based row, column, fault)."""
-    found: list[tuple[int, str, Fault]] = []
-    frame = table.frame.copy()
-    for column in map(str, frame.columns):
-        # Before pandera, whose reports cannot carry such text.
-        for row, value in enumerate(frame[column]):
-            if value is not None and _UNREADABLE.search(value):
-                rule = "must not hold NUL or unpaired surrogates"
-                found.append((row, column, Fault(table.place(row, column), rule)))
-                frame.loc[row, column] = None
-    unreadable = {(row, column) for row, column, _ in found}
-    try:
-        # The environment can switch pandera off; these rules it cannot.
-        with config_context(
-            validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA
-        ):
-            _SCHEMAS[table.kind].validate(frame, lazy=True)
-    except pa.errors.SchemaErrors as errors:
-        cases = errors.failure_cases
-        for row, column, rule in zip(cases["index"], cases["column"], cases["check"], strict=True):
-            if (row, column) not in unreadable:
-                text = "must not be missing" if rule == "not_nullable" else str(rule)
-                found.append((int(row), column, Fault(table.place(int(row), column), text)))
+    found = [
+        (row, column, Fault(table.place(row, column), rule))
+        for column in map(str, table.frame.columns)
+        for row, value in enumerate(table.values(column))
+        if (rule := _broken_rule(table.kind, column, value)) is not None
+    ]
     if table.frame.empty and table.kind != "criteria":
         found.append((0, "", Fault(table.file, "must have at least one row")))
     return sorted(found, key=lambda fault: (fault[0], fault[1]))
@@ -273,33 +255,16 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _cell(*rules: tuple[str, Callable[[str], bool]], required: bool) -> pa.Column:
-    checks = [
-        pa.Check(accepts, name=rule, element_wise=True, ignore_na=True) for rule, accepts in rules
-    ]
-    return pa.Column(checks=checks, nullable=not required, required=False)
-
-
-_NOT_BLANK = ("must not be only whitespace", lambda value: bool(value.strip()))
-_STATUS_RULE = ("must be 0 or 1", lambda value: value in _STATUS)
-_OFFSET_RULE = ("must be an integer", lambda value: bool(_INTEGER.fullmatch(value)))
-_TEXT = _cell(_NOT_BLANK, required=True)
-_OPTIONAL_TEXT = _cell(_NOT_BLANK, required=False)
-_OFFSET = _cell(_OFFSET_RULE, required=False)
-
-# Columns are not required here, as `rename_columns` has already told which are missing.
-_SCHEMAS: Mapping[str, pa.DataFrameSchema] = {
-    "posts": pa.DataFrameSchema({"post_id": _TEXT, "text": _TEXT, "group_id": _OPTIONAL_TEXT}),
-    "annotations": pa.DataFrameSchema(
-        {
-            "post_id": _TEXT,
-            "criterion_id": _TEXT,
-            "status": _cell(_STATUS_RULE, required=True),
-            "evidence_text": _OPTIONAL_TEXT,
-            "sentence_id": _OPTIONAL_TEXT,
-            "start_char": _OFFSET,
-            "end_char": _OFFSET,
-        }
-    ),
-    "criteria": pa.DataFrameSchema({"criterion_id": _TEXT, "name": _TEXT, "text": _TEXT}),
-}
+def _broken_rule(kind: str, column: str, value: str | None) -> str | None:
+    """Return the rule that a cell breaks, or None."""
+    if value is None:
+        return "must not be missing" if column in REQUIRED_COLUMNS[kind] else None
+    if _UNREADABLE.search(value):
+        return "must not hold NUL or unpaired surrogates"
+    if column in ("start_char", "end_char"):
+        return None if _INTEGER.fullmatch(value) else "must be an integer"
+    if column == "status":
+        return None if value in _STATUS else "must be 0 or 1"
+    if column in ("explanation", "aliases") or value.strip():
+        return None
+    return "must not be only whitespace"
