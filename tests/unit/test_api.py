@@ -54,6 +54,7 @@ def test_a_training_without_a_task_is_told_which_there_are():
 
 
 def test_what_happens_is_shown_unless_the_program_logs_itself(overrides, capsys, own_logging):
+    logging.getLogger().handlers[:] = []  # pytest's own
     train([*overrides, "training.max_steps=1"], task="criteria")
     assert "INFO Splits" in capsys.readouterr().err
     train([*overrides, "training.max_steps=1"], task="criteria", verbose=False)
