@@ -1,4 +1,4 @@
-"""What a search adds to its trainings: trials of a study beside direct `runs.train`, in time and memory.
+"""What a search adds to its trainings: trials of a study beside direct `train`, in time and memory.
 
 A tiny random encoder on the bundled corpus, so that nothing hides what the search itself costs; one
 process each, in turn. Memory is what the process holds after so many trials. Usage:
@@ -21,7 +21,7 @@ from transformers import BertConfig, BertModel
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.hpo.stages import run_stage
 from psy_agents_noaug.models.encoder import load_encoder
-from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.train import train
 
 SYSTEMS = ("direct", "search")
 # What is searched must not change what a training costs: learning rates, weight decay, warmup are left.
@@ -38,9 +38,7 @@ UNSEARCHED = [
 
 def settings(folder: Path) -> list[str]:
     """A run of a few updates with a tiny encoder."""
-    tokenizer = load_encoder(
-        load_train_config("criteria/train", []).model.pretrained_model
-    ).tokenizer
+    tokenizer = load_encoder(load_train_config("criteria", []).model.pretrained_model).tokenizer
     tiny: Any = BertModel(
         BertConfig(
             vocab_size=len(tokenizer),
@@ -86,7 +84,7 @@ def measure(system: str, *, n_trials: int) -> dict[str, float]:
         began = time.perf_counter()
         if system == "direct":
             for number in range(n_trials):
-                runs.train(load_train_config("criteria/train", [*overrides, f"run_name=r{number}"]))
+                train(load_train_config("criteria", [*overrides, f"run_name=r{number}"]))
                 memory.held.append(resident_mib())
         else:
             study = ["hpo=stage1_coarse", "task=criteria", f"hpo.n_trials={n_trials}"]

@@ -31,8 +31,8 @@ from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.hardware import prepare_hardware
-from psy_agents_noaug.tasks.build import build_task
-from psy_agents_noaug.tasks.encoders import load_encoders
+from psy_agents_noaug.tasks.base import TaskInputs
+from psy_agents_noaug.tasks.build import build_task, load_encoders
 from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.utils.reproducibility import get_device
 
@@ -55,31 +55,24 @@ def measure(system: str, *, n_posts: int, overrides: Sequence[str]) -> dict[str,
             "training.amp=auto",
             "data.token_cache=off",
         ]
-        config = load_train_config("criteria/train", [*corpus, *settings, *overrides])
-        data = prepare_data(config.data)
+        config = load_train_config("criteria", [*corpus, *settings, *overrides])
+        data = prepare_data(config)
         examples = data.examples["train"]
         reads = {criterion.criterion_id: criterion.text for criterion in data.corpus.criteria}
         pairs = [(reads[example.criterion_id], example.text) for example in examples]
         if system == "ours":
-            machine = prepare_hardware(config)
-            task = build_task(
-                config,
-                encoders=load_encoders(config),
-                criteria=data.corpus.criteria,
-                examples={"train": examples},
-                max_tokens=machine.max_tokens,
+            hardware = prepare_hardware(config)
+            inputs = TaskInputs(
+                load_encoders(config),
+                data.corpus.criteria,
+                {"train": examples},
+                hardware.max_tokens_held,
             )
-            task.model.to(machine.processes.device)
-            evaluator = Evaluator(
-                task,
-                processes=machine.processes,
-                precision=machine.precision,
-                eval_batch_size=config.training.eval_batch_size,
-                max_tokens=machine.eval_tokens(packed=task.packs),
-                loader_options=machine.loader_options,
-            )
+            task = build_task(config, inputs)
+            task.model.to(hardware.distributed.device)
+            evaluator = Evaluator(task, hardware, eval_batch_size=config.training.eval_batch_size)
             began = time.perf_counter()
-            evaluator.predict(task.model, "train")
+            evaluator.predict(task.model, task.source("train"))
         else:
             encoder = load_encoder(config.model.pretrained_model)
             model: Any = encoder.model

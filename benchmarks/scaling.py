@@ -18,7 +18,7 @@ from pathlib import Path
 import training_speed
 from common import in_fresh_process, interleaved, peak_memory_mib, table, write_results
 
-from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.utils.reproducibility import get_device
 
 TIMES = (1, 4, 16)
@@ -41,7 +41,7 @@ def measure(*, n_posts: int, steps: int, overrides: Sequence[str]) -> dict[str, 
         task.source("train")
         preparation = time.perf_counter() - began
         del task
-        directory = runs.train(config).directory
+        directory = train(config).directory
         with (directory / "history.csv").open(newline="") as file:
             row = next(csv.DictReader(file))
         return {

@@ -2,7 +2,7 @@
 
 Criteria task, MiniLM unless a setting says otherwise, posts of log-normal length (median 220 words),
 batch size 16, dropout 0.1 everywhere, the same tokenised pairs. Ours is timed as a user runs it,
-`runs.train` with full reproducibility, over its updates; the other over `trainer.train()`, without
+`train` with full reproducibility, over its updates; the other over `trainer.train()`, without
 evaluation and checkpoints. With its defaults the other trains on the very examples of our updates. At
 its best it gets the batches that `group_by_length` makes of fifty, longest first, of which it trains on
 some of every length; so speeds are compared by real tokens a second. Usage:
@@ -40,11 +40,13 @@ from transformers import (
 )
 
 from psy_agents_noaug.config.loading import load_train_config
-from psy_agents_noaug.config.schema import CriteriaTaskConfig, TrainConfig
+from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.models.encoder import load_encoder
-from psy_agents_noaug.run import train as runs
 from psy_agents_noaug.run.data import prepare_data
-from psy_agents_noaug.tasks.criteria.task import CriteriaTask, build_criteria_task
+from psy_agents_noaug.run.train import train
+from psy_agents_noaug.tasks.base import TaskInputs
+from psy_agents_noaug.tasks.build import load_encoders
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.utils.reproducibility import get_device
 
@@ -82,7 +84,7 @@ def configuration(
 ) -> TrainConfig:
     corpus = write_corpus(Path(folder) / "corpus", n_posts=n_posts, n_held_out=n_held_out)
     return load_train_config(
-        "criteria/train",
+        "criteria",
         [
             *corpus,
             "data.unit=post",
@@ -102,8 +104,8 @@ def configuration(
 
 
 def ours(config: TrainConfig) -> float:
-    """Examples per second of `runs.train`."""
-    directory = runs.train(config).directory
+    """Examples per second of `train`."""
+    directory = train(config).directory
     with (directory / "history.csv").open(newline="") as file:
         return float(next(csv.DictReader(file))["train/examples_per_second"])
 
@@ -167,15 +169,9 @@ def trained_on(config: TrainConfig, task: CriteriaTask, *, grouped: bool) -> lis
 
 
 def build(config: TrainConfig) -> CriteriaTask:
-    data = prepare_data(config.data)
-    assert isinstance(config.task, CriteriaTaskConfig)
-    return build_criteria_task(
-        config,
-        config.task,
-        encoder=load_encoder(config.model.pretrained_model),
-        criteria=data.corpus.criteria,
-        examples=data.examples,
-    )
+    data = prepare_data(config)
+    inputs = TaskInputs(load_encoders(config), data.corpus.criteria, data.examples, max_tokens=1)
+    return CriteriaTask(config, inputs)
 
 
 def measure(system: str, *, steps: int, overrides: Sequence[str]) -> dict[str, float]:

@@ -5,4 +5,4 @@ import sys
 from psy_agents_noaug.cli import run_evaluate
 
 if __name__ == "__main__":
-    sys.exit(run_evaluate("evidence/eval", sys.argv[1:]))
+    sys.exit(run_evaluate("evidence", sys.argv[1:]))

@@ -5,4 +5,4 @@ import sys
 from psy_agents_noaug.cli import run_train
 
 if __name__ == "__main__":
-    sys.exit(run_train("criteria/train", sys.argv[1:]))
+    sys.exit(run_train("criteria", sys.argv[1:]))

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
-from psy_agents_noaug.run.train import RunResult
+from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[1]
@@ -191,7 +191,7 @@ def own_logging() -> Iterator[None]:
 @pytest.fixture
 def make_config(overrides: list[str], task_name: str) -> Callable[..., TrainConfig]:
     """Return a function from further overrides to the checked configuration of a fast run."""
-    return lambda *more: load_train_config(f"{task_name}/train", [*overrides, *more])
+    return lambda *more: load_train_config(task_name, [*overrides, *more])
 
 
 @pytest.fixture

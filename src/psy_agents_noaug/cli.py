@@ -23,21 +23,22 @@ from psy_agents_noaug.config.loading import (
     load_train_config,
 )
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError
+from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.tracking.process import mlflow_process
 
 if TYPE_CHECKING:
-    from psy_agents_noaug.run.train import RunResult
+    from psy_agents_noaug.run.evaluate import RunResult
 
 _STOPPED = (
     "Stopped outside of training; resume=auto goes on from the last checkpoint, if there is one."
 )
 
 
-def run_train(config_name: str, argv: Sequence[str]) -> int:
-    """Train with `configs/<config_name>.yaml` and the overrides in `argv`; return the exit code."""
+def run_train(task: str, argv: Sequence[str]) -> int:
+    """Train with the configuration of `task` and the overrides in `argv`; return the exit code."""
 
     def run() -> "RunResult":
-        config = load_train_config(config_name, argv)
+        config = load_train_config(task, argv)
         if config.tracking.name == "mlflow" and _is_first_process():
             mlflow_process()  # on its way while the rest is imported
         # Imported late: torch takes seconds, and a wrong key should be told at once.
@@ -46,27 +47,27 @@ def run_train(config_name: str, argv: Sequence[str]) -> int:
 
         return train(config)
 
-    return _run(config_name, argv, run)
+    return _run("config", task, argv, run)
 
 
-def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
+def run_evaluate(task: str, argv: Sequence[str]) -> int:
     """Evaluate the `checkpoint=` in `argv`; return the exit code."""
 
     def run() -> "RunResult":
-        evaluation, explicit = load_evaluate_config(config_name, argv)
+        evaluation, explicit = load_evaluate_config(task, argv)
         with _no_garbage():
-            from psy_agents_noaug.run.train import evaluate
+            from psy_agents_noaug.run.evaluate import evaluate
 
-        return evaluate(evaluation, task_name=config_name.split("/")[0], explicit=explicit)
+        return evaluate(evaluation, task_name=task, explicit=explicit)
 
-    return _run(config_name, argv, run)
+    return _run("eval", task, argv, run)
 
 
 def run_train_best(argv: Sequence[str]) -> int:
     """Train the `task=` of `argv` with the file of its `best_config=`; return the exit code."""
     tasks = [item.removeprefix("task=") for item in argv if item.startswith("task=")]
     rest = [item for item in argv if not item.startswith("task=")]
-    if len(tasks) != 1 or not (CONFIG_DIR / tasks[0] / "train.yaml").is_file():
+    if len(tasks) != 1 or tasks[0] not in task_names():
         sys.stderr.write(
             "ConfigError: say which task to train: task=criteria, evidence or joint.\n"
         )
@@ -78,7 +79,7 @@ def run_train_best(argv: Sequence[str]) -> int:
             "ConfigError: `best_config` must be given: best_config=outputs/hpo_stage2/best_config.yaml\n"
         )
         return 2
-    return run_train(f"{tasks[0]}/train", rest)
+    return run_train(tasks[0], rest)
 
 
 def run_hpo(argv: Sequence[str]) -> int:
@@ -95,10 +96,10 @@ def run_hpo(argv: Sequence[str]) -> int:
     return _guarded(run)
 
 
-def _run(config_name: str, argv: Sequence[str], run: Callable[[], "RunResult"]) -> int:
+def _run(config_name: str, task: str, argv: Sequence[str], run: Callable[[], "RunResult"]) -> int:
     def shown() -> str:
         if {"--help", "-h"} & set(argv):
-            return _help(config_name, [item for item in argv if item not in ("--help", "-h")])
+            return _help(config_name, task, [item for item in argv if item not in ("--help", "-h")])
         result = run()
         return f"\n{result.summary}\n\nrun directory: {result.directory}"
 
@@ -174,14 +175,14 @@ def _hpo_help(argv: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _help(config_name: str, overrides: Sequence[str]) -> str:
+def _help(config_name: str, task: str, overrides: Sequence[str]) -> str:
     groups = [
         f"  {folder.name}: "
         + ", ".join(sorted(p.stem for p in folder.glob("*.yaml") if not p.stem.startswith("_")))
         for folder in sorted(CONFIG_DIR.iterdir())
-        if folder.is_dir() and not (folder / "train.yaml").is_file()
+        if folder.is_dir()
     ]
-    composed = yaml.safe_dump(compose_config(config_name, overrides), sort_keys=False)
+    composed = yaml.safe_dump(compose_config(config_name, overrides, task=task), sort_keys=False)
     return "\n".join(
         [
             f"usage: {sys.argv[0]} [GROUP=CHOICE | KEY=VALUE]...",

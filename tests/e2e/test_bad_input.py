@@ -17,7 +17,7 @@ import pytest
 
 from psy_agents_noaug.cli import run_evaluate, run_train
 from psy_agents_noaug.config.loading import load_train_config
-from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.training.checkpoint import _TAIL, Checkpoint, save_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def refusal_of_training(
     """Return a function from further overrides to the message with which training is refused."""
 
     def refusal(*more: str) -> str:
-        assert run_train("criteria/train", [*overrides, *more]) == 2
+        assert run_train("criteria", [*overrides, *more]) == 2
         return _only_message(capfd)
 
     return refusal
@@ -54,7 +54,7 @@ def refusal_of_evaluation(own_logging: None, capfd: pytest.CaptureFixture[str]) 
     """Return a function from arguments to the message with which evaluating is refused."""
 
     def refusal(*arguments: str) -> str:
-        assert run_evaluate("criteria/eval", list(arguments)) == 2
+        assert run_evaluate("criteria", list(arguments)) == 2
         return _only_message(capfd)
 
     return refusal
@@ -99,7 +99,7 @@ def finished(
 ) -> Path:
     """The directory of a finished run, `<output_dir>/criteria/done`."""
     overrides = overrides_for(tmp_path_factory.mktemp("finished"))
-    return runs.train(load_train_config("criteria/train", [*overrides, "run_name=done"])).directory
+    return train(load_train_config("criteria", [*overrides, "run_name=done"])).directory
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
 def test_a_data_folder_must_be_given_for_redsm5(
     own_logging: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_train("criteria/train", ["data=redsm5", "tracking=none"]) == 2
+    assert run_train("criteria", ["data=redsm5", "tracking=none"]) == 2
     assert "`data.dir` must be given: data.dir=..." in _only_message(capfd)
 
 
@@ -186,7 +186,7 @@ def test_a_refused_run_does_not_keep_its_name(
     overrides: list[str], refusal_of_training: Refusal, wrong: str
 ) -> None:
     refusal_of_training("run_name=again", wrong)
-    assert run_train("criteria/train", [*overrides, "run_name=again"]) == 0
+    assert run_train("criteria", [*overrides, "run_name=again"]) == 0
 
 
 def test_a_tracking_store_that_cannot_be_reached_is_refused(
@@ -194,7 +194,7 @@ def test_a_tracking_store_that_cannot_be_reached_is_refused(
 ) -> None:
     tracked = [item for item in overrides if item != "tracking=none"]
     uri = "sqlite:////dev/null/mlflow.db"
-    assert run_train("criteria/train", [*tracked, f"tracking.uri={uri}"]) == 2
+    assert run_train("criteria", [*tracked, f"tracking.uri={uri}"]) == 2
     assert "`tracking.uri` must be an MLflow store that can be reached" in _only_message(capfd)
 
 
@@ -401,7 +401,7 @@ def test_a_flipped_bit_of_the_checksum_itself_is_noticed(
     assert re.search(r"is damaged|checksum is missing", told)
 
 
-@pytest.mark.parametrize("part", ["config", "metadata", "calibration", "metrics", "weights"])
+@pytest.mark.parametrize("part", ["config", "metadata", "decision_rule", "metrics", "weights"])
 def test_a_checkpoint_that_would_run_code_is_refused_though_its_checksum_is_right(
     refusal_of_evaluation: Refusal, tmp_path: Path, part: str
 ) -> None:

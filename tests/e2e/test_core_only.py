@@ -22,7 +22,7 @@ for module in json.loads(sys.argv[1]):
 
 from psy_agents_noaug.cli import run_train
 
-sys.exit(run_train("joint/train", sys.argv[2:]))
+sys.exit(run_train("joint", sys.argv[2:]))
 """
 
 

@@ -207,13 +207,14 @@ def test_evaluating_val_again_gives_the_figures_of_the_training_to_the_last_bit(
     done = run_script("eval_criteria.py", f"checkpoint={best}", "split=val", "tracking=none")
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in paths] == before
-    assert read_lines(run_dir / "looks.jsonl")[-1]["split"] == "val"
+    assert read_lines(run_dir / "evaluations.jsonl")[-1]["split"] == "val"
 
 
 def test_evaluation_judges_test_by_default_and_counts_the_looks(
     run_dir: Path, best: str, output_dir: Path, own_logging: None, capsys: pytest.CaptureFixture
 ) -> None:
-    looks_before = read_lines(run_dir / "looks.jsonl") if (run_dir / "looks.jsonl").exists() else []
+    record = run_dir / "evaluations.jsonl"
+    looks_before = read_lines(record) if record.exists() else []
     before = read_json(run_dir / "metrics.json")
     done = run_script("eval_criteria.py", f"checkpoint={best}")
     assert done.returncode == 0, done.stderr
@@ -229,15 +230,15 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert {line["post_id"] for line in lines} == {f"p{number}" for number in range(22, 30)}
     assert all(line.keys() == PREDICTION_KEYS for line in lines)
 
-    assert run_evaluate("criteria/eval", [f"checkpoint={best}", "tracking=none"]) == 0
+    assert run_evaluate("criteria", [f"checkpoint={best}", "tracking=none"]) == 0
     assert "look 2 at test" in capsys.readouterr().err
     assert read_json(run_dir / "metrics.json") == after
-    looks = read_lines(run_dir / "looks.jsonl")[len(looks_before) :]
+    looks = read_lines(record)[len(looks_before) :]
     assert [look["split"] for look in looks] == ["test", "test"]
     assert {look["weights_sha256"] for look in looks} == {
         read_json(run_dir / "manifest.json")["weights_sha256"]
     }
-    assert files_of(run_dir) == FILES | {"looks.jsonl", "predictions/test.jsonl"}
+    assert files_of(run_dir) == FILES | {"evaluations.jsonl", "predictions/test.jsonl"}
     statuses = {run.info.run_name: run.info.status for run in tracked_runs(output_dir)}
     assert statuses == {"one": "FINISHED", "one-test": "FINISHED"}
 
@@ -248,14 +249,14 @@ def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
     settings = [*overrides, "training.max_steps=1"]
     program = (
         "import sys\n"
-        "from psy_agents_noaug.run import train as runs\n"
+        "from psy_agents_noaug.run.train import train\n"
         "from psy_agents_noaug.config.loading import load_train_config\n"
         "from psy_agents_noaug.training.trainer import Trainer\n"
         "def evaluate(trainer, signals):\n"
         "    print({'sklearn', 'mlflow'} & set(sys.modules), 'at the evaluation')\n"
         "    sys.exit()\n"
         "Trainer._evaluate = evaluate\n"
-        f"runs.train(load_train_config('criteria/train', {settings!r}))\n"
+        f"train(load_train_config('criteria', {settings!r}))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
@@ -294,7 +295,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
         "model.pooling: mean\ntask:\n  class_weights: [1.0, 2.5]\nseed: 11\n"
     )
     argv = [*overrides, "run_name=best", f"best_config={best_config}", "training.max_steps=1"]
-    assert run_train("criteria/train", argv) == 0
+    assert run_train("criteria", argv) == 0
     config = yaml.safe_load(
         (tmp_path / "outputs" / "criteria" / "best" / "config.yaml").read_text()
     )
@@ -336,7 +337,7 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
         assert not (run_dir / "metrics.json").exists()
     assert steps == sorted(set(steps))
 
-    assert run_train("criteria/train", long) == 0
+    assert run_train("criteria", long) == 0
     (run,) = tracked_runs(output_dir)
     assert run.info.status == "FINISHED"
     assert read_json(run_dir / "manifest.json")["status"] == "finished"
@@ -372,7 +373,7 @@ def test_a_run_directory_that_another_process_holds_is_refused(
     with FileLock(run_dir / ".lock"):
         for resume in ("null", "auto"):
             argv = [*overrides, "run_name=held", f"resume={resume}"]
-            assert run_train("criteria/train", argv) == 2
+            assert run_train("criteria", argv) == 2
             told = capsys.readouterr().err
             assert f"Another process is training in {run_dir}." in told
         assert files_of(run_dir) == {".lock"}
@@ -387,7 +388,7 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     monkeypatch.setattr(CriteriaTask, "loss", crash)
     untracked = [item for item in overrides if item != "tracking=none"]
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_train("criteria/train", [*untracked, *TRACKED, "run_name=crashed"])
+        run_train("criteria", [*untracked, *TRACKED, "run_name=crashed"])
     (run,) = tracked_runs(tmp_path / "outputs")
     assert (run.info.run_name, run.info.status) == ("crashed", "FAILED")
     assert not (tmp_path / "outputs" / "checkpoints").exists()
@@ -401,7 +402,7 @@ def test_the_public_sample_of_redsm5_trains_and_its_faults_are_counted(
 ) -> None:
     real = [item for item in overrides if item != "data.splits=splits.json"]
     argv = [*real, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
-    assert run_train("criteria/train", argv) == 0
+    assert run_train("criteria", argv) == 0
     told = capsys.readouterr().err
     assert (
         "Read 17 posts and 25 annotations: 153 pairs, of which 20 met, 2 explicitly not met, "

@@ -79,10 +79,10 @@ def test_four_stages_and_the_best_trained_again(
     }
 
     # Nobody looked at test before stage 3, which looks once for each training.
-    looks = {path.parent.name: path.read_text() for path in out.rglob("looks.jsonl")}
+    looks = {path.parent.name: path.read_text() for path in out.rglob("evaluations.jsonl")}
     assert len(looks) == 4
     assert all(text.count("\n") == 1 for text in looks.values())
-    assert all("hpo_stage3" in str(path) for path in out.rglob("looks.jsonl"))
+    assert all("hpo_stage3" in str(path) for path in out.rglob("evaluations.jsonl"))
     report = json.loads((out / f"hpo_stage3/{task}/report.json").read_text())
     _, found = read_overrides_file(out / "hpo_stage2/best_config.yaml", task=task)
     assert report["searched_value"] == found["value"]
@@ -98,7 +98,7 @@ def test_four_stages_and_the_best_trained_again(
     metrics = json.loads((out / task / "again" / "metrics.json").read_text())
     assert metrics[MONITORS[task]] == found["value"]
     checkpoint = out / "checkpoints" / "best_checkpoint.pt"
-    assert cli.run_evaluate(f"{task}/eval", [f"checkpoint={checkpoint}"]) == 0
+    assert cli.run_evaluate(task, [f"checkpoint={checkpoint}"]) == 0
     assert "test/" in (out / task / "again" / "metrics.json").read_text()
 
 

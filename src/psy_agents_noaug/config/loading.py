@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from psy_agents_noaug.errors import ConfigError, faults_message
+from psy_agents_noaug.tasks.registry import config_folders, settings_model
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -28,28 +29,34 @@ if not CONFIG_DIR.is_dir():
     CONFIG_DIR = Path(__file__).parents[3] / "configs"
 
 
-def load_train_config(config_name: str, overrides: Sequence[str]) -> "TrainConfig":
-    """Compose `configs/<config_name>.yaml` with `overrides` (Hydra's syntax) and check it.
+def load_train_config(task: str, overrides: Sequence[str]) -> "TrainConfig":
+    """Compose the training configuration of `task` with `overrides` (Hydra's syntax) and check it.
 
     `best_config=FILE` puts that file's values under the other overrides, so the command line wins.
 
     Raises:
         ConfigError: with every unknown key, missing value and wrong type in one message.
     """
-    from psy_agents_noaug.config.schema import TrainConfig
-
-    config = validate(TrainConfig, compose_config(config_name, overrides))
-    own = config_name.split("/")[0]
-    if config.task.name != own:
+    config = validate_train_config(compose_config("config", overrides, task=task))
+    if config.task.name != task:
+        other = config.task.name
         raise ConfigError(
-            f"`task` must be {own} here, but is {config.task.name} instead; use "
-            f"scripts/train_{config.task.name}.py."
+            f"`task` must be {task} here, but is {other} instead; use `psy-agents train task={other}`."
         )
     return config
 
 
+def validate_train_config(values: Mapping[str, Any]) -> "TrainConfig":
+    """Check a resolved training configuration; all faults in one ConfigError."""
+    from psy_agents_noaug.config.schema import train_config_model
+
+    task = values.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else None
+    return validate(train_config_model(settings_model(str(name))), values)
+
+
 def load_evaluate_config(
-    config_name: str, overrides: Sequence[str]
+    task: str, overrides: Sequence[str]
 ) -> tuple["EvaluateConfig", dict[str, Any]]:
     """Return what to evaluate, and the values given explicitly, to lay over the checkpoint's own.
 
@@ -58,7 +65,7 @@ def load_evaluate_config(
     """
     from psy_agents_noaug.config.schema import EvaluateConfig
 
-    composed = compose_config(config_name, overrides)
+    composed = compose_config("eval", overrides, task=task)
     own = {key: composed[key] for key in EvaluateConfig.model_fields if key in composed}
     evaluation = validate(EvaluateConfig, own)
     explicit: dict[str, Any] = {}
@@ -137,25 +144,33 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
 
 def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainConfig":
     """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced."""
-    from psy_agents_noaug.config.schema import TrainConfig
-
     merged = OmegaConf.create(dict(config))
     for key, value in explicit.items():
         OmegaConf.update(merged, key, value, merge=False, force_add=True)
-    return validate(TrainConfig, _plain(merged))
+    return validate_train_config(_plain(merged))
 
 
-def compose_config(config_name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def compose_config(
+    config_name: str, overrides: Sequence[str], *, task: str | None = None
+) -> dict[str, Any]:
     """Compose the tree without a schema: plain dictionaries, interpolations resolved.
 
     A value that must be given and is not stays `???`, for `validate` to report.
+
+    Args:
+        config_name: a file of `configs/`, without its suffix.
+        overrides: in Hydra's syntax.
+        task: the choice of the group `task`, where the file has that group.
     """
     parsed = _parse(overrides)
     best = [override.value() for override in parsed if override.key_or_group == "best_config"]
     from_file: Mapping[str, Any] = {}
     if best and best[-1] is not None:
-        from_file, _ = read_overrides_file(Path(str(best[-1])), task=config_name.split("/")[0])
-    arguments = [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
+        from_file, _ = read_overrides_file(Path(str(best[-1])), task=str(task))
+    arguments = [] if task is None else [f"task={task}"]
+    if folders := config_folders():
+        arguments.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+    arguments += [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             config = compose(config_name, overrides=arguments)

@@ -4,10 +4,11 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` or `amp: ye
 a guess.
 """
 
-from typing import Annotated, Literal
+import functools
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -92,59 +93,6 @@ class ModelConfig(Section):
     lora: LoraConfig | None
 
 
-class CriteriaTaskConfig(Section):
-    """Loss and decision rule of the criteria task (`configs/task/criteria.yaml`)."""
-
-    name: Literal["criteria"]
-    loss: Literal["cross_entropy", "focal"]
-    focal_gamma: Annotated[float, Field(ge=0.0)]
-    class_weights: (
-        Literal["none", "balanced"]
-        | Annotated[list[Annotated[float, Field(gt=0.0)]], Field(min_length=2, max_length=2)]
-    )
-    thresholds: Literal["global", "per_criterion"]
-    threshold_min_support: Positive
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
-
-
-class EvidenceTaskConfig(Section):
-    """Windows, loss and decoding of the evidence task (`configs/task/evidence.yaml`)."""
-
-    name: Literal["evidence"]
-    stride: Annotated[int, Field(ge=0)]
-    loss: Literal["marginal", "first_span"]
-    n_best_size: Positive
-    max_answer_length: Positive
-    max_spans: Positive
-    snap_to_sentences: bool
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
-
-
-class LossWeightsConfig(Section):
-    """What the two losses of the joint task are multiplied by."""
-
-    criteria: Annotated[float, Field(ge=0.0)]
-    evidence: Annotated[float, Field(ge=0.0)]
-
-    @model_validator(mode="after")
-    def _trains_something(self) -> "LossWeightsConfig":
-        if self.criteria == self.evidence == 0.0:
-            raise ValueError("`task.loss_weights` must not both be 0.")
-        return self
-
-
-class JointTaskConfig(Section):
-    """How label and evidence are learned together (`configs/task/joint.yaml`)."""
-
-    name: Literal["joint"]
-    criteria: CriteriaTaskConfig
-    evidence: EvidenceTaskConfig
-    fusion: Literal["none", "concat", "evidence_attention"]
-    window_pooling: Literal["max", "logsumexp"]
-    loss_weights: Literal["uncertainty"] | LossWeightsConfig
-    decoding: Literal["independent", "consistent"]
-
-
 class EarlyStoppingConfig(Section):
     """Stop after `patience` evaluations without an improvement of more than `min_delta`."""
 
@@ -218,15 +166,30 @@ class TrackingConfig(Section):
         return self
 
 
-TaskConfig = Annotated[
-    CriteriaTaskConfig | EvidenceTaskConfig | JointTaskConfig, Field(discriminator="name")
-]
+class TaskSettings(Section):
+    """The section `task`. Every task has its own model of it, which derives from this one.
+
+    headline_metrics: the figures by which results of the task are compared, most telling first.
+    """
+
+    headline_metrics: ClassVar[tuple[str, ...]] = ()
+
+    name: str
+
+    def misfits(self, data: DataConfig, model: ModelConfig) -> list[str]:
+        """Return what in other sections does not fit the task, a sentence each."""
+        if model.criteria_encoder or model.evidence_encoder or model.share_encoder:
+            return [
+                "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` are of "
+                f"the joint task; for {self.name} give `model.pretrained_model`."
+            ]
+        return []
 
 
 class TrainConfig(Section):
     """Everything one training run depends on."""
 
-    task: TaskConfig
+    task: TaskSettings
     data: DataConfig
     model: ModelConfig
     training: TrainingConfig
@@ -238,34 +201,16 @@ class TrainConfig(Section):
     best_config: str | None
 
     @model_validator(mode="after")
-    def _finds_evidence_in_posts(self) -> "TrainConfig":
-        if self.task.name != "criteria" and self.data.unit != "post":
-            raise ValueError(
-                f"`data.unit` must be post for the {self.task.name} task, which finds the evidence in "
-                f"it, but is {self.data.unit} instead."
-            )
+    def _fits_together(self) -> "TrainConfig":
+        if misfits := self.task.misfits(self.data, self.model):
+            raise ValueError("\n  - ".join(misfits))
         return self
 
-    @model_validator(mode="after")
-    def _has_the_encoders_it_names(self) -> "TrainConfig":
-        model = self.model
-        named = model.criteria_encoder or model.evidence_encoder
-        if self.task.name != "joint" and (named or model.share_encoder):
-            raise ValueError(
-                "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` are of "
-                f"the joint task; for {self.task.name} give `model.pretrained_model`."
-            )
-        if model.criteria_encoder and model.evidence_encoder and model.revision:
-            raise ValueError(
-                "`model.revision` pins `model.pretrained_model`, which neither encoder is here; give "
-                "folders of the pinned weights instead."
-            )
-        if named and model.share_encoder:
-            raise ValueError(
-                "`model.share_encoder` leaves no room for `model.criteria_encoder` or "
-                "`model.evidence_encoder`; give `model.pretrained_model`."
-            )
-        return self
+
+@functools.cache
+def train_config_model(settings: type[TaskSettings]) -> type[TrainConfig]:
+    """Return the `TrainConfig` whose section `task` is checked by `settings`."""
+    return create_model("TrainConfig", __base__=TrainConfig, task=(settings, ...))
 
 
 class EvaluateConfig(Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
+from psy_agents_noaug.data.labels import BINARY, LabelScale
 from psy_agents_noaug.data.tables import read_hub, read_table
 from psy_agents_noaug.data.validation import (
     Fault,
@@ -18,12 +19,11 @@ from psy_agents_noaug.data.validation import (
     criteria_faults,
     criterion_names,
     parse_offset,
-    parse_status,
     post_faults,
+    quote_identifier,
     raise_faults,
     rename_columns,
     resolve_criterion,
-    shown,
     split_aliases,
 )
 from psy_agents_noaug.errors import ConfigError, DataError
@@ -41,14 +41,14 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A judgement: `status` 1 is met, 0 explicitly not. Offsets are code points, half-open.
+    """One row. `status` 0 is explicitly not met, above 0 met. Offsets are code points, half-open.
 
     `row` is the 1-based record in the annotations file, which reports refer to.
     """
 
     post_id: str
     criterion_id: str
-    status: int
+    status: float
     evidence_text: str | None
     start_char: int | None
     end_char: int | None
@@ -79,11 +79,13 @@ def load_corpus(
     criteria: Path | None,
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
+    labels: LabelScale = BINARY,
 ) -> Corpus:
     """Read and check the three tables; `criteria` None stands for the nine of `dsm5`.
 
     `columns` maps, per table ("posts", "annotations", "criteria"), our column names to the file's.
-    `ignored_criteria` are labels that are counted and left out, regardless of case.
+    `ignored_criteria` are labels that are counted and left out, regardless of case. `labels` are the
+    values that `status` may have.
 
     Raises DataError with every fault of every table, and ConfigError for an impossible setting.
     """
@@ -99,6 +101,7 @@ def load_corpus(
         default_criteria=criteria is None,
         columns=columns,
         ignored_criteria=ignored_criteria,
+        labels=labels,
     )
 
 
@@ -109,6 +112,7 @@ def load_hub_corpus(
     criteria: Path | None,
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
+    labels: LabelScale = BINARY,
 ) -> Corpus:
     """Like `load_corpus`, with posts and annotations from the Hugging Face hub (`read_hub`)."""
     posts, annotations = read_hub(repo, revision=revision, columns=columns)
@@ -125,6 +129,7 @@ def load_hub_corpus(
         default_criteria=criteria is None,
         columns=columns,
         ignored_criteria=ignored_criteria,
+        labels=labels,
     )
 
 
@@ -144,6 +149,7 @@ def _corpus(
     default_criteria: bool,
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
+    labels: LabelScale,
 ) -> Corpus:
     faults = list(unread)
     tables: dict[str, Table] = {}
@@ -152,7 +158,7 @@ def _corpus(
         tables[kind], missing = rename_columns(
             frame, file=file, kind=kind, columns=columns.get(kind, {})
         )
-        cells = column_faults(tables[kind])
+        cells = column_faults(tables[kind], labels)
         bad[kind] = {(row, column) for row, column, _ in cells}
         faults += [*missing, *(fault for _, _, fault in cells)]
 
@@ -176,11 +182,17 @@ def _corpus(
             ignored=ignored_criteria,
         )
     raise_faults("The corpus breaks the data contract:", faults)
-    return _valid_corpus(tables, criteria=criteria, ignored_criteria=ignored_criteria)
+    return _valid_corpus(
+        tables, criteria=criteria, ignored_criteria=ignored_criteria, labels=labels
+    )
 
 
 def _valid_corpus(
-    tables: Mapping[str, Table], *, criteria: tuple[Criterion, ...], ignored_criteria: Sequence[str]
+    tables: Mapping[str, Table],
+    *,
+    criteria: tuple[Criterion, ...],
+    ignored_criteria: Sequence[str],
+    labels: LabelScale,
 ) -> Corpus:
     """Build the corpus from tables without faults."""
     table = tables["posts"]
@@ -201,6 +213,8 @@ def _valid_corpus(
         assert post_id is not None
         assert label is not None
         assert status is not None
+        value = labels.parse(status)
+        assert value is not None
         criterion_id = resolve_criterion(label, names)
         if criterion_id is None:
             ignored[spelling[label.casefold()]] += 1
@@ -209,7 +223,7 @@ def _valid_corpus(
             Annotation(
                 post_id=post_id,
                 criterion_id=criterion_id,
-                status=parse_status(status),
+                status=value,
                 evidence_text=evidence_text,
                 start_char=parse_offset(start),
                 end_char=parse_offset(end),
@@ -234,7 +248,7 @@ def _valid_corpus(
     )
 
 
-def _content(annotation: Annotation) -> tuple[str | int, ...]:
+def _content(annotation: Annotation) -> tuple[str | float, ...]:
     """Everything but the row, in a form that sorts: None becomes "" or -1, which no value is."""
     return (
         annotation.post_id,
@@ -271,6 +285,7 @@ def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
         if criterion_id is not None:
             # Its posts would turn into negatives; leaving a criterion out is the criteria table's.
             raise ConfigError(
-                f"`ignored_criteria` must be labels that are no criterion, but {shown(label)} is "
-                f"criterion {criterion_id}. To leave it out, give a criteria table without it."
+                "`ignored_criteria` must be labels that are no criterion, but "
+                f"{quote_identifier(label)} is criterion {criterion_id}. To leave it "
+                "out, give a criteria table without it."
             )

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.corpus import Annotation, Corpus
-from psy_agents_noaug.data.validation import Fault, raise_faults, shown
+from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 
 Unit = Literal["post", "sentence"]
 UnannotatedPairs = Literal["negative", "drop"]
@@ -23,10 +24,11 @@ class Example:
 
     `example_id` is "post_id/criterion_id", or "post_id/sentence_id/criterion_id" where the unit is
     the sentence. `annotated` tells an explicit label from the negative of an unannotated pair.
-    `evidence` (from rows of status 1) and `hard_negative_spans` (status 0) are sorted, without
-    repetition, in code points of the post; both are empty where the unit is the sentence. A met
-    criterion without evidence means that its evidence is unknown, not that there is none.
-    `evidence_is_partial`: some rows of status 1 have evidence, others none that is known.
+    `label` is 0 where the criterion is not met, and above 0 where it is (binary: 1). `evidence` (from
+    rows of a positive status) and `hard_negative_spans` (status 0) are sorted, without repetition, in
+    code points of the post; both are empty where the unit is the sentence. A met criterion without
+    evidence means that its evidence is unknown, not that there is none.
+    `evidence_is_partial`: some rows of a positive status have evidence, others none that is known.
     """
 
     example_id: str
@@ -34,7 +36,7 @@ class Example:
     group_id: str
     criterion_id: str
     text: str
-    label: int
+    label: float
     annotated: bool
     evidence: tuple[Span, ...]
     hard_negative_spans: tuple[Span, ...]
@@ -46,7 +48,7 @@ class LabelReport:
     """What the labels are made of; the mappings have every criterion.
 
     `n_annotations` counts rows, without the `ignored` ones (rows by label). `contradictions` are
-    the examples with both a status 1 and a status 0, whose label is 1.
+    the examples whose rows differ in status; `LabelScale.merge` decides.
     """
 
     n_posts: int
@@ -80,6 +82,7 @@ def build_examples(
     unit: Unit,
     unannotated_pairs: UnannotatedPairs,
     spans: Mapping[int, Span],
+    labels: LabelScale = BINARY,
 ) -> tuple[list[Example], LabelReport]:
     """Merge the annotations of each pair, and add the unannotated pairs as negatives if asked to.
 
@@ -112,20 +115,28 @@ def build_examples(
             rows = pairs.get((post_id, part, criterion_id), [])
             if not rows and unannotated_pairs == "drop":
                 continue
-            example = _example(text, criterion_id, rows, spans=spans if unit == "post" else {})
+            aligned = spans if unit == "post" else {}
+            example = _example(text, criterion_id, rows, spans=aligned, labels=labels)
             examples.append(example)
-            if {row.status for row in rows} == {0, 1}:
+            if len({row.status for row in rows}) > 1:
                 contradictions.append(example.example_id)
     _check_unique(examples)
     return examples, _report(corpus, examples, contradictions)
 
 
 def _example(
-    text: _Text, criterion_id: str, rows: Sequence[Annotation], *, spans: Mapping[int, Span]
+    text: _Text,
+    criterion_id: str,
+    rows: Sequence[Annotation],
+    *,
+    spans: Mapping[int, Span],
+    labels: LabelScale,
 ) -> Example:
     found = {
-        status: tuple(sorted({spans[r.row] for r in rows if r.status == status and r.row in spans}))
-        for status in (0, 1)
+        is_met: tuple(
+            sorted({spans[r.row] for r in rows if (r.status > 0) == is_met and r.row in spans})
+        )
+        for is_met in (False, True)
     }
     return Example(
         example_id="/".join(filter(None, (text.post_id, text.part, criterion_id))),
@@ -133,12 +144,12 @@ def _example(
         group_id=text.group_id,
         criterion_id=criterion_id,
         text=text.text,
-        label=int(any(row.status == 1 for row in rows)),
+        label=labels.merge([row.status for row in rows]) if rows else 0,
         annotated=bool(rows),
-        evidence=found[1],
-        hard_negative_spans=found[0],
-        evidence_is_partial=bool(found[1])
-        and any(row.status == 1 and row.row not in spans for row in rows),
+        evidence=found[True],
+        hard_negative_spans=found[False],
+        evidence_is_partial=bool(found[True])
+        and any(row.status > 0 and row.row not in spans for row in rows),
     )
 
 
@@ -163,7 +174,7 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
         sentence = _Text(post.post_id, part, post.group_id, text)
         if texts.setdefault((post.post_id, part), sentence) != sentence:
             rule = "must have the same text as the other rows of its sentence"
-            faults.append(Fault(place, rule, shown(part)))
+            faults.append(Fault(place, rule, quote_identifier(part)))
         parts[annotation.row] = part
     raise_faults("The annotations cannot be used sentence by sentence:", faults)
     return texts, parts
@@ -172,7 +183,10 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
 def _check_unique(examples: Sequence[Example]) -> None:
     counts = Counter(example.example_id for example in examples)
     faults = [
-        Fault(shown(name), "must name one example; rename posts, sentences or criteria with a /")
+        Fault(
+            quote_identifier(name),
+            "must name one example; rename posts, sentences or criteria with a /",
+        )
         for name, count in counts.items()
         if count > 1
     ]
@@ -182,7 +196,7 @@ def _check_unique(examples: Sequence[Example]) -> None:
 def _report(
     corpus: Corpus, examples: Sequence[Example], contradictions: Sequence[str]
 ) -> LabelReport:
-    counts = Counter((e.criterion_id, e.label, e.annotated) for e in examples)
+    counts = Counter((e.criterion_id, int(e.label > 0), e.annotated) for e in examples)
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
     annotated_posts = {annotation.post_id for annotation in corpus.annotations}
     return LabelReport(

@@ -19,7 +19,8 @@ from psy_agents_noaug.errors import (
 )
 from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
 from psy_agents_noaug.run.directory import RunDirectory
-from psy_agents_noaug.run.train import RunResult, train
+from psy_agents_noaug.run.evaluate import RunResult
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
@@ -105,7 +106,7 @@ class Objective:
             "resume": "auto",
             **self._place.tracking,
         }
-        return load_train_config(f"{self._task}/train", to_overrides({**overrides, **own}))
+        return load_train_config(self._task, to_overrides({**overrides, **own}))
 
     def _train(self, trial: Trial, config: TrainConfig) -> float:
         result = train(

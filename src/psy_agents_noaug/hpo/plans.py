@@ -9,7 +9,8 @@ import optuna
 from optuna.trial import Trial
 
 from psy_agents_noaug.hpo.search_space import SearchSpace
-from psy_agents_noaug.run.train import RunPreview, RunResult
+from psy_agents_noaug.run.evaluate import RunResult
+from psy_agents_noaug.run.train import RunPreview
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Plan(Protocol):
     def check(self) -> None:
         """Raise ConfigError, with all faults, where a trial could not be trained."""
 
-    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         """Write the results to `folder`.
 
         Raises:

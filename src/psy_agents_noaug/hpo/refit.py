@@ -32,9 +32,10 @@ from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import StudyProgress
 from psy_agents_noaug.metrics.comparison import Comparison, comparable_figures, compare
-from psy_agents_noaug.metrics.tables import render_table
+from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
-from psy_agents_noaug.run.train import RunPreview, RunResult, evaluate
+from psy_agents_noaug.run.evaluate import RunResult, evaluate
+from psy_agents_noaug.run.train import RunPreview
 from psy_agents_noaug.utils.files import write_json
 
 Configuration = Literal["best", "default"]
@@ -90,7 +91,7 @@ class Refit(Plan):
                 f"`hpo.refit.seeds` must not hold {seen}, the seed by which the search chose."
             )
         for point in self.space.grid():
-            load_train_config(f"{self._task}/train", to_overrides(self.overrides(point)))
+            load_train_config(self._task, to_overrides(self.overrides(point)))
 
     def first_points(self) -> list[dict[str, Any]]:
         # A seed's two trainings are neighbours, so that half a study compares too.
@@ -111,10 +112,10 @@ class Refit(Plan):
             task_name=self._task,
             explicit={},
         )
-        figures = {key: test.metrics[key] for key in self._shown()}
+        figures = {key: test.metrics[key] for key in self._test_figures()}
         trial.set_user_attr("test", figures)
 
-    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         csv_of_trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         trials = self._by_configuration(study)
@@ -137,7 +138,7 @@ class Refit(Plan):
                 monitor: self._summary([trial.value for trial in own]),
                 **{
                     key: self._summary([trial.user_attrs["test"].get(key) for trial in own])
-                    for key in self._shown()
+                    for key in self._test_figures()
                 },
             }
             for name, own in trials.items()
@@ -173,7 +174,7 @@ class Refit(Plan):
                     "mean": mean,
                     "given": of_a_configuration(self._given),
                 },
-                "data": prospect.fingerprints,
+                "data": run_preview.fingerprints,
                 "packages": trials["best"][0].user_attrs["packages"],
                 "torch_threads": trials["best"][0].user_attrs["torch_threads"],
             },
@@ -192,18 +193,10 @@ class Refit(Plan):
             },
         )
 
-    def _shown(self) -> list[str]:
+    def _test_figures(self) -> list[str]:
         """The figures on test that the table has: the monitor's, and what belongs beside it."""
-        beside = {
-            "criteria": ("f1_macro", "auroc_macro", "average_precision_macro"),
-            "evidence": (
-                "evidence_iou_f1",
-                "evidence_token_f1",
-                "evidence_detection_average_precision",
-            ),
-            "joint": ("joint_score", "f1_macro", "evidence_iou_f1", "supported_f1"),
-        }[self._task]
-        names = [self._config.training.monitor.removeprefix("val/"), *beside]
+        monitor = self._config.training.monitor.removeprefix("val/")
+        names = [monitor, *self._config.task.headline_metrics]
         return [f"test/{name}" for name in dict.fromkeys(names)]
 
     def _by_configuration(self, study: optuna.Study) -> dict[Configuration, list[FrozenTrial]]:
@@ -253,7 +246,7 @@ class Refit(Plan):
         monitor = self._config.training.monitor
         rows = [["figure", "best: mean (sd) [interval]", "default: mean (sd) [interval]"]]
         rows += [
-            [key, *(_shown(summaries[name][key]) for name in CONFIGURATIONS)]
+            [key, *(_format_summary(summaries[name][key]) for name in CONFIGURATIONS)]
             for key in summaries["best"]
         ]
         mean, searched = summaries["best"][monitor]["mean"], self._best.value
@@ -288,7 +281,7 @@ class Refit(Plan):
         from matplotlib.figure import Figure
 
         monitor = self._config.training.monitor
-        on_test = self._shown()[0]
+        on_test = self._test_figures()[0]
         figure = Figure()
         axes = figure.subplots()
         for place, own in enumerate(trials.values()):
@@ -313,10 +306,10 @@ class Refit(Plan):
         return save_figure(figure, folder / "seeds.png")
 
 
-def _shown(summary: Mapping[str, float | None]) -> str:
+def _format_summary(summary: Mapping[str, float | None]) -> str:
     if summary["mean"] is None:
         return "undefined"
-    return (
-        f"{summary['mean']:.3f} ({summary['sd']:.3f}) "
-        f"[{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]"
+    mean, sd, low, high = (
+        format_value(summary[name]) for name in ("mean", "sd", "ci_low", "ci_high")
     )
+    return f"{mean} ({sd}) [{low}, {high}]"

@@ -24,8 +24,9 @@ from psy_agents_noaug.hpo.report import (
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import StudyProgress, original_number, ranked
-from psy_agents_noaug.metrics.tables import render_table
-from psy_agents_noaug.run.train import RunPreview, RunResult
+from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.run.evaluate import RunResult
+from psy_agents_noaug.run.train import RunPreview
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Search(Plan):
             whole = SearchSpace.read(best.space)
             space = whole.narrowed(best.params, best.top, width=stage.narrow.width)
         else:
-            space = SearchSpace.read(stage.space, stage.task_spaces.get(task, {}))  # type: ignore[call-overload]
+            space = SearchSpace.read(stage.space, stage.task_spaces.get(task, {}))
         self.space = space.without(base)
         if fixed := sorted(set(space.parameters) - set(self.space.parameters)):
             logger.info("Not searched, as given or dependent on what is: %s.", ", ".join(fixed))
@@ -78,7 +79,7 @@ class Search(Plan):
 
         def accept(values: Mapping[str, Any]) -> None:
             if any((CONFIG_DIR / key).is_dir() for key in values):
-                load_train_config(f"{self._task}/train", to_overrides(self.overrides(values)))
+                load_train_config(self._task, to_overrides(self.overrides(values)))
             else:
                 lay_over(resolved, values)
 
@@ -95,11 +96,11 @@ class Search(Plan):
     def finish(self, trial: Trial, result: RunResult) -> None:
         """Nothing: a search never looks at test."""
 
-    def report(self, study: optuna.Study, folder: Path, prospect: RunPreview) -> StageReport:
+    def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         standing = StudyProgress.of(study)
-        by_value = ranked(standing.complete, maximise=prospect.maximise)
+        by_value = ranked(standing.complete, maximise=run_preview.maximise)
         best, monitor = by_value[0], self._config.training.monitor
         path = folder / "best_config.yaml"
         write_best_config(
@@ -118,7 +119,7 @@ class Search(Plan):
                 "space": self.space.to_json(),
                 "starts_from": self.starts_from,
                 "seed": self._config.seed,
-                "data": prospect.fingerprints,
+                "data": run_preview.fingerprints,
                 "packages": best.user_attrs["packages"],
                 "torch_threads": best.user_attrs["torch_threads"],
             },
@@ -145,7 +146,7 @@ class Search(Plan):
         rows = [["trial", self._config.training.monitor, *(_short(name, names) for name in names)]]
         for trial in by_value[:_SHOWN]:
             chosen = self._chosen(trial)
-            values = [_shown(chosen[name]) if name in chosen else "" for name in names]
+            values = [format_value(chosen[name], ".3g") if name in chosen else "" for name in names]
             rows.append([str(original_number(trial)), f"{trial.value:.4f}", *values])
         return (
             f"{study.study_name}: {len(standing.complete)} trials complete, {len(standing.pruned)} "
@@ -157,7 +158,3 @@ def _short(name: str, names: Sequence[str]) -> str:
     """The last part of a key, or the whole where that is another's too."""
     last = name.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

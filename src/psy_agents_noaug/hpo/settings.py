@@ -88,7 +88,7 @@ class StageConfig(Section):
     pruner: PrunerConfig
     settings: dict[str, Any]
     space: dict[str, Any]
-    task_spaces: dict[Literal["criteria", "evidence", "joint"], dict[str, Any]]
+    task_spaces: dict[str, dict[str, Any]]
     narrow: NarrowConfig | None
     refit: RefitConfig | None
     reports: bool = True

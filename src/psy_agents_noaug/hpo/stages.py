@@ -44,11 +44,11 @@ from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
 from psy_agents_noaug.run.directory import differences
 from psy_agents_noaug.run.records import tracked
-from psy_agents_noaug.run.train import RunPreview, survey
+from psy_agents_noaug.run.train import RunPreview, preview
+from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.process import mlflow_process
 
-TASKS = ("criteria", "evidence", "joint")
 # Of a single run: a study sets them itself.
 _OF_A_RUN = ("run_name", "resume", "best_config")
 _GRACE_SECONDS = 60.0
@@ -110,12 +110,12 @@ def run_stage(argv: Sequence[str]) -> str:
             heartbeat_seconds=stage.heartbeat_seconds,
             patience_seconds=stage.patience_seconds,
         )
-        prospect = survey(request.config)
+        run_preview = preview(request.config)
         # What is to be known of the data has been told now, and is the same for every trial.
         logging.getLogger("psy_agents_noaug.run.data").setLevel(logging.ERROR)
         lock = StudyLock(url, request.study_name)
         with lock.held(storage):
-            study = _open_study(request, plan, storage, prospect)
+            study = _open_study(request, plan, storage, run_preview)
             tracker = _open_tracker(request, study)
         with tracked(tracker):
             worker = Worker(
@@ -126,7 +126,7 @@ def run_stage(argv: Sequence[str]) -> str:
                 max_retries=stage.max_retries,
                 sampler=lambda before: build_sampler(stage.sampler, n_trials_before=before),
                 objective=_objective(request, plan, tracker),
-                maximise=prospect.maximise,
+                maximise=run_preview.maximise,
             )
             # What is there now stays: looking for garbage after a trial need not go through it.
             gc.freeze()
@@ -135,7 +135,7 @@ def run_stage(argv: Sequence[str]) -> str:
             if not stage.reports:
                 return ""
             tracker.close_children()
-            report = plan.report(study, request.folder, prospect)
+            report = plan.report(study, request.folder, run_preview)
             tracker.log_metrics(report.figures, step=0)
             for path in report.files:
                 tracker.log_artifact(path)
@@ -155,8 +155,10 @@ def read_request(argv: Sequence[str]) -> Request:
     name, task = values.pop("hpo", None), values.pop("task", None)
     if name not in stages:
         raise ConfigError(f"`hpo` must be one of {', '.join(stages)}, but is {name} instead.")
-    if task not in TASKS:
-        raise ConfigError(f"`task` must be one of {', '.join(TASKS)}, but is {task} instead.")
+    if task not in task_names():
+        raise ConfigError(
+            f"`task` must be one of {', '.join(task_names())}, but is {task} instead."
+        )
     own = {key.removeprefix("hpo."): v for key, v in values.items() if key.startswith("hpo.")}
     stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)))
     of_training = {key: v for key, v in values.items() if not key.startswith("hpo.")}
@@ -165,11 +167,11 @@ def read_request(argv: Sequence[str]) -> Request:
         raise ConfigError(f"A study sets `{'`, `'.join(refused)}` itself: leave it out.")
     if stage.workers > 1 and "training.num_threads" not in of_training:
         of_training["training.num_threads"] = max(1, (os.cpu_count() or 1) // stage.workers)
-    config = load_train_config(f"{task}/train", to_overrides(of_training))
+    config = load_train_config(task, to_overrides(of_training))
     folder = Path(config.output_dir) / f"hpo_stage{stage.stage}" / task
     best = _starts_from(stage, task, folder)
     base = {**(best.base if best else {}), **flat(stage.settings), **of_training}
-    config = load_train_config(f"{task}/train", to_overrides(base))
+    config = load_train_config(task, to_overrides(base))
     resolved = config.model_dump()
     base = {key: _resolved(key, value, resolved) for key, value in base.items()}
     of_training = {key: base[key] for key in of_training}
@@ -262,7 +264,7 @@ def _alone(request: Request, url: str) -> Iterator[None]:
 
 
 def _open_study(
-    request: Request, plan: Plan, storage: StudyStorage, prospect: RunPreview
+    request: Request, plan: Plan, storage: StudyStorage, run_preview: RunPreview
 ) -> optuna.Study:
     """Begin the study, or go on with it if it is of the same settings; under the lock."""
     name = request.study_name
@@ -270,12 +272,12 @@ def _open_study(
         optuna.create_study(
             storage=storage,
             study_name=name,
-            direction="maximize" if prospect.maximise else "minimize",
+            direction="maximize" if run_preview.maximise else "minimize",
         )
     study = optuna.load_study(
         storage=storage, study_name=name, pruner=build_pruner(request.stage.pruner)
     )
-    settings = _settings_of_all(request, plan, prospect)
+    settings = _settings_of_all(request, plan, run_preview)
     recorded = study.user_attrs.get("settings")
     if recorded is None:
         study.set_user_attr("settings", settings)
@@ -301,7 +303,7 @@ def _open_study(
     return study
 
 
-def _settings_of_all(request: Request, plan: Plan, prospect: RunPreview) -> dict[str, Any]:
+def _settings_of_all(request: Request, plan: Plan, run_preview: RunPreview) -> dict[str, Any]:
     """Return what all workers of a study, and who goes on with it, must agree on; JSON-able."""
     settings = {
         "hpo.sampler": request.stage.sampler.model_dump(),
@@ -309,7 +311,7 @@ def _settings_of_all(request: Request, plan: Plan, prospect: RunPreview) -> dict
         "hpo.space": plan.space.to_json(),
         "the best to go on with": plan.starts_from,
         "its settings": dict(request.best.overrides) if request.best else None,
-        "the data": prospect.fingerprints,
+        "the data": run_preview.fingerprints,
         "config": yaml.safe_load(to_yaml(request.config)),
     }
     del settings["config"]["tracking"]  # may hold an address; no result depends on it

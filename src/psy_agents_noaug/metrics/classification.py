@@ -27,7 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from psy_agents_noaug.metrics.tables import render_table, shown
+from psy_agents_noaug.metrics.tables import format_value, render_table
 
 ECE_BINS = 15
 FIXED_THRESHOLD = 0.5
@@ -240,7 +240,7 @@ def classification_report(
     columns = ("precision", "recall", "f1", "auroc", "average_precision")
 
     def cells(prefix: str, suffix: str = "") -> list[str]:
-        return [shown(metrics[f"{prefix}{column}{suffix}"]) for column in columns]
+        return [format_value(metrics[f"{prefix}{column}{suffix}"]) for column in columns]
 
     rows = [["criterion", "name", "support", "precision", "recall", "F1", "AUROC", "AP"]]
     for criterion in criteria:

@@ -1,11 +1,14 @@
 """Figures as text for the console."""
 
 from collections.abc import Sequence
+from typing import Any
 
 
-def shown(value: float | int | str | None) -> str:
-    """Render a figure for a table."""
-    return "n/a" if value is None else f"{value:.3f}"
+def format_value(value: Any, spec: str = ".3f") -> str:
+    """Render a figure or a setting: a float by `spec`, an undefined figure (None) as n/a."""
+    if value is None:
+        return "n/a"
+    return format(value, spec) if isinstance(value, float) else str(value)
 
 
 def render_table(rows: Sequence[Sequence[str]], *, left: int, rules: Sequence[int] = ()) -> str:

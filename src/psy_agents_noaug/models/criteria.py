@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
-from psy_agents_noaug.models.kernels.packing import run_encoder
 
 
 class CriteriaModel(nn.Module):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
-from psy_agents_noaug.models.kernels.packing import is_packed, run_encoder
+from psy_agents_noaug.models.execution import is_packed, run_encoder
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
 

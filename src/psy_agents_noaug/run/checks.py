@@ -1,9 +1,9 @@
-"""What must hold before a run's numbers may be believed; each guard refuses with what to do."""
+"""What must hold before a run's figures are computed; each check refuses with what to do."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -12,7 +12,7 @@ from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
 from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences
-from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.tasks.base import Task
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import Checkpoint
 from psy_agents_noaug.utils.files import sha256_of_json
@@ -20,19 +20,20 @@ from psy_agents_noaug.utils.files import sha256_of_json
 logger = logging.getLogger(__name__)
 
 
-def better_direction(monitor: str, task: ReportingTask) -> str:
-    """Return `max` or `min` for the monitor.
+def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
+    """Return which way the monitor gets better.
 
     Raises:
         ConfigError: the monitor is no figure on val that tells better from worse.
     """
-    known = {f"val/{name}": direction for name, direction in task.monitors().items()}
+    known = {f"val/{name}": direction for name, direction in task.evaluation.monitors().items()}
     if monitor not in known:
-        shown = ", ".join(sorted(name for name in known if "/per_criterion/" not in name))
-        example = min(name for name in known if "/per_criterion/" in name)
+        per_criterion = sorted(name for name in known if "/per_criterion/" in name)
+        names = ", ".join(sorted(known.keys() - set(per_criterion)))
+        more = f"; and the same per criterion, e.g. {per_criterion[0]}" if per_criterion else ""
         raise ConfigError(
             f"`training.monitor` must be a figure on val, but is {monitor!r} instead. There are: "
-            f"{shown}; and the same per criterion, e.g. {example}."
+            f"{names}{more}."
         )
     return known[monitor]
 

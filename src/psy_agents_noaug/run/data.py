@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from psy_agents_noaug.config.schema import DataConfig
+from psy_agents_noaug.config.schema import DataConfig, TrainConfig
 from psy_agents_noaug.data import sample
 from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus, fold
 from psy_agents_noaug.data.corpus import Corpus, Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
 from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
+from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
+from psy_agents_noaug.tasks.registry import task_class
 
 logger = logging.getLogger(__name__)
 
@@ -56,20 +58,26 @@ class PreparedData:
         }
 
 
-def prepare_data(config: DataConfig) -> PreparedData:
+def prepare_data(config: TrainConfig) -> PreparedData:
     """Load, check, align, label and divide the corpus; log what a user should know of it.
 
     Raises:
         DataError: with every fault of the files.
     """
-    corpus = _load(config)
-    spans, alignment = align_corpus(corpus, fuzzy_threshold=config.fuzzy_threshold)
-    examples, labels = build_examples(
-        corpus, unit=config.unit, unannotated_pairs=config.unannotated_pairs, spans=spans
+    data = config.data
+    labels = task_class(config.task.name).labels
+    corpus = _load(data, labels)
+    spans, alignment = align_corpus(corpus, fuzzy_threshold=data.fuzzy_threshold)
+    examples, label_report = build_examples(
+        corpus,
+        unit=data.unit,
+        unannotated_pairs=data.unannotated_pairs,
+        spans=spans,
+        labels=labels,
     )
-    splits = _divide(config, corpus)
+    splits = _divide(data, corpus)
     duplicates = find_duplicates_across_splits(
-        *_judged_texts(config, corpus, splits, examples), threshold=config.near_duplicate_threshold
+        *_judged_texts(data, corpus, splits, examples), threshold=data.near_duplicate_threshold
     )
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
     counts, warnings = split_summary(splits, examples, criterion_ids=criterion_ids)
@@ -78,13 +86,13 @@ def prepare_data(config: DataConfig) -> PreparedData:
     for example in examples:
         by_split[split_of[example.post_id]].append(example)
     prepared = PreparedData(
-        corpus, splits, by_split, alignment, labels, duplicates, counts, warnings
+        corpus, splits, by_split, alignment, label_report, duplicates, counts, warnings
     )
     _log(prepared)
     return prepared
 
 
-def _load(config: DataConfig) -> Corpus:
+def _load(config: DataConfig, labels: LabelScale) -> Corpus:
     folder = _folder(config)
     criteria = folder / config.criteria if config.criteria else None
     columns = {str(table): names for table, names in config.columns.items()}
@@ -96,6 +104,7 @@ def _load(config: DataConfig) -> Corpus:
             criteria=criteria,
             columns=columns,
             ignored_criteria=config.ignored_criteria,
+            labels=labels,
         )
     assert config.posts is not None
     assert config.annotations is not None
@@ -105,6 +114,7 @@ def _load(config: DataConfig) -> Corpus:
         criteria=criteria,
         columns=columns,
         ignored_criteria=config.ignored_criteria,
+        labels=labels,
     )
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -48,7 +49,8 @@ class RunDirectory:
         self.history = path / "history.csv"
         self.splits = path / "splits.json"
         self.alignment = path / "alignment.json"
-        self.looks = path / "looks.jsonl"
+        self.evaluations = path / "evaluations.jsonl"
+        self.old_evaluations = path / "looks.jsonl"  # its name in 0.1.0
         self.checkpoints = path / "checkpoints"
         self.best_checkpoint = self.checkpoints / BEST
         self.last_checkpoint = self.checkpoints / LAST
@@ -79,28 +81,37 @@ class RunDirectory:
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return path
 
-    def record_look(self, split: str, *, weights_sha256: str) -> int:
-        """Note that somebody looks at `split` now. Return how often that has happened here."""
-        look = {
+    def record_evaluation(self, split: str, *, weights_sha256: str) -> int:
+        """Record that `split` is evaluated now. Return how often that has happened here."""
+        line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "split": split,
             "weights_sha256": weights_sha256,
         }
-        with self.looks.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(look) + "\n")
-        lines = self.looks.read_text(encoding="utf-8").splitlines()
-        return sum(json.loads(line)["split"] == split for line in lines)
+        with self.evaluations.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        lines = [
+            json.loads(line)
+            for path in (self.old_evaluations, self.evaluations)
+            if path.is_file()
+            for line in path.read_text(encoding="utf-8").splitlines()
+        ]
+        return sum(line["split"] == split for line in lines)
 
 
 @contextmanager
 def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     """Make or reopen the run's directory and hold its lock.
 
+    A directory that is made here is removed again if the run fails before it has written its manifest,
+    which it does when all checks have passed.
+
     Raises:
         ConfigError: another process trains there, a run is there already, or the run to be resumed
             was made with another configuration.
     """
     directory = RunDirectory(_choose(config))
+    is_new = not directory.path.exists()
     directory.checkpoints.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory.path / ".lock", timeout=0)
     try:
@@ -115,7 +126,10 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
         write_text(directory.config, to_yaml(config))
         yield directory
     finally:
+        failed_start = is_new and not directory.manifest.exists()
         lock.release()
+        if failed_start:
+            shutil.rmtree(directory.path, ignore_errors=True)
 
 
 def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:

@@ -14,24 +14,24 @@ import torch
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import write_splits
 from psy_agents_noaug.errors import Interrupted, StoppedError
-from psy_agents_noaug.run.data import PreparedData
+from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.manifest import write_manifest
 from psy_agents_noaug.tracking.process import mlflow_process
-from psy_agents_noaug.training.distributed import DistributedContext
+from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.files import write_json, write_text
 
 
 def open_tracker(
     config: TrainConfig,
+    hardware: Hardware,
     directory: RunDirectory,
-    processes: DistributedContext,
     *,
     run_name: str | None = None,
     parent_run_id: str | None = None,
 ) -> Tracker:
-    if config.tracking.name == "none" or not processes.is_main:
+    if config.tracking.name == "none" or not hardware.distributed.is_main:
         return NullTracker()
     return mlflow_process().open(
         uri=config.tracking.uri,
@@ -58,12 +58,17 @@ def tracked(tracker: Tracker) -> Iterator[None]:
     tracker.finish("FINISHED")
 
 
-def write_beginning(
-    config: TrainConfig, directory: RunDirectory, data: PreparedData, tracker: Tracker
-) -> None:
+def write_beginning(context: RunContext) -> None:
+    """Record what a training begins with."""
+    config, directory, data, tracker = (
+        context.config,
+        context.directory,
+        context.data,
+        context.tracker,
+    )
     write_splits(directory.splits, data.splits)
     write_json(directory.alignment, data.report())
-    record_manifest(config, directory, data, tracker, status="running", weights=None, extra={})
+    record_manifest(context, status="running", weights=None, extra={})
     tracker.log_params(config.model_dump())
     tracker.set_tags({f"data.{name}": value for name, value in data.fingerprints().items()})
     for path in (directory.config, directory.splits, directory.alignment):
@@ -71,15 +76,17 @@ def write_beginning(
 
 
 def record_manifest(
-    config: TrainConfig,
-    directory: RunDirectory,
-    data: PreparedData,
-    tracker: Tracker,
-    *,
-    status: str,
-    weights: str | None,
-    extra: Mapping[str, object],
+    context: RunContext, *, status: str, weights: str | None, extra: Mapping[str, object]
 ) -> None:
+    """Write the manifest; the time at which the run was created stays.
+
+    Args:
+        context: the run.
+        status: running or finished.
+        weights: hash of the best weights, None while there are none.
+        extra: further entries.
+    """
+    config, directory, data = context.config, context.directory, context.data
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_manifest(
         directory.manifest,
@@ -92,7 +99,7 @@ def record_manifest(
         extra={
             "status": status,
             "updated_at": now,
-            "mlflow_run_id": tracker.run_id,
+            "mlflow_run_id": context.tracker.run_id,
             "pretrained_model": config.model.pretrained_model,
             "torch_threads": torch.get_num_threads(),
             **extra,

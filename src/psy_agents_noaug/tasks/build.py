@@ -1,67 +1,85 @@
-"""From a configuration to its task."""
+"""From a configuration to its encoders and its task."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
+from typing import Any
 
-from psy_agents_noaug.config.schema import (
-    CriteriaTaskConfig,
-    EvidenceTaskConfig,
-    JointTaskConfig,
-    TrainConfig,
+from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.models.encoder import (
+    Encoder,
+    load_encoder,
+    rebuild_encoder,
+    recompute_activations,
 )
-from psy_agents_noaug.data.dsm5 import Criterion
-from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.models.encoder import recompute_activations
-from psy_agents_noaug.models.kernels.dropout import use_fast_dropout
-from psy_agents_noaug.tasks.base import ReportingTask
-from psy_agents_noaug.tasks.criteria.task import build_criteria_task
-from psy_agents_noaug.tasks.encoders import ONLY, Encoders, choose_execution
-from psy_agents_noaug.tasks.evidence.task import build_evidence_task
-from psy_agents_noaug.tasks.joint.task import build_joint_task
+from psy_agents_noaug.models.execution import (
+    enable_packing,
+    packing_obstacle,
+    use_fast_dropout,
+)
+from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
+from psy_agents_noaug.tasks.registry import task_class
+
+_FILES = "_files"  # what `Task.metadata` appends to an encoder's part
+
+logger = logging.getLogger(__name__)
 
 
-def build_task(
-    config: TrainConfig,
-    *,
-    encoders: Encoders,
-    criteria: Sequence[Criterion],
-    examples: Mapping[str, Sequence[Example]],
-    max_tokens: int,
-) -> ReportingTask:
-    """Assemble the task that `config` names, on the examples of the splits that may be looked at.
+def load_encoders(config: TrainConfig) -> dict[str, Encoder]:
+    """Load the pretrained encoders of the task that `config` names, by part.
 
-    `max_tokens`: padded tokens whose activations may be held at once.
+    Raises:
+        ConfigError: the weights cannot be had.
     """
-    packs = choose_execution(config, encoders)
-    task: ReportingTask
-    match config.task:
-        case CriteriaTaskConfig():
-            task = build_criteria_task(
-                config, config.task, encoder=encoders[ONLY], criteria=criteria, examples=examples
-            )
-        case EvidenceTaskConfig():
-            task = build_evidence_task(
-                config,
-                config.task,
-                encoder=encoders[ONLY],
-                criteria=criteria,
-                examples=examples,
-                max_tokens=max_tokens,
-            )
-        case JointTaskConfig():
-            task = build_joint_task(
-                config,
-                config.task,
-                encoders=encoders,
-                criteria=criteria,
-                examples=examples,
-                max_tokens=max_tokens,
-            )
+    sources = task_class(config.task.name).encoder_sources(config.model)
+    return {
+        part: load_encoder(name, revision=revision, dropout=config.model.encoder_dropout)
+        for part, (name, revision) in sources.items()
+    }
+
+
+def rebuild_encoders(metadata: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Build the encoders that a checkpoint describes, their weights still to be filled in."""
+    return {
+        key.removesuffix(_FILES): rebuild_encoder(files)
+        for key, files in metadata.items()
+        if key.endswith(_FILES)
+    }
+
+
+def build_task(config: TrainConfig, inputs: TaskInputs) -> Task:
+    """Build the task that `config` names, and choose how its encoders run."""
+    packs = choose_execution(config, inputs.encoders)
+    task = task_class(config.task.name)(config, inputs)
     task.packs = packs
     if not config.training.compile:  # cannot trace where its masks come from
         use_fast_dropout(task.model)
     if config.training.gradient_checkpointing:
-        for encoder in encoders.values():
+        for encoder in inputs.encoders.values():
             recompute_activations(encoder.model)
     if config.training.compile:
         task.model.compile(dynamic=True)
     return task
+
+
+def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
+    """Make the encoders run packed if `training.execution` and they allow it. Return whether they do.
+
+    Raises:
+        ConfigError: `packed` where it is not possible.
+    """
+    wanted = config.training.execution
+    obstacle = packing_obstacle(encoder.model for encoder in encoders.values())
+    if obstacle is None and config.training.compile:
+        obstacle = "`training.compile` needs batches of few shapes"
+    if wanted == "packed" and obstacle:
+        raise ConfigError(
+            f"`training.execution=packed` is not possible: {obstacle}. Use `training.execution=auto`."
+        )
+    packed = wanted != "padded" and obstacle is None
+    if packed:
+        for encoder in encoders.values():
+            enable_packing(encoder.model)
+    reason = "as configured" if wanted == "padded" else obstacle or "no work for padding"
+    logger.info("Execution: %s (%s).", "packed" if packed else "padded", reason)
+    return packed

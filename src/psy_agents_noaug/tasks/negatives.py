@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.training.batching import derived_seed
+from psy_agents_noaug.utils.reproducibility import derived_seed
 
 _SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
 
@@ -15,22 +15,24 @@ class NegativeSampler:
     """All annotated pairs in every epoch, and a fresh sample of the unannotated negatives.
 
     Args:
+        examples: the training pairs.
         negatives: `all`, or how many unannotated negatives per positive an epoch draws.
+        seed: of the run.
     """
 
     def __init__(
         self, examples: Sequence[Example], *, negatives: float | Literal["all"], seed: int
     ) -> None:
-        drawn_from = np.asarray([not e.annotated and e.label == 0 for e in examples], dtype=bool)
-        self._kept = np.flatnonzero(~drawn_from)
-        self._unannotated = np.flatnonzero(drawn_from)
+        unannotated = np.asarray([not e.annotated and e.label == 0 for e in examples], dtype=bool)
+        self._kept = np.flatnonzero(~unannotated)
+        self._unannotated = np.flatnonzero(unannotated)
         self._seed = seed
-        n_positive = sum(example.label for example in examples)
+        n_positive = sum(example.label > 0 for example in examples)
         self._n_drawn = len(self._unannotated)
         if negatives != "all":
             self._n_drawn = min(round(negatives * n_positive), self._n_drawn)
 
-    def of(self, epoch: int) -> np.ndarray:
+    def pool(self, epoch: int) -> np.ndarray:
         """Return the sorted indices of the pairs of `epoch`, a pure function of it and the seed."""
         if self._n_drawn == len(self._unannotated):
             return np.arange(len(self._kept) + len(self._unannotated))

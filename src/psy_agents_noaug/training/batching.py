@@ -11,7 +11,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.training.protocols import Batch, Task
+from psy_agents_noaug.tasks.base import Batch, Task
+from psy_agents_noaug.utils.reproducibility import derived_seed
 
 
 class Step(NamedTuple):
@@ -33,11 +34,6 @@ def leave_signals_to_main(worker: int) -> None:
     """Let a loader's worker outlive a signal to the whole process group, until the state is saved."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def derived_seed(*parts: int) -> int:
-    """Mix integers into a seed of 63 bits, stable across machines (NumPy's SeedSequence)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def cut_by_tokens(

@@ -17,7 +17,7 @@ from torch import Tensor
 from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.utils.files import write_atomically
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _MAGIC = b"psy-agents-noaug sha256:"
 _ZIP_MAGIC = b"PK\x03\x04"
 # What follows the hashed bytes: the comment's length, and the comment up to the digest.
@@ -29,10 +29,16 @@ _CHUNK = 1 << 20
 class Checkpoint:
     """What a checkpoint holds.
 
-    task: the task's name; config: the resolved configuration; metadata: what rebuilds the model and
-    reads its outputs (label order, encoder files, fingerprints); calibration: decision parameters
-    fitted on val; metrics: figures on val at this step; weights: the model's state dict; resume: the
-    loop's own state (optimizer, scheduler, scaler, early stopping, position), None in a best checkpoint.
+    Args:
+        task: the task's name.
+        step: updates behind the weights.
+        config: the resolved configuration.
+        metadata: what rebuilds the model and reads its outputs (encoder files, criteria, fingerprints).
+        weights: the model's state dict.
+        decision_rule: fitted on val at this step.
+        metrics: figures on val at this step.
+        resume: the loop's own state (optimizer, scheduler, scaler, early stopping, trainer state); None
+            in a best checkpoint.
     """
 
     task: str
@@ -40,7 +46,7 @@ class Checkpoint:
     config: dict[str, Any]
     metadata: dict[str, Any]
     weights: dict[str, Tensor]
-    calibration: dict[str, Any] = field(default_factory=dict)
+    decision_rule: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
 
@@ -61,8 +67,12 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     write_atomically(path, write)
 
 
-def load_checkpoint(path: Path, *, task: str, device: str = "cpu") -> Checkpoint:
+def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
     """Read and verify a checkpoint; nothing in it is ever executed.
+
+    Args:
+        path: the file.
+        task: the task that it must be of; None takes any.
 
     Raises:
         CheckpointError: missing, truncated, altered, unsafe, of another format or of another task.
@@ -71,13 +81,15 @@ def load_checkpoint(path: Path, *, task: str, device: str = "cpu") -> Checkpoint
         raise CheckpointError(f"There is no checkpoint at {path}.")
     _verify(path)
     try:
-        payload = torch.load(path, map_location=device, weights_only=True)
+        payload = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, which could "
             "run code when read."
         ) from error
     version = payload.get("format_version") if isinstance(payload, dict) else None
+    if version == 3:
+        version, payload = FORMAT_VERSION, _from_format_3(payload)
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"The format version of {path} must be {FORMAT_VERSION}, but is {version!r} instead."
@@ -86,11 +98,20 @@ def load_checkpoint(path: Path, *, task: str, device: str = "cpu") -> Checkpoint
     if set(payload) != {part.name for part in fields(Checkpoint)}:
         raise CheckpointError(f"{path} is refused: its parts are {sorted(map(str, payload))}.")
     checkpoint = Checkpoint(**payload)
-    if checkpoint.task != task:
+    if task is not None and checkpoint.task != task:
         raise CheckpointError(
             f"{path} must be a checkpoint of the task `{task}`, but is of `{checkpoint.task}` instead."
         )
     return checkpoint
+
+
+def _from_format_3(payload: dict[str, Any]) -> dict[str, Any]:
+    """Give the parts of a checkpoint of version 0.1.0 their names of today."""
+    payload["decision_rule"] = payload.pop("calibration", None)
+    resume = payload.get("resume")
+    if isinstance(resume, dict) and "position" in resume:
+        resume["state"] = resume.pop("position")
+    return payload
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

@@ -11,17 +11,17 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from psy_agents_noaug.errors import OutOfMemoryError
-from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
-from psy_agents_noaug.training.distributed import DistributedContext
-from psy_agents_noaug.training.precision import Precision
-from psy_agents_noaug.training.protocols import (
+from psy_agents_noaug.tasks.base import (
     Batch,
-    Calibration,
+    DecisionRule,
     ExampleSource,
     MetricValues,
     Predictions,
+    SplitPredictions,
     Task,
 )
+from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
+from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     give_memory_back,
@@ -32,77 +32,70 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What a model did on a split: predictions in the split's order, their calibration, figures."""
+    """What a model predicted on a split, and the figures of it."""
 
-    predictions: Predictions
-    calibration: Calibration
+    predicted: SplitPredictions
     metrics: MetricValues
 
 
 class Evaluator:
-    """Predicts and judges a split, in batches of like length, shared by all processes.
+    """Predicts and evaluates a split, in batches of similar length, shared by all processes.
 
     Args:
-        eval_batch_size, max_tokens: a batch holds at most so many examples and tokens.
-        loader_options: keyword arguments of `DataLoader`.
+        task: what is evaluated.
+        hardware: processes, precision and the tokens of a batch.
+        eval_batch_size: examples of a batch at most.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        processes: DistributedContext,
-        precision: Precision,
-        eval_batch_size: int,
-        max_tokens: int,
-        loader_options: dict[str, object],
-    ) -> None:
+    def __init__(self, task: Task, hardware: Hardware, *, eval_batch_size: int) -> None:
         self._task = task
-        self._processes = processes
-        self._precision = precision
+        self._distributed = hardware.distributed
+        self._precision = hardware.precision
+        self._loader_options = hardware.loader_options
         self._eval_batch_size = eval_batch_size
-        self._max_tokens = max_tokens
-        self._loader_options = loader_options
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what comes of an evaluation."""
-        return self._processes.is_main
+        self._max_tokens = hardware.eval_tokens(packed=task.packs)
 
     def predict(
-        self, model: nn.Module, split: str, *, on_batch: Callable[[], None] = lambda: None
+        self,
+        model: nn.Module,
+        source: ExampleSource,
+        *,
+        on_batch: Callable[[], None] = lambda: None,
     ) -> Predictions:
-        """Return the predictions on `split`, one row an example, in the split's order.
+        """Return what the task predicts for each example of `source`, in its order.
 
-        `on_batch` is called before every batch and may raise to break off. Out of memory halves the
-        batches, from then on, and predicts the split anew.
+        Out of memory halves the batches, from then on, and predicts everything anew.
+
+        Args:
+            model: the task's model.
+            source: the encoded examples.
+            on_batch: called before every batch; may raise to break off.
 
         Raises:
             OutOfMemoryError: not even one example fits in memory.
         """
         while True:
             try:
-                return self._predict(model, split, on_batch)
+                return self._predict(model, source, on_batch)
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
-                shortest = int(self._task.source(split).lengths.min())
-                if self._max_tokens <= shortest or self._processes.count > 1:
+                shortest = int(source.lengths.min())
+                if self._max_tokens <= shortest or self._distributed.count > 1:
                     raise OutOfMemoryError(
-                        f"Memory ran out predicting {split}; lower `training.micro_batch_tokens` or "
+                        "Memory ran out in a prediction; lower `training.micro_batch_tokens` or "
                         "`model.max_length`."
                     ) from error
                 self._max_tokens //= 2
             # Outside of the handler, whose traceback holds on to the failed batch.
             give_memory_back()
             logger.warning(
-                "Out of memory predicting %s: its batches are cut to %d tokens.",
-                split,
-                self._max_tokens,
+                "Out of memory in a prediction: batches are cut to %d tokens.", self._max_tokens
             )
 
-    def _predict(self, model: nn.Module, split: str, on_batch: Callable[[], None]) -> Predictions:
-        source = self._task.source(split)
+    def _predict(
+        self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
+    ) -> Predictions:
         cut = cut_by_tokens(
             range(len(source.ids)),
             source.lengths,
@@ -110,41 +103,47 @@ class Evaluator:
             max_examples=self._eval_batch_size,
             packed=self._task.packs,
         )
-        mine = cut[self._processes.rank :: self._processes.count]
+        mine = cut[self._distributed.rank :: self._distributed.count]
         loader: DataLoader[Batch] = DataLoader(
             _Batches(source, mine),
             batch_size=None,
             worker_init_fn=leave_signals_to_main,
-            **self._loader_options,  # type: ignore[arg-type]
+            **self._loader_options,
         )
         parts: list[dict[str, np.ndarray]] = []
         with _in_evaluation_mode(model), self._precision.autocast():
             for batch in loader:
                 on_batch()
-                outputs = self._task.predict(model, self._processes.to_device(batch))
+                outputs = self._task.predict(model, self._distributed.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
-        return _in_order(self._processes.gather((mine, parts)))
+        return _in_order(self._distributed.gather((mine, parts)))
 
     def evaluate(
         self,
         model: nn.Module,
         split: str,
         *,
-        calibration: Calibration | None = None,
+        rule: DecisionRule | None = None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Predict and judge `split`; without a calibration, fit one on these predictions.
+        """Predict `split` and return its figures.
+
+        Args:
+            model: the task's model.
+            split: train, val or test.
+            rule: makes decisions of the predictions; None fits one on them.
+            on_batch: see `predict`.
 
         Raises:
-            ValueError: no calibration for a split other than val, on which alone it may be fitted.
+            ValueError: no rule for a split other than val, on which alone one may be fitted.
         """
-        if calibration is None and split != "val":
-            raise ValueError(f"A calibration is fitted on val alone, not on {split}.")
-        predictions = self.predict(model, split, on_batch=on_batch)
-        if calibration is None:
-            calibration = self._task.calibrate(predictions)
-        metrics = self._task.metrics(predictions, split=split, calibration=calibration)
-        return Evaluation(predictions, calibration, metrics)
+        if rule is None and split != "val":
+            raise ValueError(f"A decision rule is fitted on val alone, not on {split}.")
+        values = self.predict(model, self._task.source(split), on_batch=on_batch)
+        if rule is None:
+            rule = self._task.evaluation.fit_decision_rule(values)
+        predicted = SplitPredictions(split, values, rule)
+        return Evaluation(predicted, self._task.evaluation.metrics(predicted))
 
 
 @contextmanager

@@ -66,6 +66,11 @@ def set_seed(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def derived_seed(*parts: int) -> int:
+    """Mix integers into a seed of 63 bits, stable across machines (NumPy's SeedSequence)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def _make_cublas_deterministic() -> None:
     if os.environ.get(_CUBLAS_VARIABLE) in _CUBLAS_DETERMINISTIC:
         return
@@ -176,7 +181,8 @@ def _cuda_info(device: torch.device, *, device_count: int) -> DeviceInfo:
 
 def _cpu_has_fast_bf16() -> bool:
     # Without these instructions PyTorch emulates bf16, about a hundred times slower than fp32.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_tile"))
 
 
 def set_tf32(enabled: bool) -> None:

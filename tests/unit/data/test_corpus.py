@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-from pandera.config import config_context
 
 from psy_agents_noaug.data.corpus import Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.tables import read_hub, read_table
@@ -209,11 +208,6 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
 def test_a_bad_annotation_is_found(tmp_path, cells, fault):
     rows = [annotation(), annotation(**cells)]
     assert faults(tmp_path, annotations=rows) == [f"annotations.csv, row 2, {fault}"]
-
-
-def test_the_rules_hold_where_pandera_is_switched_off(tmp_path):
-    with config_context(validation_enabled=False):
-        assert len(faults(tmp_path, annotations=[annotation(status=2)])) == 1
 
 
 def test_offsets_that_fit_the_text_and_the_evidence_are_accepted(tmp_path):

@@ -7,7 +7,8 @@ from psy_agents_noaug.errors import ConfigError, NonFiniteError, OutOfMemoryErro
 from psy_agents_noaug.hpo import objective as module
 from psy_agents_noaug.hpo.objective import Objective, Place, Reporter
 from psy_agents_noaug.hpo.workers import FailedTrialError
-from psy_agents_noaug.run import train as runs
+from psy_agents_noaug.run.evaluate import RunResult
+from psy_agents_noaug.run.train import train
 
 MONITOR = "val/f1_macro"
 
@@ -44,7 +45,7 @@ def test_a_trial_is_the_training_that_a_user_would_make(make, base, study, tmp_p
     trial = study.ask()
     value = make()(trial)
     config = make_config("run_name=by_hand")
-    assert runs.train(config).metrics[MONITOR] == value
+    assert train(config).metrics[MONITOR] == value
     assert trial.user_attrs["overrides"] == {k: v for k, v in base.items() if k != "tracking"}
     reported = study.trials[0].intermediate_values
     assert list(reported) == [1, 2]
@@ -56,7 +57,7 @@ def test_a_search_keeps_no_checkpoint_and_looks_at_no_test(make, study, tmp_path
     run = tmp_path / "trials/criteria/trial-0000"
     assert (run / "metrics.json").is_file()
     assert "test/" not in (run / "metrics.json").read_text()
-    assert not (run / "looks.jsonl").exists()
+    assert not (run / "evaluations.jsonl").exists()
     assert not list(run.rglob("*.pt"))
 
 
@@ -112,7 +113,7 @@ def test_memory_that_runs_out_anywhere_fails_the_trial_with_its_cause(
 
 def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):
     metrics = {MONITOR: None, f"{MONITOR}_undefined": "no positive pair"}
-    result = runs.RunResult(torch.__file__, metrics, "")
+    result = RunResult(torch.__file__, metrics, "")
     monkeypatch.setattr(module, "train", lambda *_, **__: result)
     with pytest.raises(FailedTrialError, match="undefined: no positive pair"):
         make()(study.ask())

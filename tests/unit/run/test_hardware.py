@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from psy_agents_noaug.run.hardware import Hardware
+from psy_agents_noaug.training.hardware import Hardware
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from psy_agents_noaug.run.hardware import Hardware
 def test_batches_are_cut_as_the_hardware_likes_them_unless_configured(
     device, mode, packed, configured, trained, predicted
 ):
-    processes = SimpleNamespace(device=SimpleNamespace(type=device))
-    machine = Hardware(processes, SimpleNamespace(mode=mode), {}, configured, max_tokens=1)
-    assert machine.micro_batch_tokens(packed=packed) == trained
-    assert machine.eval_tokens(packed=packed) == predicted
+    distributed = SimpleNamespace(device=SimpleNamespace(type=device))
+    hardware = Hardware(distributed, SimpleNamespace(mode=mode), {}, configured)
+    assert hardware.micro_batch_tokens(packed=packed) == trained
+    assert hardware.eval_tokens(packed=packed) == predicted

@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import torch
 
+from psy_agents_noaug.config.loading import to_overrides
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.losses import classification_loss
+from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
-from psy_agents_noaug.tasks.criteria.task import CriteriaTask, build_criteria_task
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
 SECRET = "xylozephyrquill"
@@ -54,32 +55,25 @@ def encoder(tiny_encoder):
 
 
 @pytest.fixture
-def make_task(encoder):
-    """Return a function from changed settings to a task."""
+def make_task(make_config, encoder):
+    """Return a function from changed settings and examples to a task."""
 
-    def make(**changes) -> CriteriaTask:
-        model = CriteriaModel(
-            encoder.model,
-            hidden_size=encoder.hidden_size,
-            pooling="cls",
-            head_layers=1,
-            head_width=None,
-            head_dropout=0.0,
-        )
+    def make(*, examples=None, **changes) -> CriteriaTask:
         settings = {
-            "encoder": encoder,
-            "criteria": CRITERIA,
-            "examples": {"train": TRAIN, "val": VAL, "test": TEST},
-            "max_length": 64,
-            "negatives": 2.0,
-            "focal_gamma": 0.0,
-            "class_weights": "none",
-            "thresholds": "global",
-            "threshold_min_support": 2,
-            "bootstrap_resamples": 100,
+            "model.pooling": "cls",
+            "model.head_dropout": 0.0,
+            "model.max_length": 64,
+            "data.negatives": 2.0,
+            "task.threshold_min_support": 2,
             "seed": 3,
         }
-        return CriteriaTask(model, **(settings | changes))
+        sections = {"negatives": "data", "max_length": "model", "seed": None}
+        for name, value in changes.items():
+            section = sections.get(name, "task")
+            settings[name if section is None else f"{section}.{name}"] = value
+        config = make_config(*to_overrides(settings))
+        examples = examples or {"train": TRAIN, "val": VAL, "test": TEST}
+        return CriteriaTask(config, TaskInputs({ONLY: encoder}, CRITERIA, examples, max_tokens=1))
 
     return make
 
@@ -154,7 +148,7 @@ def test_weights_of_training_are_not_asked_for_where_there_is_no_training(make_t
 
 
 def test_the_loss_is_one_of_each_example(make_task):
-    task = make_task(focal_gamma=2.0)
+    task = make_task(loss="focal", focal_gamma=2.0)
     batch = task.source("train").collate([0, 1, 2])
     model = task.model.eval()
     inputs = {name: value for name, value in batch.items() if name != "labels"}
@@ -196,7 +190,9 @@ def _predictions(values) -> dict[str, np.ndarray]:
 
 def test_thresholds_are_fitted_on_val_alone(make_task):
     task = make_task(examples={"val": VAL})
-    thresholds = task.calibrate(_predictions(np.where(VAL_LABELS, 0.25, 0.125)))["thresholds"]
+    thresholds = task.evaluation.fit_decision_rule(_predictions(np.where(VAL_LABELS, 0.25, 0.125)))[
+        "thresholds"
+    ]
     assert thresholds == {criterion.criterion_id: 0.1875 for criterion in CRITERIA}
     json.dumps(thresholds)
 
@@ -205,26 +201,28 @@ def test_thresholds_may_be_a_criterions_own(make_task):
     first = np.asarray([example.criterion_id == CRITERIA[0].criterion_id for example in VAL])
     values = np.where(VAL_LABELS, 0.25, 0.125) + np.where(first, 0.5, 0.0)
     task = make_task(thresholds="per_criterion")
-    thresholds = task.calibrate(_predictions(values))["thresholds"]
+    thresholds = task.evaluation.fit_decision_rule(_predictions(values))["thresholds"]
     assert thresholds[CRITERIA[0].criterion_id] == 0.6875
     assert thresholds[CRITERIA[1].criterion_id] == 0.1875
 
 
-CALIBRATION = {"thresholds": {criterion.criterion_id: 0.5 for criterion in CRITERIA}}
+RULE = {"thresholds": {criterion.criterion_id: 0.5 for criterion in CRITERIA}}
 
 
-def test_metrics_judge_the_split_that_was_predicted(make_task):
+def test_metrics_are_of_the_split_that_was_predicted(make_task):
     task = make_task()
     perfect = _predictions(VAL_LABELS * 0.8 + 0.1)
-    metrics = task.metrics(perfect, split="val", calibration=CALIBRATION)
+    metrics = task.evaluation.metrics(SplitPredictions("val", perfect, RULE))
     assert metrics["f1_macro"] == metrics["auroc_micro"] == 1.0
     assert metrics["n_pairs"] == 18
-    other = {"thresholds": dict.fromkeys(CALIBRATION["thresholds"], 0.95)}
-    assert task.metrics(perfect, split="val", calibration=other)["f1_macro"] == 0.0
+    other = {"thresholds": dict.fromkeys(RULE["thresholds"], 0.95)}
+    assert task.evaluation.metrics(SplitPredictions("val", perfect, other))["f1_macro"] == 0.0
 
 
 def test_an_undefined_figure_has_its_reason_beside_it(make_task):
-    metrics = make_task().metrics(_predictions([0.1] * 18), split="val", calibration=CALIBRATION)
+    metrics = make_task().evaluation.metrics(
+        SplitPredictions("val", _predictions([0.1] * 18), RULE)
+    )
     key = f"per_criterion/{CRITERIA[2].criterion_id}/auroc"
     assert metrics[key] is None
     assert metrics[f"{key}_undefined"] == "no positive labels"
@@ -236,17 +234,19 @@ def test_an_undefined_figure_has_its_reason_beside_it(make_task):
 
 def test_a_monitor_is_a_figure_of_quality_and_knows_which_way_is_better(make_task):
     task = make_task()
-    metrics = task.metrics(_predictions([0.1] * 18), split="val", calibration=CALIBRATION)
-    monitors = task.monitors()
+    metrics = task.evaluation.metrics(SplitPredictions("val", _predictions([0.1] * 18), RULE))
+    monitors = task.evaluation.monitors()
     assert monitors.keys() <= metrics.keys()
     assert (monitors["f1_macro"], monitors["brier"], monitors["ece"]) == ("max", "min", "min")
     assert not {"n_pairs", "true_positives", "per_criterion/A.1/threshold"} & monitors.keys()
 
 
 def test_a_record_holds_ids_and_numbers_and_no_text(make_task):
-    calibration = {"thresholds": {criterion.criterion_id: 0.25 for criterion in CRITERIA}}
+    rule = {"thresholds": {criterion.criterion_id: 0.25 for criterion in CRITERIA}}
     values = [0.25, 0.125] * 6
-    records = list(make_task().records(_predictions(values), split="test", calibration=calibration))
+    records = list(
+        make_task().evaluation.records(SplitPredictions("test", _predictions(values), rule))
+    )
     assert records[0] == {
         "example_id": TEST[0].example_id,
         "post_id": "p20",
@@ -260,14 +260,18 @@ def test_a_record_holds_ids_and_numbers_and_no_text(make_task):
     assert [record["example_id"] for record in records] == [e.example_id for e in TEST]
     assert SECRET not in json.dumps(records)
     with pytest.raises(ValueError, match="shorter"):
-        list(make_task().records(_predictions(values[:-1]), split="test", calibration=calibration))
+        list(
+            make_task().evaluation.records(
+                SplitPredictions("test", _predictions(values[:-1]), rule)
+            )
+        )
 
 
-def test_a_report_adds_intervals_baselines_and_truncation(make_task):
+def test_a_report_adds_intervals_and_baselines(make_task):
     task = make_task()
     perfect = _predictions([example.label * 0.8 + 0.1 for example in TEST])
-    report = task.report(perfect, split="test", calibration=CALIBRATION)
-    metrics = task.metrics(perfect, split="test", calibration=CALIBRATION)
+    report = task.evaluation.report(SplitPredictions("test", perfect, RULE))
+    metrics = task.evaluation.metrics(SplitPredictions("test", perfect, RULE))
     assert metrics.items() <= report.items()
     for prefix in ("", "baseline_tfidf_lr/", "baseline_majority/"):
         assert f"{prefix}f1_macro" in report
@@ -275,9 +279,8 @@ def test_a_report_adds_intervals_baselines_and_truncation(make_task):
     # Half of train's pairs of the first criterion are met, so the majority decides it met: 1 of 4
     # is, and one met pair of the second criterion is missed.
     assert report["baseline_majority/f1_micro"] == pytest.approx(2 / 6)
-    assert report["n_truncated_texts"] == 0
-    assert report == task.report(perfect, split="test", calibration=CALIBRATION)
-    summary = task.summary(report)
+    assert report == task.evaluation.report(SplitPredictions("test", perfect, RULE))
+    summary = task.evaluation.summary(report)
     assert all(criterion.name in summary for criterion in CRITERIA)
     assert "TF-IDF + LR" in summary
     assert SECRET not in json.dumps(report) + summary
@@ -293,7 +296,7 @@ def test_a_baselines_thresholds_are_fitted_on_val_alone(make_task, monkeypatch, 
         lambda self, pairs: (seen.append(pairs), original(self, pairs))[1],
     )
     labels = [example.label for example in {"val": VAL, "test": TEST}[split]]
-    make_task().report(_predictions(labels), split=split, calibration=CALIBRATION)
+    make_task().evaluation.report(SplitPredictions(split, _predictions(labels), RULE))
     assert [set(pairs.group_ids) for pairs in seen] == [{example.post_id for example in VAL}]
 
 
@@ -302,7 +305,8 @@ def test_truncated_texts_are_counted(make_task):
     examples = [replace(VAL[0], text="bus " * 90), *VAL[1:]]
     task = make_task(examples={"val": examples}, max_length=96)
     assert longest < 96
-    assert task.truncation("val") == {
+    predicted = SplitPredictions("val", _predictions([0.1] * 18), RULE)
+    assert task.input_figures(predicted, predict=None) == {
         "n_truncated_texts": 1,
         "share_of_truncated_texts": pytest.approx(1 / 18),
     }
@@ -329,12 +333,9 @@ def test_a_task_is_built_as_configured(make_config, tiny_encoder):
         "seed=9",
     )
     examples = {"train": TRAIN, "val": VAL}
-    built = build_criteria_task(
+    built = CriteriaTask(
         config,
-        config.task,
-        encoder=load_encoder(str(tiny_encoder)),
-        criteria=CRITERIA,
-        examples=examples,
+        TaskInputs({ONLY: load_encoder(str(tiny_encoder))}, CRITERIA, examples, max_tokens=1),
     )
     assert built.model.pooling.kind == "attention"
     assert [tuple(p.shape) for p in built.model.head.parameters()] == [(7, 32), (7,), (2, 7), (2,)]
@@ -357,12 +358,11 @@ def test_a_task_is_built_as_configured(make_config, tiny_encoder):
 
 def test_focal_gamma_is_ignored_by_cross_entropy(make_config, tiny_encoder):
     config = make_config("task.focal_gamma=3.0")
-    built = build_criteria_task(
+    built = CriteriaTask(
         config,
-        config.task,
-        encoder=load_encoder(str(tiny_encoder)),
-        criteria=CRITERIA,
-        examples={"train": TRAIN},
+        TaskInputs(
+            {ONLY: load_encoder(str(tiny_encoder))}, CRITERIA, {"train": TRAIN}, max_tokens=1
+        ),
     )
     batch = built.source("train").collate([0, 1])
     model = built.model.eval()

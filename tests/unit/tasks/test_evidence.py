@@ -13,7 +13,8 @@ from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.evidence import NULL_POSITION, log_odds
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.evidence.task import build_evidence_task
+from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
+from psy_agents_noaug.tasks.evidence.task import EvidenceTask
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:2]
 SECRET = "xylozephyrquill"
@@ -67,14 +68,9 @@ def make_task(make_config, tiny_encoder):
     def make(*overrides, train=TRAIN, val=VAL, max_tokens=4096):
         config = make_config("model.head_dropout=0.0", "model.encoder_dropout=0.0", *overrides)
         torch.manual_seed(5)
-        return build_evidence_task(
-            config,
-            config.task,
-            encoder=load_encoder(str(tiny_encoder), dropout=0.0),
-            criteria=CRITERIA,
-            examples={"train": train, "val": val},
-            max_tokens=max_tokens,
-        )
+        encoders = {ONLY: load_encoder(str(tiny_encoder), dropout=0.0)}
+        examples = {"train": train, "val": val}
+        return EvidenceTask(config, TaskInputs(encoders, CRITERIA, examples, max_tokens))
 
     return make
 
@@ -113,7 +109,7 @@ def test_a_span_on_a_status_0_row_is_a_hard_negative_and_always_trained_on(make_
 def test_met_pairs_whose_evidence_is_unknown_are_left_out_and_counted(make_task):
     task = make_task()
     assert task.source("train").ids == [e.example_id for e in TRAIN if e is not TRAIN[3]]
-    assert "of 1 met pairs the evidence is unknown" in task.notes("train")[0]
+    assert "of 1 met pairs the evidence is unknown" in task.input_notes("train")[0]
     with pytest.raises(DataError, match="no pair whose evidence is known"):
         make_task(train=[TRAIN[3]]).source("train")
 
@@ -150,7 +146,7 @@ def test_evidence_that_no_window_holds_is_named_with_the_setting_that_reaches_it
     source = task.source("train")
     lost = source.ids.index("p7/A.1")
     assert lost not in task.epoch_pool(0)
-    told = "\n".join(task.notes("train"))
+    told = "\n".join(task.input_notes("train"))
     assert "1 gold spans of train are whole in no window" in told
     assert "p7/A.1" in told
     stride, length = (
@@ -163,9 +159,9 @@ def test_evidence_that_no_window_holds_is_named_with_the_setting_that_reaches_it
 
 def test_evidence_longer_than_an_answer_may_be_is_told(make_task):
     assert "it can't be predicted" in "\n".join(
-        make_task("task.max_answer_length=2").notes("train")
+        make_task("task.max_answer_length=2").input_notes("train")
     )
-    assert "it can't be predicted" not in "\n".join(make_task().notes("train"))
+    assert "it can't be predicted" not in "\n".join(make_task().input_notes("train"))
 
 
 def test_a_loss_over_all_gold_spans_is_the_summed_likelihood_and_first_span_the_firsts(make_task):
@@ -251,18 +247,19 @@ def everything(task) -> dict[str, np.ndarray]:
 def test_a_report_has_intervals_baselines_and_what_was_left_out(make_task):
     task = make_task()
     found = everything(task)
-    calibration = task.calibrate(found)
-    report = task.report(found, split="val", calibration=calibration)
-    assert report["n_pairs_with_unknown_evidence"] == 1
-    assert report["n_unreachable_gold_spans"] == 0
+    rule = task.evaluation.fit_decision_rule(found)
+    report = task.evaluation.report(SplitPredictions("val", found, rule))
+    figures = task.input_figures(SplitPredictions("val", found, rule), predict=None)
+    assert figures["n_pairs_with_unknown_evidence"] == 1
+    assert figures["n_unreachable_gold_spans"] == 0
     assert report["hard_negatives/n_pairs"] == 1
-    assert report["null_score_diff_threshold"] == calibration["null_score_diff_threshold"]
+    assert report["null_score_diff_threshold"] == rule["null_score_diff_threshold"]
     assert report["baseline_first_sentence/n_predicted_spans"] == 5
     assert report["baseline_first_sentence/answerable/evidence_token_f1"] > 0
     assert report["baseline_none/evidence_exact_match"] == pytest.approx((1 / 3 + 1) / 2)
     assert 0 <= report["evidence_token_f1_ci_low"] <= report["evidence_token_f1_ci_high"] <= 1
     assert SECRET not in json.dumps(report)
-    table = task.summary(report)
+    table = task.evaluation.summary(report)
     assert "whole post" in table
     assert "2/5" in table
 
@@ -270,8 +267,8 @@ def test_a_report_has_intervals_baselines_and_what_was_left_out(make_task):
 def test_records_hold_ids_offsets_and_scores_but_no_text(make_task):
     task = make_task()
     found = everything(task)
-    calibration = {"null_score_diff_threshold": 1e9}
-    lines = list(task.records(found, split="val", calibration=calibration))
+    rule = {"null_score_diff_threshold": 1e9}
+    lines = list(task.evaluation.records(SplitPredictions("val", found, rule)))
     assert [line["example_id"] for line in lines] == task.source("val").ids
     assert [
         {name: gold[name] for name in ("start_char", "end_char")}
@@ -292,20 +289,22 @@ def test_records_tell_right_spans_and_found_gold_as_the_figures_count_them(make_
                 example.evidence[0].start_char,
                 example.evidence[0].end_char,
             )
-    calibration = {"null_score_diff_threshold": 1e9}
-    lines = list(task.records(found, split="val", calibration=calibration))
-    figures = task.metrics(found, split="val", calibration=calibration)
+    rule = {"null_score_diff_threshold": 1e9}
+    lines = list(task.evaluation.records(SplitPredictions("val", found, rule)))
+    figures = task.evaluation.metrics(SplitPredictions("val", found, rule))
     predicted = [span["right"] for line in lines for span in line["evidence"]]
     gold = [span["found"] for line in lines for span in line["gold_evidence"]]
     assert set(predicted) == {True, False}
     assert np.mean(predicted) == pytest.approx(figures["evidence_iou_precision_micro"])
     assert np.mean(gold) == pytest.approx(figures["evidence_iou_recall_micro"])
-    none = list(task.records(found, split="val", calibration={"null_score_diff_threshold": -1e9}))
+    none = list(
+        task.evaluation.records(SplitPredictions("val", found, {"null_score_diff_threshold": -1e9}))
+    )
     assert all(line["evidence"] == [] for line in none)
 
 
 def test_training_may_be_steered_by_what_is_better_when_higher(make_task):
-    monitors = make_task().monitors()
+    monitors = make_task().evaluation.monitors()
     assert {monitors[name] for name in monitors} == {"max"}
     assert {
         "evidence_iou_f1",

@@ -9,8 +9,9 @@ from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.models.encoder import load_encoder
+from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.build import build_task
-from psy_agents_noaug.tasks.encoders import CRITERIA, EVIDENCE, ONLY
+from psy_agents_noaug.tasks.joint.task import CRITERIA, EVIDENCE
 
 CRITERIA_USED = MAJOR_DEPRESSIVE_EPISODE[:2]
 SECRET = "xylozephyrquill"
@@ -65,14 +66,11 @@ def make_task(make_config, tiny_encoder):
         )
         torch.manual_seed(5)
         parts = (ONLY,) if shared else (CRITERIA, EVIDENCE)
-        return build_task(
-            config,
-            encoders=encoders
-            or {part: load_encoder(str(tiny_encoder), dropout=0.0) for part in parts},
-            criteria=CRITERIA_USED,
-            examples={"train": train, "val": val},
-            max_tokens=4096,
-        )
+        encoders = encoders or {
+            part: load_encoder(str(tiny_encoder), dropout=0.0) for part in parts
+        }
+        examples = {"train": train, "val": val}
+        return build_task(config, TaskInputs(encoders, CRITERIA_USED, examples, max_tokens=4096))
 
     return make
 
@@ -86,15 +84,11 @@ def make_single(overrides_for, tmp_path, tiny_encoder):
         fixed = ["model.head_dropout=0.0", "model.encoder_dropout=0.0", "data.negatives=all"]
         fixed.append("model.pooling=mean")
         own = overrides_for(tmp_path / name, name)
-        config = load_train_config(f"{name}/train", [*own, *fixed])
+        config = load_train_config(name, [*own, *fixed])
         torch.manual_seed(6)
-        return build_task(
-            config,
-            encoders={ONLY: load_encoder(str(tiny_encoder), dropout=0.0)},
-            criteria=CRITERIA_USED,
-            examples={"train": TRAIN, "val": VAL},
-            max_tokens=4096,
-        )
+        encoders = {ONLY: load_encoder(str(tiny_encoder), dropout=0.0)}
+        examples = {"train": TRAIN, "val": VAL}
+        return build_task(config, TaskInputs(encoders, CRITERIA_USED, examples, max_tokens=4096))
 
     return make
 
@@ -166,26 +160,38 @@ def test_learned_weights_follow_kendall_gal_and_cipolla(make_task):
     torch.testing.assert_close(task.loss(task.model, batch).detach(), expected)
 
 
-def everything(task, split="val") -> dict[str, np.ndarray]:
-    source = task.source(split)
+def everything(task, source=None) -> dict[str, np.ndarray]:
+    source = source or task.source("val")
     with torch.inference_mode():
         found = task.predict(task.model.eval(), source.collate(range(len(source.ids))))
     return {name: value.numpy() for name, value in found.items()}
 
 
-def test_a_met_pair_with_unknown_evidence_trains_and_judges_the_label_alone(make_task):
+class Recorder:
+    """Predicts what it is asked for, and remembers it."""
+
+    def __init__(self, task) -> None:
+        self.task, self.sources, self.found = task, [], []
+
+    def __call__(self, source) -> dict[str, np.ndarray]:
+        self.sources.append(source)
+        self.found.append(everything(self.task, source))
+        return self.found[-1]
+
+
+def test_a_met_pair_with_unknown_evidence_trains_and_evaluates_the_label_alone(make_task):
     task = make_task(train=UNKNOWN, val=UNKNOWN)
     batch = task.source("train").collate([0, 1])
     losses = task.loss(task.model, batch)
     assert losses[0, 1] == 0.0
     assert losses[0, 0] > 0.0
     found = everything(task)
-    calibration = task.calibrate(found)
-    report = task.report(found, split="val", calibration=calibration)
+    rule = task.evaluation.fit_decision_rule(found)
+    report = task.evaluation.report(SplitPredictions("val", found, rule))
     assert report["n_pairs"] == len(UNKNOWN)
     assert report["evidence_n_pairs"] == len(VAL)
     assert report["n_pairs_with_unknown_evidence"] == 1
-    lines = list(task.records(found, split="val", calibration=calibration))
+    lines = list(task.evaluation.records(SplitPredictions("val", found, rule)))
     assert [line["example_id"] for line in lines] == [e.example_id for e in UNKNOWN]
     assert lines[0]["gold_evidence"] is None
     assert lines[1]["gold_evidence"] != []
@@ -222,16 +228,16 @@ def test_consistent_decoding_has_evidence_if_and_only_if_the_label_is_met(make_t
     found["probabilities"] = np.where(order % 2 == 0, 0.9, 0.1)
     found["span_scores"] -= found["span_scores"][:, :1] + np.where(order % 3 == 0, 1, -1)[:, None]
     thresholds = dict.fromkeys((c.criterion_id for c in CRITERIA_USED), 0.5)
-    calibration = {"thresholds": thresholds, "null_score_diff_threshold": 0.0}
+    rule = {"thresholds": thresholds, "null_score_diff_threshold": 0.0}
     shares = {}
     for decoding in ("independent", "consistent"):
         task = make_task(f"task.decoding={decoding}")
-        report = task.metrics(found, split="val", calibration=calibration)
+        report = task.evaluation.metrics(SplitPredictions("val", found, rule))
         shares[decoding] = (
             report["positive_without_evidence"],
             report["evidence_without_positive"],
         )
-        lines = list(task.records(found, split="val", calibration=calibration))
+        lines = list(task.evaluation.records(SplitPredictions("val", found, rule)))
         scored = [span["score"] for line in lines for span in line["evidence"]]
         assert set(scored) <= set(found["span_scores"].ravel().tolist())
         agree = [bool(line["evidence"]) == bool(line["decision"]) for line in lines]
@@ -243,35 +249,33 @@ def test_consistent_decoding_has_evidence_if_and_only_if_the_label_is_met(make_t
 def test_faithfulness_reads_the_post_without_the_spans_and_the_spans_alone(make_task):
     task = make_task()
     found = everything(task)
-    calibration = {
+    rule = {
         "thresholds": dict.fromkeys((c.criterion_id for c in CRITERIA_USED), 0.0),
         "null_score_diff_threshold": 1e9,
     }
-    names = task.follow_ups(found, split="val", calibration=calibration)
-    assert names == ["val/without", "val/alone"]
+    predict = Recorder(task)
+    figures = task.input_figures(SplitPredictions("val", found, rule), predict)
+    without, alone = predict.sources
     for index, example in enumerate(VAL):
         kept = list(zip(found["span_starts"][index], found["span_ends"][index], strict=True))
         spans = sorted((int(a), int(b)) for a, b in kept if a >= 0)
-        inside = " ".join(example.text[a:b] for a, b in spans)
-        without, alone = (task.source(name).examples[index].text for name in names)
-        assert alone == inside
-        assert sorted((without + alone).replace(" ", "")) == sorted(example.text.replace(" ", ""))
-    further = {name: everything(task, name) for name in names}
-    figures = task.follow_up_report(found, further, split="val", calibration=calibration)
-    full, rest = found["probabilities"], further["val/without"]["probabilities"]
+        texts = [source.examples[index].text for source in (without, alone)]
+        assert texts[1] == " ".join(example.text[a:b] for a, b in spans)
+        assert sorted("".join(texts).replace(" ", "")) == sorted(example.text.replace(" ", ""))
+    full, rest = found["probabilities"], predict.found[0]["probabilities"]
     assert figures["comprehensiveness"] == pytest.approx(float((full - rest).mean()), abs=1e-6)
     assert figures["n_faithfulness"] == len(VAL)
 
 
 def test_without_a_positive_decision_faithfulness_is_undefined(make_task):
     task = make_task()
-    found = everything(task)
-    calibration = {
+    rule = {
         "thresholds": dict.fromkeys((c.criterion_id for c in CRITERIA_USED), 2.0),
         "null_score_diff_threshold": 0.0,
     }
-    assert task.follow_ups(found, split="val", calibration=calibration) == []
-    figures = task.follow_up_report(found, {}, split="val", calibration=calibration)
+    predict = Recorder(task)
+    figures = task.input_figures(SplitPredictions("val", everything(task), rule), predict)
+    assert predict.sources == []
     assert figures["comprehensiveness"] is None
     assert figures["sufficiency_undefined"]
 
@@ -279,36 +283,29 @@ def test_without_a_positive_decision_faithfulness_is_undefined(make_task):
 def test_no_figure_of_one_task_hides_one_of_the_other(make_task):
     task = make_task()
     found = everything(task)
-    calibration = task.calibrate(found)
-    settings = {"split": "val", "calibration": calibration}
-    reports = [
-        judge.report(found, **settings)
-        for judge in (task._judge._label_judge, task._judge._evidence_judge)
-    ]
+    rule = task.evaluation.fit_decision_rule(found)
+    predicted = SplitPredictions("val", found, rule)
+    parts = task.evaluation._labels, task.evaluation._evidence
+    reports = [part.report(predicted) for part in parts]
     assert not set(reports[0]) & set(reports[1])
 
 
 def test_a_report_has_both_tasks_figures_and_the_joint_ones(make_task):
     task = make_task(shared=True)
     found = everything(task)
-    calibration = task.calibrate(found)
-    report = task.report(found, split="val", calibration=calibration)
-    report |= task.follow_up_report(
-        found,
-        {
-            name: everything(task, name)
-            for name in task.follow_ups(found, split="val", calibration=calibration)
-        },
-        split="val",
-        calibration=calibration,
-    )
+    rule = task.evaluation.fit_decision_rule(found)
+    predicted = SplitPredictions("val", found, rule)
+    report = task.evaluation.report(predicted)
+    report |= task.input_figures(predicted, Recorder(task))
     assert report["joint_score"] == pytest.approx(
         (report["f1_macro"] + report["evidence_iou_f1"]) / 2
     )
     assert {"f1_macro_ci_low", "evidence_iou_f1_ci_low", "supported_f1_ci_low"} <= set(report)
     assert {"baseline_tfidf_lr/f1_macro", "baseline_whole_post/evidence_iou_f1"} <= set(report)
-    assert set(task.monitors()) <= set(task.metrics(found, split="val", calibration=calibration))
-    assert task.monitors()["joint_score"] == "max"
-    assert task.monitors()["positive_without_evidence"] == "min"
-    assert "joint_score" in task.summary(report)
-    assert SECRET not in json.dumps(report) + task.summary(report)
+    assert set(task.evaluation.monitors()) <= set(
+        task.evaluation.metrics(SplitPredictions("val", found, rule))
+    )
+    assert task.evaluation.monitors()["joint_score"] == "max"
+    assert task.evaluation.monitors()["positive_without_evidence"] == "min"
+    assert "joint_score" in task.evaluation.summary(report)
+    assert SECRET not in json.dumps(report) + task.evaluation.summary(report)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psy_agents_noaug.training.batching import TrainingSteps, cut_by_tokens, derived_seed
+from psy_agents_noaug.training.batching import TrainingSteps, cut_by_tokens
+from psy_agents_noaug.utils.reproducibility import derived_seed
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, size=57)
 

@@ -22,7 +22,7 @@ def make_checkpoint(**changes) -> Checkpoint:
         "config": {"seed": 1, "model": {"lora": None, "rates": [0.5, 1e-5]}},
         "metadata": {"classes": ["not met", "met"], "encoder_files": {"config.json": "{é🐕}"}},
         "weights": {"a.weight": torch.randn(3, 2), "b": torch.ones(2).bfloat16()},
-        "calibration": {"thresholds": {"A.1": 0.25}},
+        "decision_rule": {"thresholds": {"A.1": 0.25}},
         "metrics": {"f1_macro": None, "f1_macro_undefined": "no pairs"},
         "resume": {"optimizer": {"state": {0: {"step": torch.tensor(3.0)}}}, "seen": (1, 2)},
     }
@@ -38,7 +38,7 @@ def path(tmp_path) -> Path:
 
 def test_a_checkpoint_is_read_as_it_was_written(path):
     saved, loaded = make_checkpoint(), load_checkpoint(path, task="criteria")
-    for name in ("task", "step", "config", "metadata", "calibration", "metrics"):
+    for name in ("task", "step", "config", "metadata", "decision_rule", "metrics"):
         assert getattr(loaded, name) == getattr(saved, name)
     assert {n: t.dtype for n, t in loaded.weights.items()} == {
         "a.weight": torch.float32,
@@ -51,7 +51,7 @@ def test_a_checkpoint_is_read_as_it_was_written(path):
 
 def test_plain_torch_reads_a_checkpoint_without_running_anything(path):
     payload = torch.load(path, weights_only=True)
-    assert payload["format_version"] == 3
+    assert payload["format_version"] == 4
     assert torch.equal(payload["weights"]["b"], torch.ones(2).bfloat16())
 
 
@@ -103,8 +103,8 @@ def test_a_checkpoint_of_another_task_is_refused(path):
 
 
 def test_another_format_version_is_refused(path, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 4)
-    with pytest.raises(CheckpointError, match="must be 4, but is 3 instead"):
+    monkeypatch.setattr(checkpoint_module, "FORMAT_VERSION", 5)
+    with pytest.raises(CheckpointError, match="must be 5, but is 4 instead"):
         load_checkpoint(path, task="criteria")
 
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.precision import Precision
 
 CPU = torch.device("cpu")
@@ -20,10 +21,12 @@ class FakeTask:
 
     name = "fake"
     packs = False
+    evaluation: "FakeEvaluation"
 
     def __init__(self) -> None:
         self.modes: list[tuple[bool, bool]] = []
         self.sizes: list[int] = []
+        self.evaluation = FakeEvaluation()
 
     def source(self, split):
         return SimpleNamespace(
@@ -38,11 +41,13 @@ class FakeTask:
         rows = batch["rows"].float()
         return {"rows": rows, "spans": torch.stack([rows, rows * 2], dim=1)}
 
-    def calibrate(self, predictions):
+
+class FakeEvaluation:
+    def fit_decision_rule(self, predictions):
         return {"mean": float(predictions["rows"].mean())}
 
-    def metrics(self, predictions, *, split, calibration):
-        return {"n": len(predictions["rows"]), "split": split, **calibration}
+    def metrics(self, predicted):
+        return {"n": len(predicted.values["rows"]), "split": predicted.split, **predicted.rule}
 
 
 @pytest.fixture
@@ -51,20 +56,15 @@ def task():
 
 
 def evaluator(task, *, batch_size=8, max_tokens=128, amp="off") -> Evaluator:
-    return Evaluator(
-        task,
-        processes=DistributedContext(device=CPU),
-        precision=Precision(amp, device=CPU, supports_bf16=True, supports_fp16=False),
-        eval_batch_size=batch_size,
-        max_tokens=max_tokens,
-        loader_options={"num_workers": 0},
-    )
+    precision = Precision(amp, device=CPU, supports_bf16=True, supports_fp16=False)
+    hardware = Hardware(DistributedContext(device=CPU), precision, {"num_workers": 0}, max_tokens)
+    return Evaluator(task, hardware, eval_batch_size=batch_size)
 
 
 @pytest.mark.parametrize(("batch_size", "max_tokens"), [(1, 999), (8, 128), (64, 50), (64, 10**6)])
 def test_predictions_come_back_in_the_splits_order(task, batch_size, max_tokens):
     chosen = evaluator(task, batch_size=batch_size, max_tokens=max_tokens)
-    predictions = chosen.predict(nn.Identity(), "val")
+    predictions = chosen.predict(nn.Identity(), task.source("val"))
     assert predictions["rows"].tolist() == list(range(23))
     assert predictions["spans"].tolist() == [[k, 2 * k] for k in range(23)]
     assert max(task.sizes) <= batch_size
@@ -81,7 +81,7 @@ def test_out_of_memory_halves_the_batches_and_predicts_anew(task, monkeypatch):
 
     monkeypatch.setattr(task, "predict", within)
     model = nn.Linear(1, 1).train()
-    predictions = evaluator(task, batch_size=64, max_tokens=4096).predict(model, "val")
+    predictions = evaluator(task, batch_size=64, max_tokens=4096).predict(model, task.source("val"))
     assert predictions["rows"].tolist() == list(range(23))
     assert model.training
 
@@ -92,13 +92,13 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(task, 
 
     monkeypatch.setattr(task, "predict", never)
     with pytest.raises(ConfigError, match="micro_batch_tokens"):
-        evaluator(task).predict(nn.Identity(), "val")
+        evaluator(task).predict(nn.Identity(), task.source("val"))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_predicts_in_evaluation_mode_and_gets_its_own_mode_back(task, training):
     model = nn.Linear(1, 1).train(training)
-    evaluator(task).predict(model, "val")
+    evaluator(task).predict(model, task.source("val"))
     assert set(task.modes) == {(False, False)}
     assert model.training is training
 
@@ -122,26 +122,26 @@ def test_weights_are_cast_once_for_all_batches(task, monkeypatch):
         lambda model, batch: {"rows": model(batch["rows"][:, None].float()).float()},
     )
     with Casts() as casts:
-        evaluator(task, amp="bf16").predict(model, "val")
+        evaluator(task, amp="bf16").predict(model, task.source("val"))
     assert casts.n == 1
 
 
-def test_a_calibration_is_fitted_on_val_alone(task):
+def test_a_decision_rule_is_fitted_on_val_alone(task):
     found = evaluator(task).evaluate(nn.Identity(), "val")
-    assert found.calibration == {"mean": 11.0}
+    assert found.predicted.rule == {"mean": 11.0}
     assert found.metrics == {"n": 23, "split": "val", "mean": 11.0}
-    assert found.predictions["rows"].tolist() == list(range(23))
+    assert found.predicted.values["rows"].tolist() == list(range(23))
     for split in ("test", "train"):
         with pytest.raises(ValueError, match="fitted on val alone"):
             evaluator(task).evaluate(nn.Identity(), split)
 
 
-def test_a_calibration_that_is_given_is_used_as_it_is(task):
-    found = evaluator(task).evaluate(nn.Identity(), "test", calibration={"mean": 0.5})
-    assert found.calibration == {"mean": 0.5}
+def test_a_decision_rule_that_is_given_is_used_as_it_is(task):
+    found = evaluator(task).evaluate(nn.Identity(), "test", rule={"mean": 0.5})
+    assert found.predicted.rule == {"mean": 0.5}
     assert found.metrics["mean"] == 0.5
-    empty = evaluator(task).evaluate(nn.Identity(), "test", calibration={})
-    assert empty.calibration == {}
+    empty = evaluator(task).evaluate(nn.Identity(), "test", rule={})
+    assert empty.predicted.rule == {}
 
 
 def test_an_evaluation_can_be_broken_off_before_any_batch(task):
@@ -153,5 +153,5 @@ def test_an_evaluation_can_be_broken_off_before_any_batch(task):
             raise StopError
 
     with pytest.raises(StopError):
-        evaluator(task, batch_size=2).predict(nn.Identity(), "val", on_batch=stop)
+        evaluator(task, batch_size=2).predict(nn.Identity(), task.source("val"), on_batch=stop)
     assert len(task.sizes) == 2

@@ -19,13 +19,13 @@ import torch
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError
 from psy_agents_noaug.models.criteria import CriteriaModel
-from psy_agents_noaug.run import train as runs
-from psy_agents_noaug.run.train import RunResult
-from psy_agents_noaug.tasks.base import ReportingTask
+from psy_agents_noaug.run.evaluate import RunResult, evaluate
+from psy_agents_noaug.run.train import train
+from psy_agents_noaug.tasks.base import Task, TaskInputs
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.tasks.evidence.task import EvidenceTask
 from psy_agents_noaug.tasks.joint.task import JointTask
-from psy_agents_noaug.training import trainer as train_loop
+from psy_agents_noaug.training import trainer
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
 MakeConfig = Callable[..., TrainConfig]
@@ -58,13 +58,13 @@ def _relative_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Te
 def test_two_runs_with_one_seed_are_bit_identical(
     make_config: MakeConfig, weights_of: Hashes
 ) -> None:
-    first, second = (runs.train(make_config(f"run_name={name}")) for name in ("a", "b"))
+    first, second = (train(make_config(f"run_name={name}")) for name in ("a", "b"))
     assert weights_of(first) == weights_of(second)
     assert first.metrics == second.metrics
 
 
 def test_another_seed_gives_other_weights(make_config: MakeConfig, weights_of: Hashes) -> None:
-    first, second = (runs.train(make_config(f"seed={seed}")) for seed in (1, 2))
+    first, second = (train(make_config(f"seed={seed}")) for seed in (1, 2))
     assert weights_of(first) != weights_of(second)
 
 
@@ -73,7 +73,7 @@ def test_another_seed_gives_other_weights(make_config: MakeConfig, weights_of: H
     ["joint", *(pytest.param(t, marks=pytest.mark.slow) for t in ("criteria", "evidence"))],
 )
 def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Hashes) -> None:
-    first, second = (runs.train(make_config(f"training.num_workers={n}")) for n in (0, 2))
+    first, second = (train(make_config(f"training.num_workers={n}")) for n in (0, 2))
     assert weights_of(first) == weights_of(second)
     assert first.metrics == second.metrics
 
@@ -91,14 +91,14 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     settings = ("training.early_stopping={patience: 3}", "training.eval_steps=3")
-    whole = runs.train(make_config("run_name=whole", *settings))
+    whole = train(make_config("run_name=whole", *settings))
     stops = sorted(random.Random(seed).sample(range(1, 10), k=3))
     _stop_at(monkeypatch, stops)
     config = make_config("run_name=parts", "resume=auto", *settings)
     for _ in stops:
         with pytest.raises(Interrupted):
-            runs.train(config)
-    parts = runs.train(config)
+            train(config)
+    parts = train(config)
     assert weights_of(parts) == weights_of(whole)
     assert parts.metrics == whole.metrics
     assert _history(parts) == _history(whole)
@@ -108,26 +108,26 @@ def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(
 def test_a_run_in_bf16_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = runs.train(make_config("run_name=whole", "training.amp=bf16"))
+    whole = train(make_config("run_name=whole", "training.amp=bf16"))
     _stop_at(monkeypatch, [3])
     config = make_config("run_name=parts", "resume=auto", "training.amp=bf16")
     with pytest.raises(Interrupted):
-        runs.train(config)
-    parts = runs.train(config)
+        train(config)
+    parts = train(config)
     assert weights_of(parts) == weights_of(whole)
     assert parts.metrics == whole.metrics
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     """Send SIGTERM to this process during each of these steps."""
-    original = train_loop.Trainer._gradients
+    original = trainer.Trainer._gradients
 
-    def interrupted(self: train_loop.Trainer, step: train_loop.Step) -> list[torch.Tensor]:
-        if self._position.step + 1 in steps:
+    def interrupted(self: trainer.Trainer, step: trainer.Step) -> list[torch.Tensor]:
+        if self._state.step + 1 in steps:
             signal.raise_signal(signal.SIGTERM)
         return original(self, step)
 
-    monkeypatch.setattr(train_loop.Trainer, "_gradients", interrupted)
+    monkeypatch.setattr(trainer.Trainer, "_gradients", interrupted)
 
 
 def _history(result: RunResult) -> list[str]:
@@ -158,11 +158,11 @@ def test_a_killed_process_resumes_to_the_same_weights(
         "training.eval_steps=3",
         "training.early_stopping=null",
     )
-    whole = runs.train(make_config("run_name=whole", *settings))
+    whole = train(make_config("run_name=whole", *settings))
     config = make_config("run_name=killed", "resume=auto", *settings)
     for victim, step in _kills(seed):
         _run_and_kill(config, victim=victim, step=step)
-    resumed = runs.train(config)
+    resumed = train(config)
     assert weights_of(resumed) == weights_of(whole)
     assert resumed.metrics == whole.metrics
 
@@ -184,13 +184,13 @@ def _run_and_kill(config: TrainConfig, *, victim: str, step: int) -> None:
 
 
 def _train_until(config: TrainConfig, victim: str, step: int) -> None:
-    original, original_replace = train_loop.Trainer._gradients, Path.replace
+    original, original_replace = trainer.Trainer._gradients, Path.replace
     position = 0
 
-    def counted(self: train_loop.Trainer, batches: train_loop.Step) -> list[torch.Tensor]:
+    def counted(self: trainer.Trainer, batches: trainer.Step) -> list[torch.Tensor]:
         nonlocal position
         losses = original(self, batches)
-        position = self._position.step + 1
+        position = self._state.step + 1
         if victim == "update" and position == step:
             signal.raise_signal(signal.SIGKILL)
         return losses
@@ -200,16 +200,16 @@ def _train_until(config: TrainConfig, victim: str, step: int) -> None:
             signal.raise_signal(signal.SIGKILL)
         original_replace(self, target)
 
-    train_loop.Trainer._gradients = counted  # type: ignore[method-assign]
+    trainer.Trainer._gradients = counted  # type: ignore[method-assign]
     Path.replace = replaced  # type: ignore[method-assign, assignment]
-    runs.train(config)
+    train(config)
 
 
 @EVERY_TASK
 def test_micro_batches_do_not_change_the_update(make_config: MakeConfig) -> None:
     results = [
         _last_weights(
-            runs.train(
+            train(
                 make_config(f"run_name=m{size}", f"training.micro_batch_size={size}", *COMPARABLE)
             )
         )
@@ -223,10 +223,10 @@ def test_a_mean_of_means_would_be_noticed(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The last step of an epoch has six examples; a loss that forgets the count must differ.
-    right = _last_weights(runs.train(make_config("run_name=right", *COMPARABLE)))
+    right = _last_weights(train(make_config("run_name=right", *COMPARABLE)))
     original = CriteriaTask.loss
     monkeypatch.setattr(CriteriaTask, "loss", lambda *a: original(*a) / len(a[2]["labels"]))
-    wrong = _last_weights(runs.train(make_config("run_name=wrong", *COMPARABLE)))
+    wrong = _last_weights(train(make_config("run_name=wrong", *COMPARABLE)))
     assert _relative_difference(right, wrong) > 1e-3
 
 
@@ -234,14 +234,14 @@ def test_a_mean_of_means_would_be_noticed(
 def test_what_else_is_in_the_batch_does_not_change_a_prediction(
     make_config: MakeConfig, task_name: str
 ) -> None:
-    trained = runs.train(make_config())
+    trained = train(make_config())
     checkpoint = str(trained.directory / "checkpoints" / "best_checkpoint.pt")
     batch_sizes = {"alone": (1, 256), "together": (64, 100_000)}
     found = {}
     for name, (examples, tokens) in batch_sizes.items():
         explicit = {"training.eval_batch_size": examples, "training.micro_batch_tokens": tokens}
         evaluation = EvaluateConfig(checkpoint=checkpoint, split="val")
-        result = runs.evaluate(evaluation, task_name=task_name, explicit=explicit)
+        result = evaluate(evaluation, task_name=task_name, explicit=explicit)
         found[name] = _predictions(result)
     compared = 0
     for alone, together in zip(found["alone"], found["together"], strict=True):
@@ -280,14 +280,14 @@ def test_training_is_given_nothing_of_the_test_split(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[set[str]] = []
-    original = runs.build_task
+    original = TaskInputs.__init__
 
-    def watched(config: TrainConfig, **parts: Any) -> ReportingTask:
-        given.append(set(parts["examples"]))
-        return original(config, **parts)
+    def watched(self: TaskInputs, *parts: Any) -> None:
+        original(self, *parts)
+        given.append(set(self.examples))
 
-    monkeypatch.setattr(runs, "build_task", watched)
-    result = runs.train(make_config())
+    monkeypatch.setattr(TaskInputs, "__init__", watched)
+    result = train(make_config())
     assert given == [{"train", "val"}]
     assert not [key for key in result.metrics if key.startswith("test/")]
 
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
     calls = []
 
     def poisoned(
-        self: ReportingTask, model: torch.nn.Module, batch: dict[str, torch.Tensor]
+        self: Task, model: torch.nn.Module, batch: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         loss = original(self, model, batch)
         calls.append(len(loss))
@@ -312,7 +312,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_example
 
     monkeypatch.setattr(TASKS[task_name], "loss", poisoned)
     with pytest.raises(NonFiniteError, match=r"loss is NaN .* step 2.*\n  - p\d\d/A\.\d"):
-        runs.train(config)
+        train(config)
     last = Path(config.output_dir) / task_name / "poisoned" / "checkpoints" / "last_checkpoint.pt"
     checkpoint = load_checkpoint(last, task=task_name)
     assert checkpoint.step == 2
@@ -331,11 +331,9 @@ def test_running_out_of_memory_halves_the_budget_and_repeats_the_step(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, model, batch)
 
-    small = runs.train(
-        make_config("run_name=small", "training.micro_batch_tokens=192", *COMPARABLE)
-    )
+    small = train(make_config("run_name=small", "training.micro_batch_tokens=192", *COMPARABLE))
     monkeypatch.setattr(CriteriaTask, "loss", limited)
-    big = runs.train(make_config("run_name=big", "training.micro_batch_tokens=768", *COMPARABLE))
+    big = train(make_config("run_name=big", "training.micro_batch_tokens=768", *COMPARABLE))
     assert "cut to 384 tokens" in caplog.text
     assert "cut to 192 tokens" in caplog.text
     assert _relative_difference(_last_weights(small), _last_weights(big)) < 1e-4
@@ -349,7 +347,7 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
 
     monkeypatch.setattr(CriteriaTask, "loss", never)
     with pytest.raises(ConfigError, match=r"model\.max_length"):
-        runs.train(make_config())
+        train(make_config())
 
 
 @pytest.mark.parametrize(
@@ -366,7 +364,7 @@ def test_two_processes_make_the_update_of_one(
 ) -> None:
     # 10 examples a step: the last step of an epoch leaves one process with fewer micro-batches.
     settings = [*COMPARABLE, "training.train_batch_size=10", "training.micro_batch_size=2"]
-    one = runs.train(make_config("run_name=one", *settings))
+    one = train(make_config("run_name=one", *settings))
     modules = {
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
         "accelerate": [
@@ -401,27 +399,27 @@ def test_a_signal_to_the_whole_process_group_saves_despite_worker_processes(
     make_config: MakeConfig, weights_of: Hashes
 ) -> None:
     settings = ("training.num_workers=2", "training.epochs=3")
-    whole = runs.train(make_config("run_name=whole", *settings))
+    whole = train(make_config("run_name=whole", *settings))
     config = make_config("run_name=signalled", "resume=auto", *settings)
     child = multiprocessing.get_context("fork").Process(target=_signal_own_group, args=(config,))
     child.start()
     child.join(120)
     assert child.exitcode == 143
-    assert weights_of(runs.train(config)) == weights_of(whole)
+    assert weights_of(train(config)) == weights_of(whole)
 
 
 def _signal_own_group(config: TrainConfig) -> None:
     os.setsid()
-    original = train_loop.Trainer._gradients
+    original = trainer.Trainer._gradients
 
-    def signalled(self: train_loop.Trainer, step: train_loop.Step) -> list[torch.Tensor]:
-        if self._position.step == 6:
+    def signalled(self: trainer.Trainer, step: trainer.Step) -> list[torch.Tensor]:
+        if self._state.step == 6:
             os.killpg(0, signal.SIGTERM)
         return original(self, step)
 
-    train_loop.Trainer._gradients = signalled  # type: ignore[method-assign]
+    trainer.Trainer._gradients = signalled  # type: ignore[method-assign]
     try:
-        runs.train(config)
+        train(config)
     except Interrupted as stop:
         os._exit(stop.exit_code)
 
@@ -433,17 +431,17 @@ def test_a_run_does_not_go_on_with_other_data(
     config = make_config("run_name=moved", "resume=auto", f"data.dir={copy}")
     _stop_at(monkeypatch, [4])
     with pytest.raises(Interrupted):
-        runs.train(config)
+        train(config)
     table = copy / "redsm5_annotations.csv"
     table.write_text(table.read_text().replace(",1,made up", ",0,made up", 1))
     with pytest.raises(CheckpointError, match="corpus changed"):
-        runs.train(config)
+        train(config)
 
 
 def test_posts_seen_in_training_are_refused_in_any_other_corpus(
     make_config: MakeConfig, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    trained = runs.train(make_config())
+    trained = train(make_config())
     copy = shutil.copytree(tiny_corpus, tmp_path / "corpus")
     table = copy / "redsm5_annotations.csv"
     table.write_text(table.read_text().replace(",1,made up", ",0,made up", 1))
@@ -454,15 +452,15 @@ def test_posts_seen_in_training_are_refused_in_any_other_corpus(
         checkpoint=str(trained.directory / "checkpoints" / "best_checkpoint.pt"), split="test"
     )
     with pytest.raises(CheckpointError, match="has seen 14 posts of test"):
-        runs.evaluate(evaluation, task_name="criteria", explicit={"data.dir": str(copy)})
+        evaluate(evaluation, task_name="criteria", explicit={"data.dir": str(copy)})
 
 
 def test_figures_of_other_weights_do_not_overwrite_the_runs_own(make_config: MakeConfig) -> None:
-    trained = runs.train(make_config("training.learning_rate=0.01", "training.eval_steps=1"))
+    trained = train(make_config("training.learning_rate=0.01", "training.eval_steps=1"))
     before = (trained.directory / "metrics.json").read_bytes()
     last = trained.directory / "checkpoints" / "last_checkpoint.pt"
     evaluation = EvaluateConfig(checkpoint=str(last), split="val")
-    result = runs.evaluate(evaluation, task_name="criteria", explicit={})
+    result = evaluate(evaluation, task_name="criteria", explicit={})
     assert result.directory.parent == trained.directory / "evaluations"
     assert (trained.directory / "metrics.json").read_bytes() == before
-    assert not (trained.directory / "looks.jsonl").exists()
+    assert not (trained.directory / "evaluations.jsonl").exists()

@@ -10,11 +10,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.run import train as runs
 from psy_agents_noaug.run.data import prepare_data
-from psy_agents_noaug.run.train import RunResult
-from psy_agents_noaug.tasks.build import build_task
-from psy_agents_noaug.tasks.encoders import load_encoders
+from psy_agents_noaug.run.evaluate import RunResult
+from psy_agents_noaug.run.train import train
+from psy_agents_noaug.tasks.base import TaskInputs
+from psy_agents_noaug.tasks.build import build_task, load_encoders
 from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
@@ -50,7 +50,7 @@ def test_packed_and_padded_training_end_in_the_same_weights(
     make_config: MakeConfig, pooling: str
 ) -> None:
     packed, padded = (
-        runs.train(
+        train(
             make_config(
                 *WITHOUT_CHANCE,
                 f"model.pooling={pooling}",
@@ -94,13 +94,9 @@ def test_fifty_updates_are_those_of_transformers_trainer(
     )
     config = make_config(*settings, "training.execution=padded")
     torch.manual_seed(config.seed)
-    data = prepare_data(config.data)
+    data = prepare_data(config)
     task = build_task(
-        config,
-        encoders=load_encoders(config),
-        criteria=data.corpus.criteria,
-        examples=data.examples,
-        max_tokens=10_000,
+        config, TaskInputs(load_encoders(config), data.corpus.criteria, data.examples, 10_000)
     )
     size = config.training.train_batch_size
     steps = TrainingSteps(task, seed=config.seed, train_batch_size=size, max_tokens=10**9)
@@ -129,7 +125,7 @@ def test_fifty_updates_are_those_of_transformers_trainer(
         data_collator=source.collate,
     )
     trainer.train()
-    ours = runs.train(make_config(*settings, "training.execution=packed"))
+    ours = train(make_config(*settings, "training.execution=packed"))
     assert largest_difference(last_weights(ours), task.model.state_dict()) < 1e-4
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
     history = (ours.directory / "history.csv").read_text().splitlines()

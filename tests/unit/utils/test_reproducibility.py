@@ -206,8 +206,8 @@ def test_bf16_and_tf32_need_an_ampere_gpu(four_gpus, monkeypatch):
     [(False, False, False), (True, False, True), (False, True, True)],
 )
 def test_bf16_on_a_cpu_needs_its_instructions(monkeypatch, avx512_bf16, amx, fast):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    found = {"avx2": True, "avx512_bf16": avx512_bf16, "amx_tile": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
 
     assert get_device("cpu").supports_bf16 is fast
 

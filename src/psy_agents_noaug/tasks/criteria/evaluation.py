@@ -1,6 +1,6 @@
-"""How predicted probabilities are judged, whichever model predicted them."""
+"""Figures of predicted probabilities, whichever model predicted them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,64 +16,66 @@ from psy_agents_noaug.metrics.classification import (
     fit_thresholds,
 )
 from psy_agents_noaug.metrics.intervals import bootstrap_intervals
-from psy_agents_noaug.metrics.tables import render_table, shown
-from psy_agents_noaug.tasks.base import flat_metrics
-from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
+from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.tasks.base import (
+    DecisionRule,
+    MetricValues,
+    Predictions,
+    SplitPredictions,
+    TaskEvaluation,
+    example_ids,
+    flat_metrics,
+)
+from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
 
 _HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
 _LOW_IS_GOOD = ("brier", "ece")
 _BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
 
 
-class CriteriaEvaluation:
-    """Judges p(met) against the labels of each split.
-
-    Predictions hold `probabilities`, `[pairs]`.
+class CriteriaEvaluation(TaskEvaluation):
+    """Compares p(met) with the labels of each split. Predictions hold `probabilities`, `[pairs]`.
 
     Args:
+        settings: how thresholds are fitted, and how often intervals resample.
+        criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        thresholds, threshold_min_support: see `fit_thresholds`.
+        seed: of the resamples.
     """
 
     def __init__(
         self,
+        settings: CriteriaTaskConfig,
         *,
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
-        thresholds: Literal["global", "per_criterion"],
-        threshold_min_support: int,
-        bootstrap_resamples: int,
         seed: int,
     ) -> None:
+        self._settings = settings
         self._criteria = list(criteria)
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
-        self._thresholds = thresholds
-        self._threshold_min_support = threshold_min_support
-        self._bootstrap_resamples = bootstrap_resamples
         self._seed = seed
 
-    def calibrate(self, predictions: Predictions) -> Calibration:
-        """Fit the `thresholds`, one a criterion, on predictions of val."""
+    def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
+        """Fit the `thresholds`, one per criterion, on predictions of val."""
         return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
 
-    def metrics(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
+    def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the figures of `metrics.classification`."""
-        pairs = self._pairs(split, predictions["probabilities"])
         return flat_metrics(
             classification_metrics(
-                pairs, criteria=self._criterion_ids, thresholds=calibration["thresholds"]
+                self._pairs(predicted.split, predicted.values["probabilities"]),
+                criteria=self._criterion_ids,
+                thresholds=predicted.rule["thresholds"],
             )
         )
 
-    def report(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
+    def report(self, predicted: SplitPredictions) -> MetricValues:
         """Return `metrics`, bootstrap intervals, and the baselines on the same split."""
-        pairs = self._pairs(split, predictions["probabilities"])
-        metrics = self._judge(pairs, calibration["thresholds"])
+        split = predicted.split
+        pairs = self._pairs(split, predicted.values["probabilities"])
+        metrics = self._with_intervals(pairs, predicted.rule["thresholds"])
         tfidf = self._tfidf_lr(split)
         fitted = self._fit(tfidf if split == "val" else self._tfidf_lr("val"))
         majority = majority_probabilities(
@@ -82,8 +84,8 @@ class CriteriaEvaluation:
             criterion_ids=self._pair_criteria(split),
         )
         baselines = {
-            "tfidf_lr": self._judge(tfidf, fitted),
-            "majority": self._judge(
+            "tfidf_lr": self._with_intervals(tfidf, fitted),
+            "majority": self._with_intervals(
                 self._pairs(split, majority),
                 dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
             ),
@@ -96,11 +98,15 @@ class CriteriaEvaluation:
             }
         return metrics
 
-    def decisions(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> list[dict[str, Any]]:
+    def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
+        """Yield the prediction line of each pair."""
+        examples = self._examples[predicted.split]
+        for example, decision in zip(examples, self.decisions(predicted), strict=True):
+            yield {**example_ids(example), **decision}
+
+    def decisions(self, predicted: SplitPredictions) -> list[dict[str, Any]]:
         """Return what the prediction line of each pair says of its label."""
-        thresholds = calibration["thresholds"]
+        thresholds = predicted.rule["thresholds"]
         return [
             {
                 "label": example.label,
@@ -109,7 +115,9 @@ class CriteriaEvaluation:
                 "threshold": thresholds[example.criterion_id],
             }
             for example, value in zip(
-                self._examples[split], predictions["probabilities"].tolist(), strict=True
+                self._examples[predicted.split],
+                predicted.values["probabilities"].tolist(),
+                strict=True,
             )
         ]
 
@@ -153,19 +161,20 @@ class CriteriaEvaluation:
         return fit_thresholds(
             pairs,
             criteria=self._criterion_ids,
-            mode=self._thresholds,
-            min_support=self._threshold_min_support,
+            mode=self._settings.thresholds,
+            min_support=self._settings.threshold_min_support,
         )
 
-    def _judge(self, pairs: PairPredictions, thresholds: Mapping[str, float]) -> MetricValues:
-        """Figures and their intervals."""
+    def _with_intervals(
+        self, pairs: PairPredictions, thresholds: Mapping[str, float]
+    ) -> MetricValues:
         criteria = self._criterion_ids
         figures = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
         intervals = bootstrap_intervals(
             pairs,
             criteria=criteria,
             thresholds=thresholds,
-            n_resamples=self._bootstrap_resamples,
+            n_resamples=self._settings.bootstrap_resamples,
             seed=self._seed,
         )
         return flat_metrics(figures) | flat_metrics(intervals)
@@ -185,7 +194,7 @@ class CriteriaEvaluation:
 
 
 def _comparison(metrics: MetricValues) -> str:
-    """The model beside the baselines: a row a system, 95 % intervals over resampled posts."""
+    """The model beside the baselines, one row per system; 95 % intervals over resampled posts."""
     systems = {
         "model": "",
         "TF-IDF + LR": "baseline_tfidf_lr/",
@@ -193,10 +202,10 @@ def _comparison(metrics: MetricValues) -> str:
     }
     rows = [["system", "macro-F1 [95 % interval]", "micro-F1", "AUROC", "AP", "accuracy"]]
     for name, prefix in systems.items():
-        low, high = (shown(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
+        low, high = (format_value(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
         rest = [
-            shown(metrics[prefix + key])
+            format_value(metrics[prefix + key])
             for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
         ]
-        rows.append([name, f"{shown(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
+        rows.append([name, f"{format_value(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
     return render_table(rows, left=2)

@@ -1,6 +1,6 @@
-"""How predicted evidence is judged, whichever model predicted it."""
+"""Figures of predicted evidence, whichever model predicted it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,16 +15,24 @@ from psy_agents_noaug.metrics.spans import (
     span_metrics,
     span_overlaps,
 )
-from psy_agents_noaug.metrics.tables import render_table, shown
-from psy_agents_noaug.tasks.base import flat_metrics
+from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.tasks.base import (
+    DecisionRule,
+    MetricValues,
+    Predictions,
+    SplitPredictions,
+    TaskEvaluation,
+    example_ids,
+    flat_metrics,
+)
 from psy_agents_noaug.tasks.evidence.baselines import (
     first_sentence,
     no_evidence,
     similar_sentence,
     whole_post,
 )
+from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
-from psy_agents_noaug.training.protocols import Calibration, MetricValues, Predictions
 
 THRESHOLD = "null_score_diff_threshold"
 _COMPARED = {
@@ -43,46 +51,47 @@ _BASELINES = {
 }
 
 
-class EvidenceEvaluation:
-    """Judges span candidates against the gold spans of each split.
+class EvidenceEvaluation(TaskEvaluation):
+    """Compares span candidates with the gold spans of each split.
 
     Predictions hold `span_starts`, `span_ends` and `span_scores`, `[pairs, spans]`, as
     `SpanCandidates` has them.
 
     Args:
+        settings: how often intervals resample.
+        criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions; their evidence is known.
+        seed: of the resamples.
     """
 
     def __init__(
         self,
+        settings: EvidenceTaskConfig,
         *,
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
-        bootstrap_resamples: int,
         seed: int,
     ) -> None:
+        self._settings = settings
         self._criteria = list(criteria)
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
-        self._bootstrap_resamples = bootstrap_resamples
         self._seed = seed
 
-    def calibrate(self, predictions: Predictions) -> Calibration:
+    def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the `null_score_diff_threshold` on predictions of val."""
         spans = self._spans("val", _candidates(predictions))
         return {THRESHOLD: fit_null_threshold(spans, criteria=self._criterion_ids)}
 
-    def metrics(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
+    def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the figures of `metrics.spans`, and those on explicitly unmet pairs with a span."""
-        spans = self._spans(split, _candidates(predictions))
-        threshold = calibration[THRESHOLD]
+        spans = self._spans(predicted.split, _candidates(predicted.values))
+        threshold = predicted.rule[THRESHOLD]
         figures = span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
         kept = spans.kept(threshold)
         hard = [
             bool(found)
-            for example, found in zip(self._examples[split], kept, strict=True)
+            for example, found in zip(self._examples[predicted.split], kept, strict=True)
             if example.hard_negative_spans and not example.evidence
         ]
         return {
@@ -93,13 +102,12 @@ class EvidenceEvaluation:
             **({} if hard else {"hard_negatives/false_alarm_rate_undefined": "no such pair"}),
         }
 
-    def report(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
+    def report(self, predicted: SplitPredictions) -> MetricValues:
         """Return `metrics`, bootstrap intervals, and the baselines with theirs."""
-        figures = self.metrics(predictions, split=split, calibration=calibration)
+        split = predicted.split
+        figures = self.metrics(predicted)
         figures |= self._intervals(
-            self._spans(split, _candidates(predictions)), calibration[THRESHOLD]
+            self._spans(split, _candidates(predicted.values)), predicted.rule[THRESHOLD]
         )
         for name in _BASELINES:
             spans = self._spans(split, self._baseline(name, split))
@@ -125,16 +133,14 @@ class EvidenceEvaluation:
             "span_ends": np.full((n_pairs, 1), NO_SPAN),
             "span_scores": np.full((n_pairs, 1), -np.inf),
         }
-        names = self.metrics(nothing, split="val", calibration={THRESHOLD: 0.0})
+        names = self.metrics(SplitPredictions("val", nothing, {THRESHOLD: 0.0}))
         high_is_good = ("f1", "precision", "recall", "exact_match", "average_precision")
         return {name: "max" for name in names if name.removesuffix("_micro").endswith(high_is_good)}
 
-    def right(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> np.ndarray:
+    def right(self, predicted: SplitPredictions) -> np.ndarray:
         """Return for each pair whether a predicted span is right (IOU >= 0.5), bool `[pairs]`."""
-        spans = self._spans(split, _candidates(predictions))
-        kept = spans.kept(calibration[THRESHOLD])
+        spans = self._spans(predicted.split, _candidates(predicted.values))
+        kept = spans.kept(predicted.rule[THRESHOLD])
         return np.asarray(
             [
                 overlaps[: len(found)].any()
@@ -142,6 +148,12 @@ class EvidenceEvaluation:
             ],
             dtype=bool,
         )
+
+    def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
+        """Yield the prediction line of each pair."""
+        examples = self._examples[predicted.split]
+        for example, line in zip(examples, evidence_lines(examples, predicted), strict=True):
+            yield {**example_ids(example), **line}
 
     def summary(self, metrics: MetricValues) -> str:
         """Render the figures by criterion, and the model beside the baselines."""
@@ -158,22 +170,28 @@ class EvidenceEvaluation:
         for criterion in self._criteria:
             key = f"per_criterion/{criterion.criterion_id}/"
             answerable = f"{metrics[key + 'n_answerable']}/{metrics[key + 'evidence_n_pairs']}"
-            figures = [shown(metrics[key + name]) for name in columns.values()]
+            figures = [format_value(metrics[key + name]) for name in columns.values()]
             rows.append([criterion.criterion_id, criterion.name, answerable, *figures])
         averaged = (
             f"mean of {metrics['evidence_n_criteria_in_macro']}/{len(self._criteria)} criteria"
         )
         answerable = f"{metrics['n_answerable']}/{metrics['evidence_n_pairs']}"
         rows.append(
-            ["macro", averaged, answerable, *(shown(metrics[name]) for name in columns.values())]
+            [
+                "macro",
+                averaged,
+                answerable,
+                *(format_value(metrics[name]) for name in columns.values()),
+            ]
         )
         systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED)[1:]]]
         prefixes = {"model": ""} | {name: f"baseline_{key}/" for key, name in _BASELINES.items()}
         for name, prefix in prefixes.items():
             low, high = (
-                shown(metrics[f"{prefix}evidence_iou_f1_ci_{end}"]) for end in ("low", "high")
+                format_value(metrics[f"{prefix}evidence_iou_f1_ci_{end}"])
+                for end in ("low", "high")
             )
-            first, *rest = (shown(metrics[prefix + key]) for key in _COMPARED.values())
+            first, *rest = (format_value(metrics[prefix + key]) for key in _COMPARED.values())
             systems.append([name, f"{first} [{low}, {high}]", *rest])
         return (
             f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
@@ -214,21 +232,21 @@ class EvidenceEvaluation:
                 spans,
                 criteria=self._criterion_ids,
                 threshold=threshold,
-                n_resamples=self._bootstrap_resamples,
+                n_resamples=self._settings.bootstrap_resamples,
                 seed=self._seed,
             )
         )
 
 
 def evidence_lines(
-    examples: Sequence[Example], predictions: Predictions, calibration: Calibration
+    examples: Sequence[Example], predicted: SplitPredictions
 ) -> list[dict[str, Any]]:
     """Return what the prediction line of each pair says of its evidence; unknown gold is None.
 
     `right` and `found` tell which predicted and gold spans fit each other by the IOU that figures use.
     """
-    starts, ends, scores = _candidates(predictions)
-    threshold = calibration[THRESHOLD]
+    starts, ends, scores = _candidates(predicted.values)
+    threshold = predicted.rule[THRESHOLD]
     lines: list[dict[str, Any]] = []
     for example, kept, own in zip(
         examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True

@@ -1,65 +1,33 @@
 """The evidence task: which words of the post show that the criterion is met?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from psy_agents_noaug.config.schema import EvidenceTaskConfig, TrainConfig
-from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
-from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_windows
-from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.base import ReportingTask, described_criteria, example_ids
-from psy_agents_noaug.tasks.encoders import ONLY, described
+from psy_agents_noaug.tasks.base import (
+    ONLY,
+    Batch,
+    ExampleSource,
+    MetricValues,
+    Predictions,
+    SplitPredictions,
+    Task,
+    TaskInputs,
+)
+from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import decode_spans
-from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation, evidence_lines
-from psy_agents_noaug.tasks.negatives import NegativeSampler
-from psy_agents_noaug.training.protocols import Batch, Calibration, MetricValues, Predictions
+from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-def build_evidence_task(
-    config: TrainConfig,
-    settings: EvidenceTaskConfig,
-    *,
-    encoder: Encoder,
-    criteria: Sequence[Criterion],
-    examples: Mapping[str, Sequence[Example]],
-    max_tokens: int,
-) -> "EvidenceTask":
-    """Assemble the task; `max_tokens` as in `models.encoder.encode_rows`."""
-    check_positions(config.model.max_length, encoder)
-    lora = config.model.lora
-    model = EvidenceModel(
-        adapted_encoder(encoder, lora.model_dump() if lora else None),
-        hidden_size=encoder.hidden_size,
-        head_layers=config.model.head_layers,
-        head_width=config.model.head_width,
-        head_dropout=config.model.head_dropout,
-        max_tokens=max_tokens,
-    )
-    return EvidenceTask(
-        model,
-        settings,
-        encoder=encoder,
-        criteria=criteria,
-        examples=examples,
-        max_length=config.model.max_length,
-        token_cache=cache_folder(config.data.token_cache),
-        negatives=config.data.negatives,
-        seed=config.seed,
-    )
 
 
 class WindowSource:
@@ -137,88 +105,53 @@ class WindowSource:
         }
 
 
-class EvidenceTask(ReportingTask):
+class EvidenceTask(Task):
     """Spans of the post, or none, for each (criterion, post) pair.
 
     A met pair whose evidence is unknown (not given, or lost in alignment) is neither trained on nor
-    judged; it is counted.
-
-    Args:
-        examples: the pairs of each split that may be looked at; tokenised when first used.
-        max_length: of the windows, in tokens. negatives: see `NegativeSampler`.
-        token_cache: see `tokenise`.
+    evaluated; it is counted.
     """
 
     name = "evidence"
+    settings = EvidenceTaskConfig
 
-    def __init__(
-        self,
-        model: EvidenceModel,
-        settings: EvidenceTaskConfig,
-        *,
-        encoder: Encoder,
-        criteria: Sequence[Criterion],
-        examples: Mapping[str, Sequence[Example]],
-        max_length: int,
-        token_cache: Path | None = None,
-        negatives: float | Literal["all"],
-        seed: int,
-    ) -> None:
-        self.model = model
-        self._encoder = encoder
-        self._criteria = list(criteria)
-        self._examples = {
+    def __init__(self, config: TrainConfig, inputs: TaskInputs) -> None:
+        super().__init__(config, inputs)
+        assert isinstance(config.task, EvidenceTaskConfig)
+        self._settings = config.task
+        self.examples = {
             split: [example for example in pairs if example.evidence or example.label == 0]
-            for split, pairs in examples.items()
+            for split, pairs in inputs.examples.items()
         }
         self._n_unknown = {
-            split: len(pairs) - len(self._examples[split]) for split, pairs in examples.items()
+            split: len(pairs) - len(self.examples[split])
+            for split, pairs in inputs.examples.items()
         }
-        self._settings = settings
-        self._max_length = max_length
-        self._token_cache = token_cache
-        self._negatives = negatives
-        self._seed = seed
-        self._sources: dict[str, WindowSource] = {}
-        self._judge = EvidenceEvaluation(
-            criteria=criteria,
-            examples=self._examples,
-            bootstrap_resamples=settings.bootstrap_resamples,
-            seed=seed,
+        self.model = EvidenceModel(
+            self.network(ONLY),
+            hidden_size=inputs.encoders[ONLY].hidden_size,
+            head_layers=config.model.head_layers,
+            head_width=config.model.head_width,
+            head_dropout=config.model.head_dropout,
+            max_tokens=inputs.max_tokens,
+        )
+        self.evaluation = EvidenceEvaluation(
+            config.task, criteria=inputs.criteria, examples=self.examples, seed=config.seed
         )
 
-    def source(self, split: str) -> WindowSource:
-        if split not in self._sources:
-            examples = self._examples[split]
-            if not examples:
-                raise DataError(
-                    f"The split {split} has no pair whose evidence is known; see the alignment report."
-                )
-            reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
-            windows = encode_windows(
-                self._encoder.tokenizer,
-                [reads[example.criterion_id] for example in examples],
-                [example.text for example in examples],
-                [example.evidence for example in examples],
-                max_length=self._max_length,
-                stride=self._settings.stride,
-                token_cache=self._token_cache,
-            )
-            self._sources[split] = WindowSource(
-                examples,
-                windows,
-                snap_to_sentences=self._settings.snap_to_sentences,
-                first_span=self._settings.loss == "first_span",
-            )
-        return self._sources[split]
+    def empty_split(self, split: str) -> str:
+        return f"The split {split} has no pair whose evidence is known; see the alignment report."
+
+    def encode(self, split: str, examples: Sequence[Example]) -> WindowSource:
+        return window_source(self, self._settings, examples, part=ONLY)
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
-        pool = self._pools.of(epoch)
+        pool = super().epoch_pool(epoch)
         trained_on: np.ndarray = pool[self.source("train").trainable[pool]]
         return trained_on
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the weighted mean of the windows' losses an example, `[B]`."""
+        """Return the weighted mean of the windows' losses of each example, `[B]`."""
         per_window = span_loss(model(**_inputs(batch)), batch["gold"]) * batch["weights"]
         n_pairs = int(batch["pairs"][-1]) + 1
         return per_window.new_zeros(n_pairs).index_add(0, batch["pairs"], per_window)
@@ -227,55 +160,57 @@ class EvidenceTask(ReportingTask):
         """Return `span_starts`, `span_ends` (code points) and `span_scores`, `[B, max_spans]`."""
         return decoded_spans(log_odds(model(**_inputs(batch))), batch, self._settings)
 
-    def calibrate(self, predictions: Predictions) -> Calibration:
-        return self._judge.calibrate(predictions)
-
-    def metrics(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
-        return self._judge.metrics(predictions, split=split, calibration=calibration)
-
-    def report(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> MetricValues:
-        return {
-            **self._judge.report(predictions, split=split, calibration=calibration),
-            **window_figures(self.source(split)),
-            "n_pairs_with_unknown_evidence": self._n_unknown[split],
-        }
-
-    def records(
-        self, predictions: Predictions, *, split: str, calibration: Calibration
-    ) -> Iterator[dict[str, Any]]:
-        evidence = evidence_lines(self._examples[split], predictions, calibration)
-        for example, found in zip(self._examples[split], evidence, strict=True):
-            yield {**example_ids(example), **found}
-
-    def notes(self, split: str) -> list[str]:
+    def input_notes(self, split: str) -> list[str]:
         return window_notes(
             self.source(split),
             split=split,
             n_unknown=self._n_unknown[split],
-            max_length=self._max_length,
-            max_positions=self._encoder.max_positions,
+            max_length=self.max_length,
+            max_positions=self.inputs.encoders[ONLY].max_positions,
             max_answer_length=self._settings.max_answer_length,
         )
 
-    def monitors(self) -> dict[str, Literal["max", "min"]]:
-        return self._judge.monitors()
-
-    def metadata(self) -> dict[str, Any]:
+    def input_figures(
+        self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
+    ) -> MetricValues:
         return {
-            "criteria": described_criteria(self._criteria),
-            **described({ONLY: self._encoder}),
+            **window_figures(self.source(predicted.split)),
+            "n_pairs_with_unknown_evidence": self._n_unknown[predicted.split],
         }
 
-    def summary(self, metrics: MetricValues) -> str:
-        return self._judge.summary(metrics)
 
-    @cached_property
-    def _pools(self) -> NegativeSampler:
-        return NegativeSampler(self._examples["train"], negatives=self._negatives, seed=self._seed)
+def window_source(
+    task: Task,
+    settings: EvidenceTaskConfig,
+    examples: Sequence[Example],
+    *,
+    part: str,
+    cached: bool = True,
+) -> WindowSource:
+    """Cut pairs into windows for one of the task's encoders.
+
+    Args:
+        task: whose criteria, encoders and `max_length` are used.
+        settings: stride and loss.
+        examples: the pairs.
+        part: which encoder reads the windows.
+        cached: whether the tokens are kept for the next run (`data.token_cache`).
+    """
+    windows = encode_windows(
+        task.inputs.encoders[part].tokenizer,
+        task.criterion_texts(examples),
+        [example.text for example in examples],
+        [example.evidence for example in examples],
+        max_length=task.max_length,
+        stride=settings.stride,
+        token_cache=task.token_cache if cached else None,
+    )
+    return WindowSource(
+        examples,
+        windows,
+        snap_to_sentences=settings.snap_to_sentences,
+        first_span=settings.loss == "first_span",
+    )
 
 
 def decoded_spans(

@@ -1,0 +1,51 @@
+"""Which labels annotations may carry: the values of the column `status`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScale:
+    """The labels that a task reads. 0 is "explicitly not met"; all above it are positive.
+
+    Args:
+        kind: binary (0 or 1), ordinal (whole numbers), or real (any number).
+        high: the largest label.
+    """
+
+    kind: Literal["binary", "ordinal", "real"]
+    high: float
+
+    @property
+    def rule(self) -> str:
+        """What a cell must hold, for messages."""
+        if self.kind == "binary":
+            return "must be 0 or 1"
+        number = "a whole number" if self.kind == "ordinal" else "a number"
+        return f"must be {number} from 0 to {self.high:g}"
+
+    def parse(self, cell: str) -> float | None:
+        """Return the label in a cell, an int unless the scale is real; None where it breaks the rule."""
+        if self.kind == "binary" and cell in ("True", "true", "False", "false"):
+            return int(cell in ("True", "true"))
+        try:
+            number = float(cell)
+        except ValueError:
+            return None
+        # Python reads "1_0" and " 1" as numbers; in a table they are mistakes.
+        if "_" in cell or cell != cell.strip() or not math.isfinite(number):
+            return None
+        if not 0 <= number <= self.high:
+            return None
+        if self.kind == "real":
+            return number
+        return int(number) if number.is_integer() else None
+
+    def merge(self, labels: Sequence[float]) -> float:
+        """Return the label of a pair that several rows judge: the highest, of real ones the mean."""
+        return sum(labels) / len(labels) if self.kind == "real" else max(labels)
+
+
+BINARY = LabelScale("binary", high=1)

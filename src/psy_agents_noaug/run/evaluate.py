@@ -1,0 +1,157 @@
+"""The story of an evaluation, from a checkpoint to a report on a split."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from psy_agents_noaug.config.loading import lay_over
+from psy_agents_noaug.config.schema import EvaluateConfig
+from psy_agents_noaug.errors import CheckpointError
+from psy_agents_noaug.run.checks import (
+    check_evaluation_settings,
+    check_unseen,
+    evaluation_directory,
+)
+from psy_agents_noaug.run.context import RunContext
+from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.hardware import prepare_hardware
+from psy_agents_noaug.run.records import open_tracker, tracked
+from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
+from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
+from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
+from psy_agents_noaug.training.evaluator import Evaluator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Args:
+        directory: of the run, or of the evaluation.
+        metrics: figures by name, with their split.
+        summary: a table of them for the console.
+    """
+
+    directory: Path
+    metrics: dict[str, Any]
+    summary: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The figures: a row per split and scope (all, a criterion, a baseline), a column per figure."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for key, value in self.metrics.items():
+            split, *scope, name = key.split("/")
+            rows.setdefault((split, "/".join(scope) or "all"), {})[name] = value
+        table = pd.DataFrame.from_dict(rows, orient="index")
+        table.index = pd.MultiIndex.from_tuples(list(rows), names=["split", "scope"])
+        return table
+
+
+def evaluate(
+    evaluation: EvaluateConfig, *, task_name: str, explicit: Mapping[str, Any]
+) -> RunResult:
+    """Evaluate a checkpoint on a split, with the settings that it was trained with.
+
+    Results go to the run's own directory, or, where weights, data or settings are not those that it
+    reports, to a folder in its `evaluations/`.
+
+    Args:
+        evaluation: the checkpoint and the split.
+        task_name: the task that the checkpoint must be of.
+        explicit: settings that replace the checkpoint's, by dotted keys.
+
+    Raises:
+        CheckpointError: the file is damaged, of another task or other criteria, or training has seen
+            posts of the split.
+        ConfigError: `explicit` would make another model of the weights.
+    """
+    check_evaluation_settings(explicit)
+    path, split = _checkpoint_file(Path(evaluation.checkpoint)), evaluation.split
+    checkpoint = load_checkpoint(path, task=task_name)
+    config = lay_over(checkpoint.config, explicit)
+    hardware = prepare_hardware(config)
+    data = prepare_data(config)
+    check_unseen(checkpoint, data, split, path)
+    weights = weights_sha256(checkpoint.weights)
+    directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
+    encoders = rebuild_encoders(checkpoint.metadata)
+    inputs = TaskInputs(encoders, data.corpus.criteria, data.examples, hardware.max_tokens_held)
+    task = build_task(config, inputs)
+    if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
+        raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
+    task.model.load_state_dict(checkpoint.weights)
+    task.model.to(hardware.distributed.device)
+    if hardware.distributed.is_main:
+        number = directory.record_evaluation(split, weights_sha256=weights)
+        logger.info("This is evaluation %d of %s in %s.", number, split, directory.path)
+    parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
+    tracker = open_tracker(
+        config,
+        hardware,
+        directory,
+        run_name=f"{directory.path.name}-{split}",
+        parent_run_id=parent,
+    )
+    context = RunContext(config, hardware, directory, data, tracker)
+    with tracked(tracker):
+        tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
+        return report_split(
+            context, task, split, rule=checkpoint.decision_rule, step=checkpoint.step
+        )
+
+
+def checkpoint_task(path: Path) -> str:
+    """Return the task of a checkpoint, or of a run's best one.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    return load_checkpoint(_checkpoint_file(path)).task
+
+
+def _checkpoint_file(path: Path) -> Path:
+    """Return the best checkpoint of a run's directory; a file is one itself."""
+    return RunDirectory(path).best_checkpoint if path.is_dir() else path
+
+
+def report_split(
+    context: RunContext, task: Task, split: str, *, rule: DecisionRule, step: int
+) -> RunResult:
+    """Predict a split, and write its metrics and predictions.
+
+    Args:
+        context: where they are written.
+        task: with the model's weights in place.
+        split: train, val or test.
+        rule: makes decisions of the predictions.
+        step: at which the tracker shows the figures.
+    """
+    evaluator = Evaluator(
+        task, context.hardware, eval_batch_size=context.config.training.eval_batch_size
+    )
+    began = time.perf_counter()
+    predicted = evaluator.evaluate(task.model, split, rule=rule).predicted
+    logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
+    figures = task.evaluation.report(predicted)
+    figures |= task.input_figures(predicted, lambda source: evaluator.predict(task.model, source))
+    metrics = {f"{split}/{key}": value for key, value in figures.items()}
+    if context.is_main:
+        directory, tracker = context.directory, context.tracker
+        directory.add_metrics(metrics)
+        lines = directory.write_predictions(split, task.evaluation.records(predicted))
+        tracker.log_metrics(
+            {key: value for key, value in metrics.items() if not isinstance(value, str)},
+            step=step,
+        )
+        for path in (directory.metrics, lines):
+            tracker.log_artifact(path)
+    return RunResult(context.directory.path, dict(metrics), task.evaluation.summary(figures))

@@ -1,0 +1,59 @@
+"""Checkpoints of version 0.1.0, made by it from the tiny encoder and corpus of `conftest.py`."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from psy_agents_noaug import evaluate, train
+from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.training.checkpoint import load_checkpoint
+
+FOLDER = Path(__file__).parents[2] / "data" / "checkpoints_0.1.0"
+# Figures on val that version 0.1.0 reported.
+FIGURES = {
+    "criteria": {"f1_macro": 0.30317460317460315, "brier": 0.12544680944657413},
+    "evidence": {"evidence_iou_f1": 0.03898809523809524, "evidence_char_f1": 0.11484244508459984},
+    "joint": {
+        "joint_score": 0.12458664021164022,
+        "f1_macro": 0.22685185185185186,
+        "comprehensiveness": -0.011870843004172956,
+        "n_faithfulness": 71,
+    },
+}
+
+
+@pytest.mark.parametrize("task", sorted(FIGURES))
+def test_an_old_checkpoint_is_evaluated_to_the_figures_of_its_time(task, tiny_corpus, tmp_path):
+    path = tmp_path / f"{task}.pt"
+    shutil.copy(FOLDER / f"{task}.pt", path)
+    found = evaluate(path, {"data.dir": tiny_corpus}, split="val", verbose=False).metrics
+    for name, value in FIGURES[task].items():
+        # Another CPU rounds differently.
+        assert found[f"val/{name}"] == pytest.approx(value, abs=1e-4)
+
+
+def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_corpus, "corpus")
+    run = RunDirectory(tmp_path / "outputs" / "criteria" / "old")
+    run.checkpoints.mkdir(parents=True)
+    shutil.copy(FOLDER / "criteria_config.yaml", run.config)
+    shutil.copy(FOLDER / "criteria.pt", run.best_checkpoint)
+    shutil.copy(FOLDER / "criteria_last.pt", run.last_checkpoint)
+    before = load_checkpoint(run.last_checkpoint, task="criteria")
+    assert before.resume is not None
+    assert before.resume["state"]["step"] == before.step == 4
+    settings = load_checkpoint(run.best_checkpoint).config | {"resume": str(run.path)}
+    result = train(settings | {"task.name": "criteria"}, task="criteria", verbose=False)
+    assert result.directory == run.path
+    assert result.metrics["val/f1_macro"] == pytest.approx(
+        FIGURES["criteria"]["f1_macro"], abs=1e-4
+    )
+
+
+def test_evaluations_recorded_under_the_old_name_are_counted(tmp_path):
+    run = RunDirectory(tmp_path)
+    (tmp_path / "looks.jsonl").write_text('{"split": "test"}\n{"split": "val"}\n')
+    assert run.record_evaluation("test", weights_sha256="0") == 2
+    assert run.record_evaluation("test", weights_sha256="0") == 3

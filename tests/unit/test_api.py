@@ -1,0 +1,83 @@
+"""The Python interface, as a notebook uses it."""
+
+import logging
+import os
+import threading
+
+import psutil
+import pytest
+
+import psy_agents_noaug
+from psy_agents_noaug import evaluate, train
+from psy_agents_noaug.errors import ConfigError
+
+
+def test_train_takes_a_mapping_or_a_list_and_returns_figures_and_a_table(overrides, tmp_path):
+    listed = train([*overrides, "run_name=listed"], task="criteria", verbose=False)
+    settings = dict(item.split("=", 1) for item in overrides if "." not in item)
+    nested = {
+        "task": "criteria",
+        "data": "redsm5",
+        "output_dir": tmp_path / "outputs",
+        "run_name": "mapped",
+        "tracking": settings["tracking"],
+        "data.negatives": 2.0,
+        "training": {"epochs": 2, "train_batch_size": 8, "micro_batch_tokens": 256},
+    }
+    values = dict(item.split("=", 1) for item in overrides if "." in item)
+    for key in ("data.dir", "data.splits", "model.pretrained_model"):
+        nested[key] = values[key]
+    nested |= {"model.max_length": 96, "task.bootstrap_resamples": 100}
+    nested["training"]["learning_rate"] = 0.001
+    mapped = train(nested, verbose=False)
+    assert mapped.metrics == listed.metrics
+    assert mapped.directory == tmp_path / "outputs" / "criteria" / "mapped"
+    assert mapped.table.loc[("val", "all"), "f1_macro"] == mapped.metrics["val/f1_macro"]
+    key = "val/per_criterion/A.1/n_pairs"
+    assert mapped.table.loc[("val", "per_criterion/A.1"), "n_pairs"] == mapped.metrics[key]
+
+
+def test_evaluate_takes_a_result_a_directory_or_a_checkpoint(overrides):
+    trained = train(overrides, task="criteria", verbose=False)
+    best = trained.directory / "checkpoints" / "best_checkpoint.pt"
+    found = [
+        evaluate(given, split="val", verbose=False).metrics
+        for given in (trained, trained.directory, str(best))
+    ]
+    assert found[0] == found[1] == found[2]
+    assert found[0]["val/f1_macro"] == trained.metrics["val/f1_macro"]
+
+
+def test_a_training_without_a_task_is_told_which_there_are():
+    with pytest.raises(ConfigError, match="one of criteria, evidence, joint"):
+        train({"training.epochs": 1})
+
+
+def test_what_happens_is_shown_unless_the_program_logs_itself(overrides, capsys, own_logging):
+    train([*overrides, "training.max_steps=1"], task="criteria")
+    assert "INFO Splits" in capsys.readouterr().err
+    train([*overrides, "training.max_steps=1"], task="criteria", verbose=False)
+    assert "INFO" not in capsys.readouterr().err
+    logger = logging.getLogger("psy_agents_noaug")
+    assert not logger.handlers
+
+
+@pytest.mark.slow
+def test_ten_trainings_in_one_process_leak_no_threads_files_or_memory(overrides):
+    process = psutil.Process()
+    held = []
+    tracked = [item for item in overrides if not item.startswith("tracking=")]
+    for _ in range(10):
+        train([*tracked, "training.max_steps=2"], task="criteria", verbose=False)
+        files = process.num_fds() if os.name == "posix" else len(process.open_files())
+        held.append((threading.active_count(), files, process.memory_info().rss / 2**20))
+    threads, files, memory = zip(*held, strict=True)
+    assert threads[-1] <= threads[2]
+    assert files[-1] <= files[2]
+    assert memory[-1] - memory[2] < 30
+
+
+def test_the_package_has_the_interface_that_it_names():
+    assert all(hasattr(psy_agents_noaug, name) for name in psy_agents_noaug.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'predict'"):
+        _ = psy_agents_noaug.predict
