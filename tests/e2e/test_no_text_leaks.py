@@ -22,13 +22,13 @@ Rows = list[dict[str, str]]
 # One process for all of it, as imports take most of the time. It ends in a bug's traceback.
 PROGRAM = """
 import json, sys
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 
 plan = json.loads(sys.argv[1])
-codes = [run_train(name, argv) for name, argv in plan["train"]]
-codes += [run_evaluate(name, argv) for name, argv in plan["evaluate"]]
-codes += [run_train("criteria/train", argv) for argv in plan["refuse"]]
+codes = [main(["train", f"task={task}", *argv]) for task, argv in plan["train"]]
+codes += [main(["eval", f"task={task}", *argv]) for task, argv in plan["evaluate"]]
+codes += [main(["train", "task=criteria", *argv]) for argv in plan["refuse"]]
 print("exit codes", codes)
 sys.stdout.flush()
 
@@ -37,7 +37,7 @@ def crash(self, model, batch):
     raise ZeroDivisionError(f"a bug, with {len(texts)} texts at hand")
 
 CriteriaTask.loss = crash
-run_train("criteria/train", plan["crash"])
+main(["train", "task=criteria", *plan["crash"]])
 """
 
 
@@ -117,15 +117,15 @@ def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
     }
     plan = {
         "train": [
-            *([f"{task}/train", [*fast(task), planted, "run_name=planted"]] for task in tasks),
+            *([task, [*fast(task), planted, "run_name=planted"]] for task in tasks),
             [
-                "criteria/train",
+                "criteria",
                 [*fast(), planted, "run_name=sentences", "data.unit=sentence", "tracking=none"],
             ],
         ],
         "evaluate": [
-            *([f"{task}/eval", [f"checkpoint={path}"]] for task, path in best.items()),
-            ["criteria/eval", [f"checkpoint={best['criteria']}", "split=train"]],
+            *([task, [f"checkpoint={path}"]] for task, path in best.items()),
+            ["criteria", [f"checkpoint={best['criteria']}", "split=train"]],
         ],
         "refuse": [
             [*fast(), f"data.dir={corpora[name]}", f"run_name={name}"]
