@@ -1,6 +1,7 @@
 """The errors a user can cause and mend; entry points print them without a traceback (exit 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class PsyAgentsError(Exception):
@@ -49,3 +50,22 @@ class Interrupted(BaseException):
 def faults_message(headline: str, faults: Sequence[str]) -> str:
     """One message for all faults: the headline, then a line each."""
     return "\n".join([headline, *(f"  - {fault}" for fault in faults)])
+
+
+def not_one_of(key: str, choices: Sequence[str], value: object) -> str:
+    """The sentence that refuses a value which is none of the choices."""
+    meant = did_you_mean(similar_names(str(value), choices))
+    return f"`{key}` must be one of {', '.join(choices)}, but is {value} instead{meant or '.'}"
+
+
+def did_you_mean(candidates: Sequence[str]) -> str:
+    """The end of a sentence about an unknown name: what was probably meant, or nothing."""
+    if not candidates:
+        return ""
+    *others, last = [f"`{candidate}`" for candidate in candidates]
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def similar_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that an unknown one may be a slip of, the likeliest first."""
+    return get_close_matches(name, list(known), cutoff=0.7)

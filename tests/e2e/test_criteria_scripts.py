@@ -16,7 +16,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
@@ -230,8 +230,8 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert {line["post_id"] for line in lines} == {f"p{number}" for number in range(22, 30)}
     assert all(line.keys() == PREDICTION_KEYS for line in lines)
 
-    assert run_evaluate("criteria", [f"checkpoint={best}", "tracking=none"]) == 0
-    assert "look 2 at test" in capsys.readouterr().err
+    assert main(["eval", "task=criteria", f"checkpoint={best}", "tracking=none"]) == 0
+    assert "This is evaluation 2 of test" in capsys.readouterr().err
     assert read_json(run_dir / "metrics.json") == after
     looks = read_lines(record)[len(looks_before) :]
     assert [look["split"] for look in looks] == ["test", "test"]
@@ -295,7 +295,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
         "model.pooling: mean\ntask:\n  class_weights: [1.0, 2.5]\nseed: 11\n"
     )
     argv = [*overrides, "run_name=best", f"best_config={best_config}", "training.max_steps=1"]
-    assert run_train("criteria", argv) == 0
+    assert main(["train", "task=criteria", *argv]) == 0
     config = yaml.safe_load(
         (tmp_path / "outputs" / "criteria" / "best" / "config.yaml").read_text()
     )
@@ -337,7 +337,7 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
         assert not (run_dir / "metrics.json").exists()
     assert steps == sorted(set(steps))
 
-    assert run_train("criteria", long) == 0
+    assert main(["train", "task=criteria", *long]) == 0
     (run,) = tracked_runs(output_dir)
     assert run.info.status == "FINISHED"
     assert read_json(run_dir / "manifest.json")["status"] == "finished"
@@ -373,7 +373,7 @@ def test_a_run_directory_that_another_process_holds_is_refused(
     with FileLock(run_dir / ".lock"):
         for resume in ("null", "auto"):
             argv = [*overrides, "run_name=held", f"resume={resume}"]
-            assert run_train("criteria", argv) == 2
+            assert main(["train", "task=criteria", *argv]) == 2
             told = capsys.readouterr().err
             assert f"Another process is training in {run_dir}." in told
         assert files_of(run_dir) == {".lock"}
@@ -388,7 +388,7 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     monkeypatch.setattr(CriteriaTask, "loss", crash)
     untracked = [item for item in overrides if item != "tracking=none"]
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_train("criteria", [*untracked, *TRACKED, "run_name=crashed"])
+        main(["train", "task=criteria", *untracked, *TRACKED, "run_name=crashed"])
     (run,) = tracked_runs(tmp_path / "outputs")
     assert (run.info.run_name, run.info.status) == ("crashed", "FAILED")
     assert not (tmp_path / "outputs" / "checkpoints").exists()
@@ -402,7 +402,7 @@ def test_the_public_sample_of_redsm5_trains_and_its_faults_are_counted(
 ) -> None:
     real = [item for item in overrides if item != "data.splits=splits.json"]
     argv = [*real, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
-    assert run_train("criteria", argv) == 0
+    assert main(["train", "task=criteria", *argv]) == 0
     told = capsys.readouterr().err
     assert (
         "Read 17 posts and 25 annotations: 153 pairs, of which 20 met, 2 explicitly not met, "

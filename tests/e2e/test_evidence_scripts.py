@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,9 +55,9 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
 
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     (folder / "metrics.json").unlink()
-    assert run_evaluate("evidence", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=evidence", f"checkpoint={best}", "split=val"]) == 0
     assert figures(folder, "val") == recorded
-    assert run_evaluate("evidence", [f"checkpoint={best}"]) == 0
+    assert main(["eval", "task=evidence", f"checkpoint={best}"]) == 0
     assert figures(folder, "test")["test/evidence_n_pairs"] == 8 * 9
     threshold = load_checkpoint(best, task="evidence").decision_rule["null_score_diff_threshold"]
     assert figures(folder, "test")["test/null_score_diff_threshold"] == threshold
@@ -70,9 +70,9 @@ def test_a_checkpoint_of_another_task_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     argv = [*overrides, "training.max_steps=1", "run_name=other"]
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
-    assert run_evaluate("criteria", [f"checkpoint={best}"]) == 2
+    assert main(["eval", "task=criteria", f"checkpoint={best}"]) == 2
     assert "CheckpointError" in capfd.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_offsets_that_do_not_fit_are_refused_all_at_once(
         "data.posts=posts.jsonl",
         "data.annotations=annotations.jsonl",
     ]
-    assert run_train("evidence", argv) == 2
+    assert main(["train", "task=evidence", *argv]) == 2
     told = capfd.readouterr().err
     for row, column in ((1, "end_char"), (2, "end_char"), (3, "evidence_text"), (4, "start_char")):
         assert f"annotations.jsonl, row {row}, column {column}: must" in told
@@ -112,7 +112,7 @@ def test_offsets_that_do_not_fit_are_refused_all_at_once(
 
 
 def _train_and_report_peak(argv: list[str], pipe: Connection) -> None:
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
@@ -164,7 +164,7 @@ def test_training_runs_on_the_evidence_of_the_real_sample_that_was_found(
         "training.epochs=1",
         "run_name=real",
     ]
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     told = capfd.readouterr().err
     assert "0 given, 0 verbatim, 0 folded, 1 fuzzy, 24 lost" in told
     report = json.loads((tmp_path / "outputs/evidence/real/alignment.json").read_text())

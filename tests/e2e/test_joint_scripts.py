@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
@@ -43,9 +43,9 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
 
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     (folder / "metrics.json").unlink()
-    assert run_evaluate("joint", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}", "split=val"]) == 0
     assert figures(folder, "val") == recorded
-    assert run_evaluate("joint", [f"checkpoint={best}"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}"]) == 0
     assert figures(folder, "test")["test/n_pairs"] == 8 * 9
 
 
@@ -67,7 +67,7 @@ def test_settings_that_do_not_fit_are_refused(
     setting: str,
     told: str,
 ) -> None:
-    assert run_train("joint", [*overrides, setting]) == 2
+    assert main(["train", "task=joint", *overrides, setting]) == 2
     assert told in capfd.readouterr().err
 
 
@@ -83,10 +83,10 @@ def test_the_encoders_may_be_named_apart(
         "training.max_steps=2",
         "run_name=two",
     ]
-    assert run_train("joint", argv) == 0
+    assert main(["train", "task=joint", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     recorded = figures(tmp_path / "outputs" / "joint" / "two", "val")
-    assert run_evaluate("joint", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}", "split=val"]) == 0
     assert figures(tmp_path / "outputs" / "joint" / "two", "val") == recorded
 
 
@@ -96,8 +96,8 @@ def test_the_real_sample_trains_and_evaluates(
 ) -> None:
     own = [item for item in overrides if not item.startswith("data.")]
     argv = [*own, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
-    assert run_train("joint", argv) == 0
+    assert main(["train", "task=joint", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
-    assert run_evaluate("joint", [f"checkpoint={best}"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}"]) == 0
     metrics = json.loads((tmp_path / "outputs/joint/real/metrics.json").read_text())
     assert metrics["val/n_pairs_with_unknown_evidence"] > 0

@@ -27,9 +27,9 @@ COMMANDS = """
 import json, sys
 from psy_agents_noaug.cli import run_evaluate, run_train
 overrides, checkpoint = json.load(sys.stdin)
-assert run_train("criteria/train", overrides) == 0
-assert run_evaluate("criteria/eval", [f"checkpoint={checkpoint}", "tracking=none"]) == 0
-sys.exit(run_train("criteria/train", [*overrides, "training.execution=packed", "run_name=packed"]))
+assert run_train("criteria", overrides) == 0
+assert run_evaluate("criteria", [f"checkpoint={checkpoint}", "tracking=none"]) == 0
+sys.exit(run_train("criteria", [*overrides, "training.execution=packed", "run_name=packed"]))
 """
 
 
@@ -71,7 +71,7 @@ def test_without_the_kernels_everything_runs_padded_to_the_same_weights(
         "Use `training.execution=auto`." in done.stderr
     )
     padded = [*overrides_for(tmp_path / "with"), *SETTINGS, "training.execution=padded"]
-    train(load_train_config("criteria/train", padded))
+    train(load_train_config("criteria", padded))
     first, second = (
         weights_sha256(load_checkpoint(path, task="criteria").weights) for path in (best, present)
     )

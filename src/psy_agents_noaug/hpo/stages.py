@@ -32,7 +32,7 @@ from psy_agents_noaug.config.loading import (
     validate,
 )
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, faults_message
+from psy_agents_noaug.errors import ConfigError, faults_message, not_one_of
 from psy_agents_noaug.hpo.best_config import BestConfig, read_best_config
 from psy_agents_noaug.hpo.objective import Objective, Place
 from psy_agents_noaug.hpo.plans import Plan
@@ -154,13 +154,11 @@ def read_request(argv: Sequence[str]) -> Request:
     stages = sorted(p.stem for p in (CONFIG_DIR / "hpo").glob("*.yaml") if p.stem[0] != "_")
     name, task = values.pop("hpo", None), values.pop("task", None)
     if name not in stages:
-        raise ConfigError(f"`hpo` must be one of {', '.join(stages)}, but is {name} instead.")
+        raise ConfigError(not_one_of("hpo", stages, name))
     if task not in task_names():
-        raise ConfigError(
-            f"`task` must be one of {', '.join(task_names())}, but is {task} instead."
-        )
+        raise ConfigError(not_one_of("task", task_names(), task))
     own = {key.removeprefix("hpo."): v for key, v in values.items() if key.startswith("hpo.")}
-    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)))
+    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)), prefix="hpo.")
     of_training = {key: v for key, v in values.items() if not key.startswith("hpo.")}
     refused = [key for key in _OF_A_RUN if key in of_training]
     if refused:
@@ -366,7 +364,7 @@ def _other_workers(request: Request) -> Iterator[None]:
     Raises:
         ConfigError: one of them stopped for an error.
     """
-    code = "import sys; from psy_agents_noaug.cli import run_hpo; sys.exit(run_hpo(sys.argv[1:]))"
+    command = [sys.executable, "-m", "psy_agents_noaug", "tune"]
     # The settings are the same for all: the number of threads has been decided here.
     argv = [*request.argv, "hpo.workers=1", "hpo.reports=false"]
     if request.stage.workers > 1:
@@ -375,9 +373,7 @@ def _other_workers(request: Request) -> Iterator[None]:
     for number in range(1, request.stage.workers):
         log = request.folder / f"worker-{number}.log"
         with log.open("wb") as file:
-            processes[log] = subprocess.Popen(
-                [sys.executable, "-c", code, *argv], stdout=file, stderr=file
-            )
+            processes[log] = subprocess.Popen([*command, *argv], stdout=file, stderr=file)
     try:
         yield
         codes = {log: process.wait() for log, process in processes.items()}
