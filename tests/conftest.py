@@ -143,6 +143,12 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def paraphrased_corpus() -> Path:
+    """A made-up folder in ReDSM5's layout whose evidence, as in the public one, is paraphrased."""
+    return REPOSITORY / "tests" / "data" / "paraphrased"
+
+
+@pytest.fixture(scope="session")
 def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[str]]:
     """Return a function from output_dir and task to the command line of a run that takes a second."""
     return lambda output_dir, task="criteria": [

@@ -22,7 +22,6 @@ from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[2]
-PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
 TRACKED = ("tracking=mlflow", "tracking.system_metrics=false")
 FILES = {
     ".lock",
@@ -394,28 +393,29 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     assert not (tmp_path / "outputs" / "checkpoints").exists()
 
 
-@pytest.mark.skipif(
-    not PUBLIC_SAMPLE.is_dir(), reason=f"the public ReDSM5 sample is not in {PUBLIC_SAMPLE}"
-)
-def test_the_public_sample_of_redsm5_trains_and_its_faults_are_counted(
-    overrides: list[str], tmp_path: Path, own_logging: None, capsys: pytest.CaptureFixture
+def test_a_paraphrased_corpus_trains_and_its_faults_are_counted(
+    overrides: list[str],
+    paraphrased_corpus: Path,
+    tmp_path: Path,
+    own_logging: None,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     real = [item for item in overrides if item != "data.splits=splits.json"]
-    argv = [*real, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
+    argv = [*real, f"data.dir={paraphrased_corpus}", "training.epochs=1", "run_name=paraphrased"]
     assert main(["train", "task=criteria", *argv]) == 0
     told = capsys.readouterr().err
     assert (
-        "Read 17 posts and 25 annotations: 153 pairs, of which 20 met, 2 explicitly not met, "
-        "131 unannotated; 2 contradictions"
+        "Read 15 posts and 22 annotations: 135 pairs, of which 15 met, 2 explicitly not met, "
+        "118 unannotated; 2 contradictions"
     ) in told
-    assert "1 fuzzy, 24 lost" in told
-    report = read_json(tmp_path / "outputs" / "criteria" / "real" / "alignment.json")
+    assert "1 fuzzy, 21 lost" in told
+    report = read_json(tmp_path / "outputs" / "criteria" / "paraphrased" / "alignment.json")
     counts = report["alignment"]["counts"]
-    assert {kind: count for kind, count in counts.items() if count} == {"fuzzy": 1, "lost": 24}
-    assert len(report["alignment"]["ids"]["lost"]) == 24
+    assert {kind: count for kind, count in counts.items() if count} == {"fuzzy": 1, "lost": 21}
+    assert len(report["alignment"]["ids"]["lost"]) == 21
     labels = report["labels"]
-    assert (labels["n_posts"], labels["n_annotations"], labels["n_pairs"]) == (17, 25, 153)
-    assert sum(labels["positives"].values()) == 20
+    assert (labels["n_posts"], labels["n_annotations"], labels["n_pairs"]) == (15, 22, 135)
+    assert sum(labels["positives"].values()) == 15
     assert sum(labels["explicit_negatives"].values()) == 2
-    assert sum(labels["unannotated"].values()) == 131
+    assert sum(labels["unannotated"].values()) == 118
     assert len(labels["contradictions"]) == 2

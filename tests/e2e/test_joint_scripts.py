@@ -10,7 +10,6 @@ import pytest
 from psy_agents_noaug.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
-PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
 
 
 @pytest.fixture
@@ -90,14 +89,13 @@ def test_the_encoders_may_be_named_apart(
     assert figures(tmp_path / "outputs" / "joint" / "two", "val") == recorded
 
 
-@pytest.mark.skipif(not PUBLIC_SAMPLE.is_dir(), reason="the real public sample is not beside us")
-def test_the_real_sample_trains_and_evaluates(
-    overrides: list[str], tmp_path: Path, own_logging: None
+def test_a_paraphrased_corpus_trains_and_evaluates(
+    overrides: list[str], paraphrased_corpus: Path, tmp_path: Path, own_logging: None
 ) -> None:
     own = [item for item in overrides if not item.startswith("data.")]
-    argv = [*own, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
+    argv = [*own, f"data.dir={paraphrased_corpus}", "training.epochs=1", "run_name=paraphrased"]
     assert main(["train", "task=joint", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     assert main(["eval", "task=joint", f"checkpoint={best}"]) == 0
-    metrics = json.loads((tmp_path / "outputs/joint/real/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "outputs/joint/paraphrased/metrics.json").read_text())
     assert metrics["val/n_pairs_with_unknown_evidence"] > 0

@@ -16,7 +16,8 @@ from transformers import AttentionInterface
 from psy_agents_noaug.models.kernels.attention import PackedAttention, Packing
 
 PACKED_ATTENTION = "psy_agents_packed"
-# Tests show for one of each code base that packed and padded results agree; the others share its code.
+# Packed and padded results are tested to agree for bert, electra, modernbert and roberta; the others
+# run roberta's code.
 FAMILIES = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta")
 # Families whose positions begin after the padding token's id.
 _OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
