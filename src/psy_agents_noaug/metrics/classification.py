@@ -27,6 +27,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from psy_agents_noaug.metrics.ratios import f1_score
 from psy_agents_noaug.metrics.tables import format_value, render_table
 
 ECE_BINS = 15
@@ -150,7 +151,7 @@ def _best_threshold(labels: Ints, probabilities: Floats, index: Ints) -> float:
     for criterion in np.unique(index[labels == 1]):
         own = index == criterion
         positive = rank[own & (labels == 1)]
-        f1_sum += 2 * decided(positive) / (decided(rank[own]) + len(positive))
+        f1_sum += f1_score(decided(positive), decided(rank[own]), len(positive))
     best = candidates[f1_sum >= f1_sum.max() - _TIE]
     return float(best[np.lexsort((best, np.abs(best - FIXED_THRESHOLD)))[0]])
 
@@ -299,7 +300,7 @@ def _precision_recall_f1(counts: Ints) -> dict[str, Figure]:
     return {
         "precision": tp / (tp + fp) if tp + fp else _NO_DECISIONS,
         "recall": tp / (tp + fn) if tp + fn else _NO_POSITIVES,
-        "f1": 2 * tp / (2 * tp + fp + fn) if tp + fn else _NO_POSITIVES,
+        "f1": float(f1_score(tp, tp + fp, tp + fn)) if tp + fn else _NO_POSITIVES,
     }
 
 

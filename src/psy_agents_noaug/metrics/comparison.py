@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from psy_agents_noaug.metrics.classification import Floats
-from psy_agents_noaug.metrics.intervals import divide, draw_group_counts, macro
-from psy_agents_noaug.metrics.spans import harmonic_f1
+from psy_agents_noaug.metrics.intervals import draw_group_counts, macro
+from psy_agents_noaug.metrics.ratios import f1_score
 
 # The counts of a pair.
 _TP, _FP, _FN, _PREDICTED, _RIGHT, _GOLD, _FOUND = range(7)
@@ -41,16 +41,15 @@ class Comparison:
 
 def _f1_macro(counts: Floats) -> Floats:
     """From `[criteria, samples, counts]`, the first sample the split itself, to `[samples]`."""
-    tp, errors = counts[..., _TP], counts[..., _FP] + counts[..., _FN]
-    has_positive = tp + counts[..., _FN] > 0
-    return macro(divide(2 * tp, np.where(has_positive, 2 * tp + errors, 0)))
+    tp, fp, fn = (counts[..., outcome] for outcome in (_TP, _FP, _FN))
+    return macro(f1_score(tp, tp + fp, tp + fn))
 
 
 def _evidence_iou_f1(counts: Floats) -> Floats:
     right, predicted, found, gold = (
         counts[..., index] for index in (_RIGHT, _PREDICTED, _FOUND, _GOLD)
     )
-    return macro(np.where(gold > 0, harmonic_f1(right, predicted, found, gold), np.nan))
+    return macro(f1_score(right, predicted, gold, found=found))
 
 
 def _joint_score(counts: Floats) -> Floats:

@@ -20,6 +20,7 @@ from psy_agents_noaug.metrics.classification import (
     metrics_of,
     pair_outcomes,
 )
+from psy_agents_noaug.metrics.ratios import divide, f1_score
 
 BOOTSTRAPPED = (
     "f1_macro",
@@ -169,10 +170,8 @@ def _resampled_figures(
     whole = np.ones((len(counts), 1), dtype=counts.dtype)
     counts = np.concatenate([whole, counts], axis=1)  # the split itself, then the resamples
     tp, fp, fn, tn = np.einsum("cgo,gr->ocr", by_group, counts.astype(float), optimize=True)
-    f1 = divide(2 * tp, np.where(tp + fn > 0, 2 * tp + fp + fn, 0))
-    pooled_tp, pooled_errors = tp.sum(axis=0), (fp + fn).sum(axis=0)
-    has_positive = (tp + fn).sum(axis=0) > 0
-    f1_micro = divide(2 * pooled_tp, np.where(has_positive, 2 * pooled_tp + pooled_errors, 0))
+    f1 = f1_score(tp, tp + fp, tp + fn)
+    f1_micro = f1_score(tp.sum(axis=0), (tp + fp).sum(axis=0), (tp + fn).sum(axis=0))
     accuracy = divide((tp + tn).sum(axis=0), (tp + fp + fn + tn).sum(axis=0))
     auroc_micro, ap_micro = pooled.auroc_and_average_precision(counts)
     own = [ranking.auroc_and_average_precision(counts) for ranking in rankings]
@@ -180,12 +179,6 @@ def _resampled_figures(
     f1_macro, auroc_macro, ap_macro = map(macro, (f1, auroc, average_precision))
     figures = [f1_macro, f1_micro, accuracy, auroc_macro, auroc_micro, ap_macro, ap_micro]
     return np.stack([*figures, *f1])[:, 1:]  # in the order of BOOTSTRAPPED, then the criteria
-
-
-def divide(numerator: Floats, denominator: Floats) -> Floats:
-    """Elementwise; NaN, which stays inside the bootstrap, where the denominator is 0."""
-    out = np.full_like(numerator, np.nan)
-    return np.divide(numerator, denominator, out=out, where=denominator > 0)
 
 
 def macro(values: Floats) -> Floats:

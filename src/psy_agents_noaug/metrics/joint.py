@@ -21,12 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.classification import NO_PAIRS, Figure, Floats, Metrics, metrics_of
-from psy_agents_noaug.metrics.intervals import (
-    divide,
-    draw_group_counts,
-    macro,
-    percentile_intervals,
-)
+from psy_agents_noaug.metrics.intervals import draw_group_counts, macro, percentile_intervals
+from psy_agents_noaug.metrics.ratios import divide, f1_score
 
 Flags = NDArray[np.bool_]
 _CONFIDENCE = 0.95
@@ -115,11 +111,11 @@ def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
 def _supported(counts: Floats) -> dict[str, Floats]:
     """From [criteria, resamples, 3] to [criteria, resamples]; NaN for criteria that are never met."""
     supported, decided, met = np.moveaxis(counts, -1, 0)
-    precision = np.divide(supported, decided, out=np.zeros_like(supported), where=decided > 0)
+    precision = np.nan_to_num(divide(supported, decided))
     return {
         "supported_precision": np.where(met > 0, precision, np.nan),
         "supported_recall": divide(supported, met),
-        "supported_f1": np.where(met > 0, divide(2 * supported, decided + met), np.nan),
+        "supported_f1": f1_score(supported, decided, met),
     }
 
 

@@ -41,11 +41,11 @@ from psy_agents_noaug.metrics.classification import (
 )
 from psy_agents_noaug.metrics.intervals import (
     bootstrap_intervals,
-    divide,
     draw_group_counts,
     macro,
     percentile_intervals,
 )
+from psy_agents_noaug.metrics.ratios import divide, f1_score
 from psy_agents_noaug.metrics.squad import exact_match, token_f1
 
 IOU_THRESHOLD = 0.5
@@ -257,7 +257,7 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
             [len(scores) - np.searchsorted(np.sort(scores), cutoffs) for scores in lists]
         ).astype(float)
 
-    f1 = harmonic_f1(at_least(right), at_least(predicted), at_least(found), n_gold[:, None])
+    f1 = f1_score(at_least(right), at_least(predicted), n_gold[:, None], found=at_least(found))
     mean = f1[n_gold > 0].mean(axis=0)
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
     thresholds = 0.0 - cutoffs[best]
@@ -342,30 +342,17 @@ def _figures(counts: Floats) -> dict[str, Floats]:
         figures |= {
             f"evidence_{name}_precision": _where(c[gold] > 0, divide(c[right], c[predicted])),
             f"evidence_{name}_recall": divide(c[found], c[gold]),
-            f"evidence_{name}_f1": _where(
-                c[gold] > 0, harmonic_f1(c[right], c[predicted], c[found], c[gold])
-            ),
+            f"evidence_{name}_f1": f1_score(c[right], c[predicted], c[gold], found=c[found]),
         }
     alarms = c[_DETECTED] + c[_FALSE_ALARM]
     return {
         **figures,
         "evidence_detection_precision": _where(c[_N_ANSWERABLE] > 0, divide(c[_DETECTED], alarms)),
         "evidence_detection_recall": divide(c[_DETECTED], c[_N_ANSWERABLE]),
-        "evidence_detection_f1": _where(
-            c[_N_ANSWERABLE] > 0,
-            harmonic_f1(c[_DETECTED], alarms, c[_DETECTED], c[_N_ANSWERABLE]),
+        "evidence_detection_f1": f1_score(
+            c[_DETECTED], alarms, c[_N_ANSWERABLE], found=c[_DETECTED]
         ),
     }
-
-
-def harmonic_f1(right: Floats, predicted: Floats, found: Floats, gold: Floats) -> Floats:
-    """Harmonic mean of right / predicted and found / gold; 0 where nothing is right."""
-    precision = np.divide(right, predicted, out=np.zeros_like(right), where=predicted > 0)
-    gold = np.broadcast_to(gold, right.shape)
-    recall = np.divide(found, gold, out=np.zeros_like(right), where=gold > 0)
-    total = precision + recall
-    f1: Floats = np.divide(2 * precision * recall, total, out=np.zeros_like(right), where=total > 0)
-    return f1
 
 
 def _where(defined: NDArray[np.bool_], values: Floats) -> Floats:

@@ -5,6 +5,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
+from psy_agents_noaug.metrics.ratios import f1_score
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.UNICODE)
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -36,5 +38,4 @@ def _f1(predicted: Sequence[str], gold: Sequence[str]) -> float:
     if not predicted or not gold:
         return float(predicted == gold)
     common = (Counter(predicted) & Counter(gold)).total()
-    # Twice the overlap over both lengths: the harmonic mean of precision and recall.
-    return 2 * common / (len(predicted) + len(gold))
+    return float(f1_score(common, len(predicted), len(gold)))
