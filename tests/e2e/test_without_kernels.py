@@ -25,11 +25,11 @@ SETTINGS = (
 # Trains and evaluates; then asks for what is not there.
 COMMANDS = """
 import json, sys
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 overrides, checkpoint = json.load(sys.stdin)
-assert run_train("criteria", overrides) == 0
-assert run_evaluate("criteria", [f"checkpoint={checkpoint}", "tracking=none"]) == 0
-sys.exit(run_train("criteria", [*overrides, "training.execution=packed", "run_name=packed"]))
+assert main(["train", "task=criteria", *overrides]) == 0
+assert main(["eval", "task=criteria", f"checkpoint={checkpoint}", "tracking=none"]) == 0
+sys.exit(main(["train", "task=criteria", *overrides, "training.execution=packed", "run_name=packed"]))
 """
 
 
