@@ -21,9 +21,9 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
     open_tracker,
     record_manifest,
-    tracked,
-    write_beginning,
+    tracking_status,
     write_history,
+    write_start_records,
 )
 from psy_agents_noaug.tasks.base import Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders, rebuild_encoders
@@ -83,9 +83,9 @@ def train(
             trainer.restore(checkpoint)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
         context = RunContext(config, hardware, directory, data, tracker)
-        with tracked(tracker):
+        with tracking_status(tracker):
             if context.is_main:
-                write_beginning(context)
+                write_start_records(context)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 
