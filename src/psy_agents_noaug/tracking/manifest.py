@@ -17,7 +17,6 @@ MANIFEST_FORMAT = 1
 
 _PACKAGES = (
     "psy-agents-noaug",
-    "accelerate",
     "datasets",
     "hydra-core",
     "mlflow",

@@ -132,6 +132,7 @@ class Trainer:
         self._parameters = list(trainable(self._model))
         self._optimizer = build_optimizer(
             task.model,
+            encoders=task.encoder_modules,
             learning_rate=settings.learning_rate,
             head_learning_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,

@@ -196,7 +196,7 @@ def set_tf32(enabled: bool) -> None:
     """Allow or forbid TF32 (10-bit mantissa) in fp32 matrix products and convolutions.
 
     Uses the switches that every PyTorch from 2.8 on has. The newer `torch.backends.fp32_precision`
-    makes reading the older ones an error, and `torch.compile` and accelerate still read them.
+    makes reading the older ones an error, and `torch.compile` still reads them.
     """
     torch.set_float32_matmul_precision("high" if enabled else "highest")
     torch.backends.cudnn.allow_tf32 = enabled
