@@ -144,7 +144,7 @@ def _fit(
     on_evaluation: Callable[[History], None],
 ) -> TrainingOutcome:
     for split in ("train", "val"):
-        for note in task.input_notes(split):
+        for note in task.input_summary(split):
             logger.info(note)
     trainer = Trainer(
         task,
