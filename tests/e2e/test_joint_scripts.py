@@ -55,7 +55,7 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
         ("task.loss_weights=learned", "`task.loss_weights` is 'learned'"),
         ("task.fusion=sum", "`task.fusion` is 'sum'"),
         ("task.evidence.stride=-1", "`task.evidence.stride` is -1"),
-        ("model.criteria_encoder=somewhere", "`model.share_encoder` leaves no room"),
+        ("model.criteria_encoder=somewhere", "`model.share_encoder` excludes"),
         ("data.unit=sentence", "`data.unit` must be post"),
     ],
 )

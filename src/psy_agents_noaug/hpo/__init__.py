@@ -1,1 +1,1 @@
-"""Searching for hyperparameters: stages of studies whose trials are `runs.train`."""
+"""Hyperparameter search in stages; every trial is an ordinary training, `run.train.train`."""

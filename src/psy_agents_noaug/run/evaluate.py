@@ -142,7 +142,7 @@ def report_split(
     predicted = evaluator.evaluate(task.model, split, rule=rule).predicted
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
     figures = task.evaluation.report(predicted)
-    figures |= task.input_figures(predicted, lambda source: evaluator.predict(task.model, source))
+    figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
     metrics = {f"{split}/{key}": value for key, value in figures.items()}
     if context.is_main:
         directory, tracker = context.directory, context.tracker

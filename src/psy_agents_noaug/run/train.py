@@ -146,7 +146,7 @@ def _trainer(
     task: Task,
 ) -> Trainer:
     for split in ("train", "val"):
-        for note in task.input_notes(split):
+        for note in task.input_summary(split):
             logger.info(note)
     return Trainer(
         task,

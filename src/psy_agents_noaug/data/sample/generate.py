@@ -1,8 +1,8 @@
-"""Compose the bundled synthetic corpus from the hand-written sentence bank.
+"""Compose the bundled synthetic corpus from a hand-written bank of sentences.
 
 Run as ``python -m psy_agents_noaug.data.sample.generate [--out DIR] [--seed N]``. The bank is
-divided among the splits before any post is composed, so no sentence is in two splits. The same
-seed gives byte-identical files.
+split before posts are composed, so no sentence is in two splits. The same seed gives
+byte-identical files.
 """
 
 import argparse
@@ -32,12 +32,12 @@ EXPLANATIONS = {
     "neutral": "Synthetic: set aside as a special case, no criterion.",
 }
 
-# Number of posts in a split that state 0, 1, 2 or 3 criteria.
+# Numbers of posts in a split that state 0, 1, 2 and 3 criteria.
 SPLIT_PLANS = {"train": (49, 90, 40, 11), "val": (17, 30, 14, 4), "test": (17, 30, 14, 4)}
 HELD_OUT_FRACTION = 0.2
-NEGATIVE_WEIGHTS = (0.42, 0.36, 0.22)  # of 0, 1 and 2 explicit negatives in a post
+NEGATIVE_WEIGHTS = (0.42, 0.36, 0.22)  # probabilities of 0, 1 and 2 explicit negatives per post
 MIN_SENTENCES, MAX_SENTENCES = 4, 14
-LENGTH_SKEW = 3  # most posts are short, as a small encoder reads about 128 tokens
+LENGTH_SKEW = 3  # most posts are short, because a small encoder reads about 128 tokens
 FAVOURITE_THEME_RATE = 0.6
 PARAGRAPHED_POST_RATE, PARAGRAPH_BREAK_RATE = 0.2, 0.3
 SPECIAL_CASES = 6
@@ -55,31 +55,31 @@ class Sentence:
 
 @dataclass
 class Post:
-    """A composed post: its sentences in order, and the rest needed to write it."""
+    """A composed post."""
 
     split: str
     sentences: list[Sentence]
-    breaks: set[int]  # indices of sentences that begin a paragraph
+    breaks: set[int]  # indices of the sentences that start a paragraph
     special: int | None = None  # index of the sentence annotated SPECIAL_CASE
 
 
-class Deck:
-    """Deals sentences so that every one is used before any is used again."""
+class SentencePool:
+    """Draws sentences at random. Every sentence is drawn once before any is drawn again."""
 
-    def __init__(self, cards: Iterable[Sentence], rng: random.Random) -> None:
-        self._cards, self._rng = list(cards), rng
-        self._left: list[Sentence] = []
+    def __init__(self, sentences: Iterable[Sentence], rng: random.Random) -> None:
+        self._sentences, self._rng = list(sentences), rng
+        self._remaining: list[Sentence] = []
 
-    def deal(self, held: Sequence[Sentence]) -> Sentence | None:
-        """The next sentence that is not in ``held``, or None where all of them are."""
-        if all(card in held for card in self._cards):
+    def draw(self, exclude: Sequence[Sentence]) -> Sentence | None:
+        """Return the next sentence that is not in ``exclude``, or None if all are."""
+        if all(sentence in exclude for sentence in self._sentences):
             return None
-        # What is held now may be all that is left, so a second deck goes under the first.
-        while all(card in held for card in self._left):
-            self._left += self._rng.sample(self._cards, len(self._cards))
-        card = next(card for card in self._left if card not in held)
-        self._left.remove(card)
-        return card
+        # If all remaining sentences are excluded, the next round follows them.
+        while all(sentence in exclude for sentence in self._remaining):
+            self._remaining += self._rng.sample(self._sentences, len(self._sentences))
+        drawn = next(sentence for sentence in self._remaining if sentence not in exclude)
+        self._remaining.remove(drawn)
+        return drawn
 
 
 def read_bank(path: Path = BANK_FILE) -> list[Sentence]:
@@ -91,8 +91,8 @@ def read_bank(path: Path = BANK_FILE) -> list[Sentence]:
         ]
 
 
-def divide_bank(bank: Iterable[Sentence], rng: random.Random) -> dict[str, list[Sentence]]:
-    """Divide the bank among the splits, stratified by criterion, kind and theme."""
+def split_bank(bank: Iterable[Sentence], rng: random.Random) -> dict[str, list[Sentence]]:
+    """Split the bank, stratified by criterion, kind and theme."""
     strata: dict[tuple[str, str, str], list[Sentence]] = defaultdict(list)
     for s in bank:
         strata[s.criterion, s.kind, s.theme].append(s)
@@ -110,36 +110,38 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
     """Compose the posts of one split from its part of the bank."""
     positives = [s for s in part if s.kind == "positive"]
     negatives = [s for s in part if s.kind not in ("positive", "neutral")]
-    positive = {c: Deck((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
-    negative = {c: Deck((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
+    positive = {c: SentencePool((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
+    negative = {c: SentencePool((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
     neutral = [s for s in part if s.kind == "neutral"]
     themes = sorted({s.theme for s in neutral})
-    by_theme = {t: Deck((s for s in neutral if s.theme == t), rng) for t in themes}
-    any_theme = Deck(neutral, rng)  # never runs out: a split has more than a post can hold
+    by_theme = {t: SentencePool((s for s in neutral if s.theme == t), rng) for t in themes}
+    any_theme = SentencePool(neutral, rng)  # has more sentences than a post, so it never gives None
 
     posts, stated = [], Counter[str]()
-    plan = [n for n, posts_with_n in enumerate(SPLIT_PLANS[split]) for _ in range(posts_with_n)]
-    rng.shuffle(plan)
-    for n_positive in plan:
-        # The least used criteria first keeps the criteria balanced within the split.
+    n_positives = [
+        n for n, posts_with_n in enumerate(SPLIT_PLANS[split]) for _ in range(posts_with_n)
+    ]
+    rng.shuffle(n_positives)
+    for n_positive in n_positives:
+        # The least stated criteria come first, which balances them within the split.
         ranked = sorted(SYMPTOMS, key=lambda c: (stated[c], rng.random()))
         criteria, others = ranked[:n_positive], ranked[n_positive:]
         stated.update(criteria)
-        decks = [positive[c] for c in criteria]
-        # A second sentence every other time: enough for each split to use all of its positives.
-        decks += [positive[c] for c in criteria if stated[c] % 2]
+        pools = [positive[c] for c in criteria]
+        # Every second time another sentence, so that each split uses all of its positive sentences.
+        pools += [positive[c] for c in criteria if stated[c] % 2]
         n_negative = rng.choices((0, 1, 2), NEGATIVE_WEIGHTS)[0]
-        decks += [negative[c] for c in rng.sample(others, n_negative)]
+        pools += [negative[c] for c in rng.sample(others, n_negative)]
         sentences: list[Sentence] = []
-        for deck in decks:
-            sentences += filter(None, [deck.deal(sentences)])
-        spread = (MAX_SENTENCES - MIN_SENTENCES + 1) * rng.random() ** LENGTH_SKEW
-        length = max(MIN_SENTENCES + int(spread), len(sentences) + 1)
+        for pool in pools:
+            sentences += filter(None, [pool.draw(sentences)])
+        extra = (MAX_SENTENCES - MIN_SENTENCES + 1) * rng.random() ** LENGTH_SKEW
+        length = max(MIN_SENTENCES + int(extra), len(sentences) + 1)
         favourites = rng.sample(themes, rng.choice((1, 2)))
         while len(sentences) < length:
-            favour = rng.random() < FAVOURITE_THEME_RATE
-            deck = by_theme[rng.choice(favourites)] if favour else any_theme
-            sentences += filter(None, [deck.deal(sentences) or any_theme.deal(sentences)])
+            is_favourite = rng.random() < FAVOURITE_THEME_RATE
+            pool = by_theme[rng.choice(favourites)] if is_favourite else any_theme
+            sentences += filter(None, [pool.draw(sentences) or any_theme.draw(sentences)])
         rng.shuffle(sentences)
         breaks: set[int] = set()
         if rng.random() < PARAGRAPHED_POST_RATE:
@@ -150,9 +152,9 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
 
 
 def compose(seed: int = DEFAULT_SEED) -> list[Post]:
-    """Compose the corpus; a post's place in the list, which becomes its id, is random."""
+    """Compose the posts, in random order. The position of a post becomes its id."""
     rng = random.Random(seed)
-    parts = divide_bank(read_bank(), rng)
+    parts = split_bank(read_bank(), rng)
     posts = [post for split in SPLIT_PLANS for post in compose_split(split, parts[split], rng)]
     rng.shuffle(posts)
     for post in rng.sample([p for p in posts if p.split == "train"], SPECIAL_CASES):
@@ -161,7 +163,7 @@ def compose(seed: int = DEFAULT_SEED) -> list[Post]:
 
 
 def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
-    """Write the three files of the corpus into ``out``; returns the number of posts."""
+    """Write the three files of the corpus to ``out``. Return the number of posts."""
     texts: list[Sequence[object]] = [("post_id", "text")]
     annotations: list[Sequence[object]] = [ANNOTATION_COLUMNS.split(",")]
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_PLANS}
@@ -188,7 +190,7 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
 
 
 def main() -> None:
-    """Command line: write the corpus and say where."""
+    """Write the corpus, from the command line."""
     parser = argparse.ArgumentParser(description="Compose the bundled synthetic corpus.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
