@@ -25,7 +25,7 @@ ALLOWED = {
     "tasks": BASE | {"config", "data", "metrics", "models", "training"},
     "run": BASE | EVERYTHING,
     "hpo": BASE | {"config", "metrics", "run", "tracking"},
-    "cli": {"config", "errors", "hpo", "run", "tracking"},
+    "cli": {"config", "errors", "hpo", "run"},
     "scripts": {"cli"},
 }
 

@@ -4,13 +4,11 @@
 saved; anything else is a bug and keeps its traceback (exit 1).
 """
 
-import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, TextIO
 
@@ -23,7 +21,6 @@ from psy_agents_noaug.config.loading import (
     load_train_config,
 )
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError
-from psy_agents_noaug.tracking.process import mlflow_process
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.train import RunResult
@@ -38,11 +35,8 @@ def run_train(config_name: str, argv: Sequence[str]) -> int:
 
     def run() -> "RunResult":
         config = load_train_config(config_name, argv)
-        if config.tracking.name == "mlflow" and _is_first_process():
-            mlflow_process()  # on its way while the rest is imported
         # Imported late: torch takes seconds, and a wrong key should be told at once.
-        with _no_garbage():
-            from psy_agents_noaug.run.train import train
+        from psy_agents_noaug.run.train import train
 
         return train(config)
 
@@ -54,8 +48,7 @@ def run_evaluate(config_name: str, argv: Sequence[str]) -> int:
 
     def run() -> "RunResult":
         evaluation, explicit = load_evaluate_config(config_name, argv)
-        with _no_garbage():
-            from psy_agents_noaug.run.train import evaluate
+        from psy_agents_noaug.run.train import evaluate
 
         return evaluate(evaluation, task_name=config_name.split("/")[0], explicit=explicit)
 
@@ -87,8 +80,7 @@ def run_hpo(argv: Sequence[str]) -> int:
     def run() -> str:
         if {"--help", "-h"} & set(argv):
             return _hpo_help(argv)
-        with _no_garbage():
-            from psy_agents_noaug.hpo.stages import run_stage
+        from psy_agents_noaug.hpo.stages import run_stage
 
         return run_stage(argv)
 
@@ -196,21 +188,6 @@ def _help(config_name: str, overrides: Sequence[str]) -> str:
             *(f"  {line}" for line in composed.splitlines()),
         ]
     )
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Import without looking for garbage, then or later: of the many new objects all stay."""
-    if "torch" in sys.modules or not gc.isenabled():
-        # The caller's garbage is not ours to keep, nor is it ours to look for it.
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

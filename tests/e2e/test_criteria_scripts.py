@@ -3,13 +3,14 @@
 import csv
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from filelock import FileLock
@@ -18,6 +19,7 @@ from mlflow.entities import Run
 
 from psy_agents_noaug.cli import run_evaluate, run_train
 from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
@@ -252,7 +254,8 @@ def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
         "from psy_agents_noaug.config.loading import load_train_config\n"
         "from psy_agents_noaug.training.trainer import Trainer\n"
         "def evaluate(trainer, signals):\n"
-        "    print({'sklearn', 'mlflow'} & set(sys.modules), 'at the evaluation')\n"
+        "    late = {'datasets', 'matplotlib', 'mlflow', 'optuna', 'sklearn'}\n"
+        "    print(late & set(sys.modules), 'at the evaluation')\n"
         "    sys.exit()\n"
         "Trainer._evaluate = evaluate\n"
         f"runs.train(load_train_config('criteria/train', {settings!r}))\n"
@@ -347,7 +350,7 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
 def _signalled(
     arguments: list[str], number: signal.Signals, *, run_dir: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process; signal it, and all that it started, when it writes a (further) checkpoint."""
+    """Train in a process; signal it when it writes a (further) checkpoint."""
     checkpoint = run_dir / "checkpoints" / "last_checkpoint.pt"
     before = checkpoint.stat().st_ino if checkpoint.exists() else None
     command = [sys.executable, str(REPOSITORY / "scripts" / "train_criteria.py"), *arguments]
@@ -356,8 +359,7 @@ def _signalled(
     ) as child:
         while child.poll() is None:
             if checkpoint.exists() and checkpoint.stat().st_ino != before:
-                for one in (child, *psutil.Process(child.pid).children(recursive=True)):
-                    one.send_signal(number)
+                child.send_signal(number)
                 break
             time.sleep(0.02)
         out, errors = child.communicate(timeout=100)
@@ -391,6 +393,19 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     (run,) = tracked_runs(tmp_path / "outputs")
     assert (run.info.run_name, run.info.status) == ("crashed", "FAILED")
     assert not (tmp_path / "outputs" / "checkpoints").exists()
+
+
+def test_training_goes_on_when_the_store_fails_half_way(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_store(history: list[dict[str, object]]) -> None:
+        with closing(sqlite3.connect(tmp_path / "outputs" / "mlflow.db")) as store:
+            store.execute("DROP TABLE latest_metrics")
+
+    result = train(make_config(*TRACKED, "training.max_steps=1"), on_evaluation=break_store)
+    assert "MLflow could not record this" in caplog.text
+    assert files_of(result.directory) == FILES
+    assert read_json(result.directory / "manifest.json")["status"] == "finished"
 
 
 @pytest.mark.skipif(

@@ -1,6 +1,5 @@
 """The story of a stage: from a command line to a study, its trials, and what they came to."""
 
-import gc
 import json
 import logging
 import os
@@ -43,10 +42,10 @@ from psy_agents_noaug.hpo.storage import StudyLock, StudyStorage, open_storage, 
 from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
 from psy_agents_noaug.run.directory import differences
-from psy_agents_noaug.run.records import tracked
+from psy_agents_noaug.run.records import tracking_status
 from psy_agents_noaug.run.train import RunPreview, survey
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
-from psy_agents_noaug.tracking.process import mlflow_process
+from psy_agents_noaug.tracking.mlflow import MlflowTracker
 
 TASKS = ("criteria", "evidence", "joint")
 # Of a single run: a study sets them itself.
@@ -102,8 +101,6 @@ def run_stage(argv: Sequence[str]) -> str:
     logging.getLogger("psy_agents_noaug").setLevel(logging.WARNING)
     logging.getLogger("psy_agents_noaug.hpo").setLevel(logging.INFO)
     request.folder.mkdir(parents=True, exist_ok=True)
-    if request.config.tracking.name == "mlflow":
-        mlflow_process()  # on its way while the data is read
     with _alone(request, url):
         storage = open_storage(
             url,
@@ -117,7 +114,7 @@ def run_stage(argv: Sequence[str]) -> str:
         with lock.held(storage):
             study = _open_study(request, plan, storage, prospect)
             tracker = _open_tracker(request, study)
-        with tracked(tracker):
+        with tracking_status(tracker):
             worker = Worker(
                 study,
                 storage=storage,
@@ -128,8 +125,6 @@ def run_stage(argv: Sequence[str]) -> str:
                 objective=_objective(request, plan, tracker),
                 maximise=prospect.maximise,
             )
-            # What is there now stays: looking for garbage after a trial need not go through it.
-            gc.freeze()
             with _other_workers(request):
                 worker.work()
             if not stage.reports:
@@ -343,7 +338,7 @@ def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
     tracking = request.config.tracking
     if tracking.name == "none":
         return NullTracker()
-    tracker = mlflow_process().open(
+    tracker = MlflowTracker(
         uri=tracking.uri,
         experiment=tracking.experiment or f"psy_agents_noaug/{request.task}",
         run_name=request.study_name,

@@ -25,9 +25,9 @@ from psy_agents_noaug.run.hardware import Hardware, prepare_hardware
 from psy_agents_noaug.run.records import (
     open_tracker,
     record_manifest,
-    tracked,
-    write_beginning,
+    tracking_status,
     write_history,
+    write_start_records,
 )
 from psy_agents_noaug.tasks.base import ReportingTask
 from psy_agents_noaug.tasks.build import build_task
@@ -109,9 +109,9 @@ def train(
             write_history(directory.history, history)
             on_evaluation(history)
 
-        with tracked(tracker):
+        with tracking_status(tracker):
             if processes.is_main:
-                write_beginning(config, directory, data, tracker)
+                write_start_records(config, directory, data, tracker)
             outcome = _fit(
                 config,
                 machine,
@@ -195,7 +195,7 @@ def evaluate(
         run_name=f"{directory.path.name}-{split}",
         parent_run_id=parent,
     )
-    with tracked(tracker):
+    with tracking_status(tracker):
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return _judge(
             _evaluator(config, machine, task),
