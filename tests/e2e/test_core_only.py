@@ -1,4 +1,4 @@
-"""A training needs no package but the core dependencies and theirs."""
+"""What runs without the extras, and what is said where one is missing."""
 
 import json
 import subprocess
@@ -13,17 +13,24 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).parents[2]
-TRAIN_WITHOUT = """
+# Arguments: modules, whose import becomes an ImportError; a script; its own arguments.
+RUN_WITHOUT = """
 import json
+import runpy
 import sys
 
-for module in json.loads(sys.argv[1]):
-    sys.modules[module] = None  # to import it is an ImportError
-
-from psy_agents_noaug.cli import run_train
-
-sys.exit(run_train("joint", sys.argv[2:]))
+_, modules, *sys.argv = sys.argv
+sys.modules.update(dict.fromkeys(json.loads(modules)))
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def run_without(
+    modules: Iterable[str], script: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    path = REPOSITORY / "scripts" / script
+    command = [sys.executable, "-c", RUN_WITHOUT, json.dumps(list(modules)), str(path), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -38,20 +45,25 @@ def test_a_training_needs_the_core_dependencies_alone(
         if not core & {canonicalize_name(name) for name in distributions}
     ]
     assert {"mlflow", "optuna", "peft", "pytest"} < set(others)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            TRAIN_WITHOUT,
-            json.dumps(others),
-            *overrides_for(tmp_path, "joint"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_without(others, "train_joint.py", *overrides_for(tmp_path, "joint"))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("joint/*/metrics.json"))) == 1
+
+
+@pytest.mark.parametrize("missing", ["optuna", "sqlalchemy", "cmaes", "matplotlib"])
+def test_a_search_without_its_packages_says_how_to_install_them(
+    missing: str, tmp_path: Path
+) -> None:
+    done = run_without(
+        [missing],
+        "run_hpo_stage.py",
+        "hpo=stage0_sanity",
+        "task=criteria",
+        f"output_dir={tmp_path}",
+    )
+    assert done.returncode == 2
+    assert f"{missing}, which is not installed: pip install 'psy-agents-noaug[hpo]'" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def with_dependencies(requirements: Iterable[str]) -> set[str]:

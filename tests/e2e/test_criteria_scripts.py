@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -50,19 +51,20 @@ PREDICTION_KEYS = {
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
-def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-
-
 @pytest.fixture(scope="module")
 def trained(
     overrides_for: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> subprocess.CompletedProcess[str]:
     """One tracked training by the script; what it wrote is in `output_dir`."""
     output_dir = tmp_path_factory.getbasetemp() / "scripts"
-    done = run_script(
-        "train_criteria.py", *overrides_for(output_dir), *TRACKED, "run_name=one", "seed=7"
+    script = str(REPOSITORY / "scripts" / "train_criteria.py")
+    command = [sys.executable, script, *overrides_for(output_dir), *TRACKED]
+    done = subprocess.run(
+        [*command, "run_name=one", "seed=7"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -199,25 +201,32 @@ def test_prediction_lines_hold_the_documented_keys_and_a_decision_that_follows(
 
 
 def test_evaluating_val_again_gives_the_figures_of_the_training_to_the_last_bit(
-    run_dir: Path, best: str
+    run_dir: Path, best: str, start_script: Callable[..., Any]
 ) -> None:
     paths = (run_dir / "metrics.json", run_dir / "predictions" / "val.jsonl")
     before = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
-    done = run_script("eval_criteria.py", f"checkpoint={best}", "split=val", "tracking=none")
+    done = start_script(
+        "eval_criteria.py", f"checkpoint={best}", "split=val", "tracking=none"
+    ).wait()
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in paths] == before
     assert read_lines(run_dir / "evaluations.jsonl")[-1]["split"] == "val"
 
 
 def test_evaluation_judges_test_by_default_and_counts_the_looks(
-    run_dir: Path, best: str, output_dir: Path, own_logging: None, capsys: pytest.CaptureFixture
+    run_dir: Path,
+    best: str,
+    output_dir: Path,
+    start_script: Callable[..., Any],
+    own_logging: None,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     record = run_dir / "evaluations.jsonl"
     looks_before = read_lines(record) if record.exists() else []
     before = read_json(run_dir / "metrics.json")
-    done = run_script("eval_criteria.py", f"checkpoint={best}")
+    done = start_script("eval_criteria.py", f"checkpoint={best}").wait()
     assert done.returncode == 0, done.stderr
     assert "look 1 at test" in done.stderr
     after = read_json(run_dir / "metrics.json")
@@ -311,7 +320,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
 
 
 def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
     output_dir = tmp_path / "outputs"
     run_dir = output_dir / "criteria" / "long"
@@ -319,14 +328,15 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
     long = [
         *(item for item in overrides if item != "tracking=none"),
         *TRACKED,
-        "training.epochs=80",
+        "training.epochs=20",
         "training.eval_steps=100000",
         "run_name=long",
         "resume=auto",
     ]
     steps = [0]
     for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        done = _signalled([*long, "training.save_steps=1"], number, run_dir=run_dir)
+        child = start_script("train_criteria.py", *long, "training.save_steps=1")
+        done = _signalled(child, number, run_dir=run_dir)
         assert done.returncode == exit_code, done.stderr
         assert "the state is saved" in done.stderr
         assert "Traceback" not in done.stderr
@@ -348,22 +358,17 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
 
 
 def _signalled(
-    arguments: list[str], number: signal.Signals, *, run_dir: Path
+    child: Any, number: signal.Signals, *, run_dir: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process; signal it when it writes a (further) checkpoint."""
+    """Signal a training when it writes a (further) checkpoint."""
     checkpoint = run_dir / "checkpoints" / "last_checkpoint.pt"
     before = checkpoint.stat().st_ino if checkpoint.exists() else None
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train_criteria.py"), *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        while child.poll() is None:
-            if checkpoint.exists() and checkpoint.stat().st_ino != before:
-                child.send_signal(number)
-                break
-            time.sleep(0.02)
-        out, errors = child.communicate(timeout=100)
-    return subprocess.CompletedProcess(command, child.returncode, out, errors)
+    while child.is_alive():
+        if checkpoint.exists() and checkpoint.stat().st_ino != before:
+            child.send_signal(number)
+            break
+        time.sleep(0.02)
+    return child.wait()
 
 
 def test_a_run_directory_that_another_process_holds_is_refused(

@@ -4,17 +4,16 @@ import csv
 import json
 import multiprocessing
 import resource
-import subprocess
-import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
 PREDICTION_KEYS = {
     "example_id",
     "post_id",
@@ -37,11 +36,9 @@ def figures(folder: Path, split: str) -> dict[str, object]:
 
 
 def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
-    script = str(REPOSITORY / "scripts" / "train_evidence.py")
-    command = [sys.executable, script, *overrides, "run_name=one"]
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    trained = start_script("train_evidence.py", *overrides, "run_name=one").wait()
     assert trained.returncode == 0, trained.stderr
     assert "TF-IDF sentence" in trained.stdout
     assert "windows of" in trained.stderr

@@ -1,15 +1,13 @@
 """The joint scripts as a user runs them."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from psy_agents_noaug.cli import main
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -23,11 +21,10 @@ def figures(folder: Path, split: str) -> dict[str, object]:
 
 
 def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
-    script = str(REPOSITORY / "scripts" / "train_joint.py")
-    command = [sys.executable, script, *overrides, "run_name=one", "task.fusion=evidence_attention"]
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    settings = ("run_name=one", "task.fusion=evidence_attention")
+    trained = start_script("train_joint.py", *overrides, *settings).wait()
     assert trained.returncode == 0, trained.stderr
     assert "joint_score" in trained.stdout
     folder = tmp_path / "outputs" / "joint" / "one"

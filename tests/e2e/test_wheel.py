@@ -16,7 +16,7 @@ from psy_agents_noaug import __version__
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = "psy_agents_noaug"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -28,7 +28,7 @@ def run(*command: str | Path, cwd: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -327,7 +327,8 @@ def storage_url(storage: str | None, folder: Path) -> str:
             url.get_dialect().import_dbapi()
         except (ImportError, SQLAlchemyError) as error:
             raise ConfigError(
-                "A PostgreSQL driver must be installed for `hpo.storage`: pip install 'psycopg[binary]'"
+                "A PostgreSQL driver must be installed for `hpo.storage`: "
+                "pip install 'psy-agents-noaug[postgres]'"
             ) from error
     return url.render_as_string(hide_password=False)
 

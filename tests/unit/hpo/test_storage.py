@@ -1,5 +1,6 @@
 import inspect
 import sqlite3
+import sys
 import threading
 import warnings
 from unittest.mock import create_autospec
@@ -185,6 +186,12 @@ def test_a_storage_is_sqlite_or_postgresql(tmp_path):
     for wrong in ("mysql://host/db", "somewhere"):
         with pytest.raises(ConfigError, match=r"`hpo\.storage` must be postgresql://"):
             storage_url(wrong, tmp_path)
+
+
+def test_a_database_without_its_driver_says_how_to_install_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ConfigError, match=r"pip install 'psy-agents-noaug\[postgres\]'"):
+        storage_url("postgresql://host/db", tmp_path)
 
 
 def test_an_unreachable_storage_is_told_without_its_password(tmp_path):
