@@ -32,7 +32,7 @@ from psy_agents_noaug.hpo.report import (
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import StudyProgress
-from psy_agents_noaug.metrics.comparison import Comparison, compare
+from psy_agents_noaug.metrics.comparison import Comparison, comparable_metrics, compare
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
