@@ -36,6 +36,6 @@ RUN set -eu; \
 RUN useradd --create-home --uid 1000 psy && chmod 1777 /home/psy
 USER psy
 ENV HOME=/home/psy LOGNAME=psy
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["psy-agents"]
 CMD ["--help"]

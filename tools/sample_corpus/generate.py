@@ -1,6 +1,6 @@
 """Compose the bundled synthetic corpus from a hand-written bank of sentences.
 
-Run as ``python -m psy_agents_noaug.data.sample.generate [--out DIR] [--seed N]``. The bank is
+Run as ``python tools/sample_corpus/generate.py [--out DIR] [--seed N]``. The bank is
 split before posts are composed, so no sentence is in two splits. The same seed gives
 byte-identical files.
 """
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-BANK_FILE = HERE / "sentence_bank.csv"
+BANK_FILE = Path(__file__).with_name("sentence_bank.csv")
+SAMPLE = Path(__file__).parents[2] / "src" / "psy_agents_noaug" / "data" / "sample"
 ANNOTATION_COLUMNS = "post_id,sentence_id,sentence_text,DSM5_symptom,status,explanation"
 DEFAULT_SEED = 1
 _NAMES = (
@@ -192,7 +192,7 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
 def main() -> None:
     """Write the corpus, from the command line."""
     parser = argparse.ArgumentParser(description="Compose the bundled synthetic corpus.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
+    parser.add_argument("--out", type=Path, default=SAMPLE, help="folder to write")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args()
     print(f"wrote {write_corpus(args.out, args.seed)} posts to {args.out}")  # noqa: T201
