@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from psy_agents_noaug.cli import main
+from psy_agents_noaug.config.loading import validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
@@ -162,7 +163,7 @@ def test_the_resolved_configuration_has_the_command_line_in_it(run_dir: Path) ->
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert config["seed"] == 7
     assert config["training"]["learning_rate"] == 0.001
-    assert TrainConfig.model_validate(config).model_dump() == config
+    assert validate_train_config(config).model_dump() == config
 
 
 def test_a_tracked_run_is_finished_with_params_metrics_and_artifacts(
@@ -228,7 +229,7 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     before = read_json(run_dir / "metrics.json")
     done = start_script("eval_criteria.py", f"checkpoint={best}").wait()
     assert done.returncode == 0, done.stderr
-    assert "look 1 at test" in done.stderr
+    assert "This is evaluation 1 of test" in done.stderr
     after = read_json(run_dir / "metrics.json")
     assert {key: value for key, value in after.items() if key.startswith("val/")} == before
     assert {key.replace("test/", "val/") for key in after if key.startswith("test/")} >= {

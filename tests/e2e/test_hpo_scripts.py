@@ -34,9 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning"),
     pytest.mark.usefixtures("own_logging"),
 ]
-every_task = pytest.mark.parametrize(
-    "task", ["criteria", *(pytest.param(t, marks=pytest.mark.slow) for t in ("evidence", "joint"))]
-)
+every_task = pytest.mark.parametrize("task", ["criteria", "evidence", "joint"])
 
 
 @pytest.fixture
@@ -52,6 +50,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
+@pytest.mark.slow
 @every_task
 def test_four_stages_and_the_best_trained_again(
     settings: Callable[[str], list[str]],

@@ -48,6 +48,7 @@ def without_kernels(tmp_path: Path) -> Path:
     return package.parent
 
 
+@pytest.mark.slow
 def test_without_the_kernels_everything_runs_padded_to_the_same_weights(
     without_kernels: Path, overrides_for: Callable[..., list[str]], tmp_path: Path
 ) -> None:

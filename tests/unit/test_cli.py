@@ -15,6 +15,7 @@ import yaml
 
 from psy_agents_noaug import __version__, cli
 from psy_agents_noaug.cli import VERBS, main
+from psy_agents_noaug.tasks import registry
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
@@ -221,7 +222,7 @@ def test_several_values_for_one_key_are_refused_with_how_to_write_a_list(refusal
     assert "multirun" not in told
 
 
-@pytest.mark.parametrize("verb", ["eval", "tune", "train-best"])
+@pytest.mark.parametrize("verb", ["tune", "train-best"])
 def test_a_verb_without_a_default_task_needs_one(refusal, verb):
     assert "`task` must be given: task=criteria or task=evidence or task=joint" in refusal(verb)
 
@@ -338,7 +339,7 @@ def test_a_shell_gets_its_completions_without_a_framework_being_imported(tmp_pat
 
 def test_the_scripts_are_those_that_people_rely_on():
     assert {path.stem for path in SCRIPTS} == {
-        *(f"{verb}_{task}" for verb in ("train", "eval") for task in cli._task_names()),
+        *(f"{verb}_{task}" for verb in ("train", "eval") for task in registry.task_names()),
         "run_hpo_stage",
         "train_best",
     }
@@ -365,6 +366,7 @@ import signal
 import sys
 import torch.distributed
 from psy_agents_noaug import cli
+from psy_agents_noaug.tasks import registry
 from psy_agents_noaug.errors import Interrupted
 
 def run():

@@ -20,7 +20,7 @@ from psy_agents_noaug.errors import (
     not_one_of,
     similar_names,
 )
-from psy_agents_noaug.tasks.registry import config_folders, settings_model, task_names
+from psy_agents_noaug.tasks.registry import config_folders, settings_model
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -157,12 +157,12 @@ def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainCo
 
 
 def group_choices() -> dict[str, list[str]]:
-    """Return the groups of `configs/` and the choices of each, both in alphabetical order."""
-    return {
-        folder.name: sorted(p.stem for p in folder.glob("*.yaml") if p.stem[0] != "_")
-        for folder in sorted(_config_dir().iterdir())
-        if folder.is_dir()
-    } | {"task": task_names()}
+    """Return the groups and the choices of each, of other packages too, in alphabetical order."""
+    choices: dict[str, set[str]] = {}
+    for path in (p for root in (_config_dir(), *config_folders()) for p in root.glob("*/*.yaml")):
+        if not path.stem.startswith("_"):
+            choices.setdefault(path.parent.name, set()).add(path.stem)
+    return {group: sorted(names) for group, names in sorted(choices.items())}
 
 
 def compose_config(
@@ -191,7 +191,8 @@ def compose_config(
             config = compose(config_name, overrides=arguments)
         return _plain(config)
     except (HydraException, OmegaConfBaseException) as error:
-        chosen = [*from_file.items(), *((o.key_or_group, o.value()) for o in parsed)]
+        chosen = [("task", task), *from_file.items()]
+        chosen += [(override.key_or_group, override.value()) for override in parsed]
         faults = _unknown_choices(chosen) or [_one_line(error)]
         raise ConfigError(
             faults_message("The configuration cannot be composed:", faults)

@@ -44,7 +44,12 @@ def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> floa
 
 @pytest.mark.parametrize(
     ("task_name", "pooling"),
-    [("criteria", "cls"), ("criteria", "mean"), ("evidence", "cls"), ("joint", "cls")],
+    [
+        ("criteria", "cls"),
+        pytest.param("criteria", "mean", marks=pytest.mark.slow),
+        pytest.param("evidence", "cls", marks=pytest.mark.slow),
+        pytest.param("joint", "cls", marks=pytest.mark.slow),
+    ],
 )
 def test_packed_and_padded_training_end_in_the_same_weights(
     make_config: MakeConfig, pooling: str
@@ -78,6 +83,7 @@ class Wrapped(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+@pytest.mark.slow
 def test_fifty_updates_are_those_of_transformers_trainer(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
