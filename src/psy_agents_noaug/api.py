@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from psy_agents_noaug.config.command_line import is_setting, take_task
 from psy_agents_noaug.config.loading import (
     flat,
-    given,
     load_evaluate_config,
     load_train_config,
     to_overrides,
 )
+from psy_agents_noaug.errors import ConfigError
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
@@ -40,12 +41,12 @@ def train(
         NonFiniteError: the loss or a gradient is NaN or infinite.
         Interrupted: stopped by a signal, state saved; `resume=auto` goes on.
     """
-    arguments = _arguments(overrides)
-    config = load_train_config(_task(arguments) or task, arguments)
-    # Imported late: torch takes seconds, and a wrong key should be told at once.
+    chosen, arguments = _arguments(overrides)
+    config = load_train_config(chosen or task, arguments)
+    # Imported late: torch takes seconds, and a wrong key should be reported at once.
     from psy_agents_noaug.run.train import train as train_config
 
-    with _logging(verbose):
+    with _logging(verbose), _thread_count_restored():
         return train_config(config)
 
 
@@ -74,41 +75,62 @@ def evaluate(
     from psy_agents_noaug.run.evaluate import evaluate as evaluate_config
 
     path = checkpoint.directory if isinstance(checkpoint, RunResult) else Path(checkpoint)
-    arguments = [
-        *_arguments(overrides),
-        *to_overrides({"checkpoint": str(path), "split": split}),
-    ]
-    task = _task(arguments) or checkpoint_task(path)
+    chosen, arguments = _arguments(overrides)
+    arguments += to_overrides({"checkpoint": str(path), "split": split})
+    task = chosen or checkpoint_task(path)
     evaluation, explicit = load_evaluate_config(task, arguments)
-    with _logging(verbose):
+    with _logging(verbose), _thread_count_restored():
         return evaluate_config(evaluation, task_name=task, explicit=explicit)
 
 
-def _arguments(overrides: Overrides) -> list[str]:
-    """Return overrides in Hydra's syntax."""
-    if not isinstance(overrides, Mapping):
-        return list(overrides)
-    values = flat(overrides)
-    return to_overrides({k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
+def _arguments(overrides: Overrides) -> tuple[str | None, list[str]]:
+    """Return the task, if one is chosen, and the other overrides in Hydra's syntax."""
+    if isinstance(overrides, str):
+        raise ConfigError(
+            f"Settings must be a mapping or a list, but are a text: write [{overrides!r}]."
+        )
+    words = list(overrides)
+    if isinstance(overrides, Mapping):
+        words = to_overrides({key: _plain(value) for key, value in flat(overrides).items()})
+    if faults := [word for word in words if not is_setting(word)]:
+        raise ConfigError(
+            f"Settings must be KEY=VALUE or GROUP=CHOICE, but there are: {', '.join(faults)}."
+        )
+    return take_task(words)
 
 
-def _task(arguments: list[str]) -> str | None:
-    """Take the choice of the task out of the arguments, and return it."""
-    chosen = given(arguments).get("task")
-    arguments[:] = [item for item in arguments if not item.startswith("task=")]
-    return None if chosen is None else str(chosen)
+def _plain(value: Any) -> Any:
+    """Return paths as text, tuples as lists, and numbers of NumPy or PyTorch as Python's."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+@contextmanager
+def _thread_count_restored() -> Iterator[None]:
+    """Keep `training.num_threads` of one run from the next one in the same process."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
 def _logging(verbose: bool) -> Iterator[None]:
-    """Show our log lines while a run lasts, unless the program has set up logging itself."""
+    """Show our log lines while a run lasts, through the handlers of the program where it has some."""
     logger = logging.getLogger("psy_agents_noaug")
-    if not verbose or logger.hasHandlers():
+    if not verbose:
         yield
         return
     handler, level = logging.StreamHandler(sys.stderr), logger.level
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    logger.addHandler(handler)
+    if not logger.hasHandlers():
+        logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         yield

@@ -311,19 +311,10 @@ def _check_syntax(verb: Verb, words: Sequence[str]) -> None:
 
 def _command(words: Sequence[str]) -> Command:
     """Take `task=` out of the settings of a command line, and check it."""
-    tasks = [word.removeprefix("task=") for word in words if word.startswith("task=")]
-    if not tasks:
-        return Command(overrides=words)
-    names = task_names()
-    for task in tasks:
-        if task not in names:
-            raise ConfigError(not_one_of("task", names, task))
-        if task != tasks[0]:
-            raise ConfigError(
-                f"`task` must be {tasks[0]} here, but is {task} instead; use "
-                f"psy-agents VERB task={task}."
-            )
-    return Command(tasks[0], [word for word in words if not word.startswith("task=")])
+    from psy_agents_noaug.config.command_line import take_task
+
+    task, overrides = take_task(words)
+    return Command(task, overrides)
 
 
 # --------------------------------------------------------------------------------------------- help

@@ -62,7 +62,7 @@ def command(installed: Path, corpus: Path, tiny_encoder: Path, tmp_path: Path) -
             f"model.pretrained_model={tiny_encoder}",
             "model.max_length=96",
             "tracking=none",
-            "training.epochs=4",
+            "training.epochs=20",
             "training.train_batch_size=4",
             f"output_dir={tmp_path / 'outputs'}",
         ]
@@ -101,7 +101,7 @@ def test_it_trains_evaluates_and_resumes_to_the_same_weights(command, tmp_path):
     while not (parts / "checkpoints" / "last_checkpoint.pt").exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) in (143, 0)
+    assert process.wait(60) == 143
     resumed = run((argv, environment))
     assert resumed.returncode == 0, resumed.stderr
     assert last_weights(parts) == last_weights(whole)

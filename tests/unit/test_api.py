@@ -3,12 +3,15 @@
 import logging
 import os
 import threading
+from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import torch
 
 import psy_agents_noaug
-from psy_agents_noaug import evaluate, train
+from psy_agents_noaug import api, evaluate, train
 from psy_agents_noaug.errors import ConfigError
 
 
@@ -53,6 +56,32 @@ def test_a_task_that_does_not_exist_and_a_wrong_key_are_told():
         train({"task": "severity"})
     with pytest.raises(ConfigError, match=r"did you mean `training\.epochs`"):
         train({"training.epoch": 1})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("training.epochs=3", "must be a mapping or a list"),
+        (["hydra.run.dir=x"], "must be KEY=VALUE or GROUP=CHOICE"),
+        (["task=joint", "task=criteria"], "`task` must be joint here"),
+    ],
+)
+def test_settings_of_another_form_are_refused(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        train(overrides)
+
+
+def test_values_of_numpy_and_tuples_are_those_of_python():
+    values = {"a.b": np.float64(1e-4), "c": (np.int64(3), 0.5), "d": Path("x/y"), "e": None}
+    _, words = api._arguments(values)
+    assert words == ["++a.b=0.0001", "++c=[3,0.5]", "++d='x/y'", "++e=null"]
+
+
+def test_the_number_of_threads_of_one_run_is_not_that_of_the_next(overrides):
+    before = torch.get_num_threads()
+    short = [*overrides, "training.max_steps=1"]
+    train([*short, f"training.num_threads={before + 1}"], verbose=False)
+    assert torch.get_num_threads() == before
 
 
 def test_what_happens_is_shown_unless_the_program_logs_itself(overrides, capsys, own_logging):

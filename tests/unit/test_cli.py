@@ -227,6 +227,11 @@ def test_a_verb_without_a_default_task_needs_one(refusal, verb):
     assert "`task` must be given: task=criteria or task=evidence or task=joint" in refusal(verb)
 
 
+def test_a_task_is_chosen_in_any_spelling_and_a_word_without_a_key_is_refused(refusal):
+    assert "but is both instead" in refusal("train", "+task=both")
+    assert "`=3`" in refusal("train", "=3")
+
+
 def test_a_second_task_is_refused(refusal):
     told = refusal("train", "task=criteria", "seed=1", "task=joint")
     assert "`task` must be criteria here, but is joint instead" in told

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from psy_agents_noaug.config.loading import closest_keys
+from psy_agents_noaug.errors import ConfigError, not_one_of
+from psy_agents_noaug.tasks.registry import task_names
 
 _HYDRA_FLAGS = {
     (
@@ -26,9 +28,34 @@ _HYDRA_KEYS = (
 def is_setting(word: str) -> bool:
     """Whether a word of a command line is KEY=VALUE, GROUP=CHOICE or ~KEY, and not for Hydra itself."""
     key, assigned, _ = word.partition("=")
-    return (bool(assigned) or word.startswith("~")) and not (
+    return (bool(assigned and key.strip("+~")) or word.startswith("~")) and not (
         key.startswith("-") or key.lstrip("+~").startswith(("hydra.", "hydra/"))
     )
+
+
+def take_task(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take the choice of the task out of settings. Return the task, if any, and the other settings.
+
+    Raises:
+        ConfigError: there is no such task, or two are chosen.
+    """
+    chosen, others = [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key.lstrip("+") == "task":
+            chosen.append(value)
+        else:
+            others.append(word)
+    names = task_names()
+    for task in chosen:
+        if task not in names:
+            raise ConfigError(not_one_of("task", names, task))
+        if task != chosen[0]:
+            raise ConfigError(
+                f"`task` must be {chosen[0]} here, but is {task} instead; use psy-agents VERB "
+                f"task={task}."
+            )
+    return (chosen[0] if chosen else None), others
 
 
 def syntax_faults(

@@ -184,7 +184,8 @@ def compose_config(
         from_file, _ = read_overrides_file(Path(str(best[-1])), task=str(task))
     arguments = [] if task is None else [f"task={task}"]
     if folders := config_folders():
-        arguments.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+        places = [f"file://{folder}" for folder in folders]
+        arguments.append(f"hydra.searchpath={_hydra_literal(places)}")
     arguments += [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):

@@ -1,9 +1,16 @@
 """Which labels annotations may carry: the values of the column `status`."""
 
-import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+_BINARY = {
+    **dict.fromkeys(("1", "1.0", "True", "true"), 1),
+    **dict.fromkeys(("0", "0.0", "False", "false"), 0),
+}
+# Other spellings ("1e0", "+1", digits of other scripts) are mistakes in a table.
+_NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +35,11 @@ class LabelScale:
 
     def parse(self, cell: str) -> float | None:
         """Return the label in a cell, an int unless the scale is real; None where it breaks the rule."""
-        if self.kind == "binary" and cell in ("True", "true", "False", "false"):
-            return int(cell in ("True", "true"))
-        try:
-            number = float(cell)
-        except ValueError:
+        if self.kind == "binary":
+            return _BINARY.get(cell)
+        if not _NUMBER.fullmatch(cell) or float(cell) > self.high:
             return None
-        # Python reads "1_0" and " 1" as numbers; in a table they are mistakes.
-        if "_" in cell or cell != cell.strip() or not math.isfinite(number):
-            return None
-        if not 0 <= number <= self.high:
-            return None
+        number = float(cell)
         if self.kind == "real":
             return number
         return int(number) if number.is_integer() else None

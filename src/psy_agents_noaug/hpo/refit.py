@@ -37,6 +37,7 @@ from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
 from psy_agents_noaug.run.train import RunPreview
+from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.utils.files import write_json
 
 Configuration = Literal["best", "default"]
@@ -214,7 +215,12 @@ class Refit(Plan):
     def _compare(
         self, trials: Mapping[Configuration, Sequence[FrozenTrial]]
     ) -> dict[str, Comparison]:
-        """Compare both configurations on test, by metric; leave out undefined metrics."""
+        """Compare both configurations on test, by metric; leave out undefined metrics.
+
+        The metrics of `METRICS` are those of binary labels.
+        """
+        if task_class(self._task).labels.kind != "binary":
+            return {}
         best, default = (
             [self._predictions(trial) for trial in trials[name]] for name in CONFIGURATIONS
         )

@@ -24,7 +24,7 @@ def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
     """Return which way the monitor gets better.
 
     Raises:
-        ConfigError: the monitor is no figure on val that tells better from worse.
+        ConfigError: the monitor is not a metric on val that training may steer by.
     """
     known = {f"val/{name}": direction for name, direction in task.evaluation.monitors().items()}
     if monitor not in known:

@@ -18,7 +18,7 @@ class RunContext:
         hardware: processes, device and precision.
         directory: where results are written.
         data: the examples of every split, and what was found in them.
-        tracker: hears of the results.
+        tracker: records the results.
     """
 
     config: TrainConfig

@@ -158,7 +158,7 @@ def _log(prepared: PreparedData) -> None:
     ignored = ", ".join(f"{count} {label}" for label, count in labels.ignored.items())
     logger.info(
         "Read %d posts and %d annotations%s: %d pairs, of which %d met, %d explicitly not met, "
-        "%d unannotated; %d contradictions (status 1 and 0 of one pair, counted as met).",
+        "%d unannotated; %d contradictions (pairs whose rows differ in status; the highest counts).",
         labels.n_posts,
         labels.n_annotations + sum(labels.ignored.values()),
         f" ({ignored}, left out of the labels)" if ignored else "",

@@ -126,10 +126,9 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
         write_text(directory.config, to_yaml(config))
         yield directory
     finally:
-        failed_start = is_new and not directory.manifest.exists()
-        lock.release()
-        if failed_start:
+        if is_new and not directory.manifest.exists():
             shutil.rmtree(directory.path, ignore_errors=True)
+        lock.release()
 
 
 def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:

@@ -58,14 +58,19 @@ def task_class(name: str) -> "type[Task]":
 
     try:
         loaded = entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a package of somebody else's may raise anything
         raise ConfigError(
-            f"The task {name} cannot be imported from {entry.value}: {error}. Reinstall its package."
+            f"The task {name} cannot be imported from {entry.value}: {type(error).__name__}: {error}. "
+            "Mend or reinstall its package."
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Base)):
         raise ConfigError(
             f"The entry point {name} of the group {ENTRY_POINTS} must name a subclass of "
-            f"psy_agents_noaug.tasks.base.Task, but {entry.value} is not."
+            f"psy_agents_noaug.tasks.base.Task, but {entry.value} is none."
+        )
+    if getattr(loaded, "name", None) != name or not hasattr(loaded, "settings"):
+        raise ConfigError(
+            f"{entry.value} must have `settings`, and {name!r}, the name of its entry point, as `name`."
         )
     return loaded
 
@@ -75,8 +80,8 @@ def config_folders() -> list[Path]:
     folders = []
     for entry in _installed().values():
         package = importlib.util.find_spec(entry.module.partition(".")[0])
-        if package is not None and package.origin is not None:
-            folders.append(Path(package.origin).parent / "configs")
+        for folder in (package and package.submodule_search_locations) or ():
+            folders.append(Path(folder) / "configs")
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 

@@ -39,7 +39,8 @@ class DistributedContext:
 
     def __init__(self, *, device: torch.device) -> None:
         self.rank = 0
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
+        # A cluster may set WORLD_SIZE for its own use; a launcher sets RANK too.
+        self.count = int(os.environ.get("WORLD_SIZE") or "1") if os.environ.get("RANK") else 1
         self.device = device
         if self.count > 1:
             self.device = _join_process_group(device, count=self.count)

@@ -2,6 +2,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from psy_agents_noaug.config.loading import compose_config, group_choices
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tasks import registry
 from psy_agents_noaug.tasks.base import Task, TaskEvaluation
@@ -47,6 +48,28 @@ def test_an_entry_point_that_is_no_task_is_refused_with_its_place(entry_points, 
     with pytest.raises(ConfigError, match=said) as raised:
         registry.task_class("mine")
     assert value in str(raised.value)
+
+
+def test_a_task_of_another_name_than_its_entry_point_is_refused(entry_points):
+    entry_points(mine="psy_agents_noaug.tasks.criteria.task:CriteriaTask")
+    with pytest.raises(ConfigError, match="'mine', the name of its entry point, as `name`"):
+        registry.task_class("mine")
+
+
+def test_a_task_whose_package_lies_in_a_folder_with_any_name_is_composed(
+    entry_points, monkeypatch, tmp_path
+):
+    package = tmp_path / "José's, (own) #1=a" / "mine"
+    (package / "configs" / "task").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "configs" / "task" / "mine.yaml").write_text(
+        "# @package _global_\ntask: {name: mine, deep: 3}\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    entry_points(mine="mine:Task")
+    assert compose_config("config", [], task="mine")["task"] == {"name": "mine", "deep": 3}
+    assert compose_config("config", [], task="criteria")["task"]["name"] == "criteria"
+    assert group_choices()["task"] == ["criteria", "evidence", "joint", "mine"]
 
 
 def test_a_task_or_an_evaluation_without_its_methods_cannot_be_made():
