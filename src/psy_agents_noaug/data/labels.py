@@ -1,4 +1,4 @@
-"""Which labels annotations may carry: the values of the column `status`."""
+"""The labels that annotations may have: the values of the column `status`."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class LabelScale:
-    """The labels that a task reads. 0 is "explicitly not met"; all above it are positive.
+    """The labels that a task reads. 0 is "explicitly not met"; labels above 0 are positive.
 
     Args:
         kind: binary (0 or 1), ordinal (whole numbers), or real (any number).
@@ -20,7 +20,7 @@ class LabelScale:
 
     @property
     def rule(self) -> str:
-        """What a cell must hold, for messages."""
+        """The rule that a cell must follow, for messages."""
         if self.kind == "binary":
             return "must be 0 or 1"
         number = "a whole number" if self.kind == "ordinal" else "a number"
@@ -34,7 +34,7 @@ class LabelScale:
             number = float(cell)
         except ValueError:
             return None
-        # Python reads "1_0" and " 1" as numbers; in a table they are mistakes.
+        # `float` accepts "1_0" and " 1"; in a table they are errors.
         if "_" in cell or cell != cell.strip() or not math.isfinite(number):
             return None
         if not 0 <= number <= self.high:
@@ -44,7 +44,7 @@ class LabelScale:
         return int(number) if number.is_integer() else None
 
     def merge(self, labels: Sequence[float]) -> float:
-        """Return the label of a pair that several rows judge: the highest, of real ones the mean."""
+        """Return the label of a pair with several rows: the highest, or the mean of a real scale."""
         return sum(labels) / len(labels) if self.kind == "real" else max(labels)
 
 

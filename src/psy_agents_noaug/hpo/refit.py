@@ -31,7 +31,7 @@ from psy_agents_noaug.hpo.report import (
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import StudyProgress
-from psy_agents_noaug.metrics.comparison import Comparison, comparable_figures, compare
+from psy_agents_noaug.metrics.comparison import Comparison, comparable_metrics, compare
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
@@ -129,7 +129,7 @@ class Refit(Plan):
                 seed=self._config.seed,
                 confidence=self._settings.confidence,
             )
-            for figure in comparable_figures(lines["best"][0][0])
+            for figure in comparable_metrics(lines["best"][0][0])
         }
         comparisons = {figure: found for figure, found in compared.items() if found is not None}
         monitor = self._config.training.monitor

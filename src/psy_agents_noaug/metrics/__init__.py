@@ -1,4 +1,4 @@
-"""What a run reports: classification figures, their intervals, and the baselines beside them.
+"""Metrics of a run, their intervals, and the baselines they are compared with.
 
-Pure functions of arrays; nothing here knows a model, a file or a configuration.
+Everything here is a function of arrays; nothing depends on a model, a file or a configuration.
 """

@@ -1,7 +1,7 @@
 """Baselines that a fine-tuned encoder has to beat: the majority class, and a linear TF-IDF model.
 
-Both learn from the training pairs alone and return probabilities, to be scored by the same
-functions as the model's. A criterion without training pairs gets probability 0.
+Both are fitted on the training pairs alone and return probabilities, which the same functions score
+as the model's. A criterion without training pairs gets probability 0.
 """
 
 from collections import Counter
@@ -14,18 +14,19 @@ from psy_agents_noaug.metrics.classification import check_labels
 
 Floats = NDArray[np.float64]
 _NGRAMS = (1, 2)
-_MIN_DOCUMENTS = 2  # a term of one training text only is mostly a name or a typo
+_MIN_DOCUMENTS = 2  # a term of a single training text is mostly a name or a typo
 
 
 def majority_probabilities(
     *, train_labels: ArrayLike, train_criterion_ids: ArrayLike, criterion_ids: ArrayLike
 ) -> Floats:
-    """The share of positives among each criterion's training pairs, as its every probability.
+    """Return the share of positives among the training pairs of each pair's criterion.
 
-    At threshold 0.5 that decides for the majority; a share of exactly one half decides positive.
+    At threshold 0.5 this predicts the majority class; a share of exactly 0.5 predicts positive.
 
     Args:
-        train_labels, train_criterion_ids: shape [train pairs].
+        train_labels: 0 or 1, shape [train pairs].
+        train_criterion_ids: shape [train pairs].
         criterion_ids: shape [pairs].
 
     Returns:
@@ -52,18 +53,21 @@ def tfidf_lr_probabilities(
     criterion_ids: ArrayLike,
     seed: int,
 ) -> Floats:
-    """TF-IDF of words and word pairs, and a balanced logistic regression for each criterion.
+    """Return probabilities of a balanced logistic regression per criterion on TF-IDF features.
 
-    The vocabulary and document frequencies are those of the distinct training texts; terms of a
-    single text are left out unless there are no others. A criterion whose training labels are of
-    one class gets that class's probability, as does every criterion its share of positives if no
-    training text holds a word. Probabilities are of a balanced fit: they rank, but sit above the
-    prior of a rare criterion.
+    Features are words and word pairs. Vocabulary and document frequencies come from the distinct
+    training texts; terms of a single text are left out unless there are no others. A criterion
+    whose training labels are all equal gets its share of positives (0 or 1), and so does every
+    criterion if no training text holds a word. The balanced fit makes probabilities suitable for
+    ranking, but higher than the prior of a rare criterion.
 
     Args:
-        train_texts, train_labels, train_criterion_ids: shape [train pairs].
-        texts, criterion_ids: shape [pairs].
-        seed: the regression's random state; its default solver (L-BFGS) draws nothing.
+        train_texts: shape [train pairs].
+        train_labels: 0 or 1, shape [train pairs].
+        train_criterion_ids: shape [train pairs].
+        texts: shape [pairs].
+        criterion_ids: shape [pairs].
+        seed: random state of the regression; its solver (L-BFGS) does not use it.
 
     Returns:
         p(met), float64, shape [pairs].
@@ -71,7 +75,7 @@ def tfidf_lr_probabilities(
     Raises:
         ValueError: a label is not 0 or 1, or arrays of the same pairs differ in length.
     """
-    # Imported late: it takes most of a second, which a training need not wait for.
+    # Imported here because the import takes most of a second and training does not need it.
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
@@ -104,19 +108,19 @@ def tfidf_lr_probabilities(
     rows, distinct = _distinct(texts)
     features = vectorizer.transform(distinct)
     for criterion in fitted:
-        train, here = train_ids == criterion, ids == criterion
+        own_train, own = train_ids == criterion, ids == criterion
         model = LogisticRegression(class_weight="balanced", max_iter=1000, random_state=seed)
-        model.fit(train_features[train_rows[train]], labels[train])
-        probabilities[here] = model.predict_proba(features[rows[here]])[:, 1]
+        model.fit(train_features[train_rows[own_train]], labels[own_train])
+        probabilities[own] = model.predict_proba(features[rows[own]])[:, 1]
     return probabilities
 
 
 def _distinct(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
-    """Each text's row among the distinct ones, [texts], and these, in order of first sight."""
+    """Return the distinct texts in order of first occurrence, after each text's row in them, [texts]."""
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     return np.array([rows[text] for text in texts], dtype=np.int64), list(rows)
 
 
 def _check_lengths(**lengths: int) -> None:
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"arrays of the same pairs must be of one length, but are {lengths}.")
+        raise ValueError(f"arrays of the same pairs must have the same length, but have {lengths}.")

@@ -1,22 +1,22 @@
 """Metrics of binary decisions on (criterion, text) pairs.
 
-Label 1, "the criterion is met", is the positive class. A pair is decided positive when its
+Label 1, "the criterion is met", is the positive class. A pair is predicted positive if its
 probability is at or above its criterion's threshold.
 
-What is undefined, and why macro figures of two systems on one split are comparable:
+When a metric is undefined, and why macro averages of two systems on one split are comparable:
 
-- A criterion without a positive label has no recall, F1, AUROC or average precision, and enters
-  no macro figure. That depends on the labels alone, so every system is averaged over the same
-  criteria; `n_criteria_in_macro` counts them.
-- F1 is 2TP / (2TP + FP + FN): 0 for a criterion with positive labels of which none is found.
+- A criterion without a positive label has no recall, F1, AUROC or average precision, and is left
+  out of every macro average. This depends on the labels alone, so every system is averaged over
+  the same criteria; `n_criteria_in_macro` counts them.
+- F1 is 2TP / (2TP + FP + FN). It is 0 if a criterion has positive labels and none is found.
   Macro-F1 is the mean of these, not the F1 of mean precision and mean recall (Opitz & Burst 2019,
   arXiv:1911.03347).
-- Precision without a positive decision is undefined. In `precision_macro` alone such a criterion
-  counts 0, as with scikit-learn's `zero_division=0`, so that the mean is over the same criteria.
+- Precision is undefined without a positive prediction. In `precision_macro` such a criterion counts
+  as 0 (scikit-learn's `zero_division=0`), so that the mean is over the same criteria.
 - AUROC needs both classes: a criterion whose labels are all positive is left out of `auroc_macro`.
-- The same holds for micro figures, with all pairs pooled. Counts are always defined, 0 included.
+- Micro averages follow the same rules, with all pairs pooled. Counts are always defined.
 
-An undefined figure is `None` with a reason in `Metrics.undefined`; it is never NaN.
+An undefined metric is `None`, with a reason in `Metrics.undefined`. It is never NaN.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,28 +33,28 @@ from psy_agents_noaug.metrics.tables import format_value, render_table
 ECE_BINS = 15
 FIXED_THRESHOLD = 0.5
 NO_PAIRS = "no pairs"
-_TIE = 1e-12  # sums of F1 closer than this are equal but for rounding
+_TIE = 1e-12  # sums of F1 that differ by no more than this are equal up to rounding
 _NO_POSITIVES = "no positive labels"
 _NO_DECISIONS = "no positive decisions"
 _ONE_CLASS = "labels of one class only"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Figure = float | int | str  # a str is the reason why the figure is undefined
+ValueOrReason = float | int | str  # a str is the reason why the metric is undefined
 
 
 @dataclass(frozen=True, eq=False)
 class PairPredictions:
-    """Labels and predictions, one entry a (criterion, text) pair; all arrays have shape [pairs].
+    """Labels and predictions, one entry per (criterion, text) pair; all arrays have shape [pairs].
 
     Attributes:
-        labels: 1 met, 0 not met; kept as int64.
-        probabilities: p(met) in [0, 1]; kept as float64.
+        labels: 1 met, 0 not met; stored as int64.
+        probabilities: p(met) in [0, 1]; stored as float64.
         criterion_ids: strings.
-        group_ids: strings, the post of each pair; what the bootstrap resamples.
+        group_ids: strings, the post of each pair; the bootstrap resamples these.
 
     Raises:
-        ValueError: the arrays differ in length or hold values that they must not.
+        ValueError: the arrays differ in length or hold invalid values.
     """
 
     labels: Ints
@@ -81,14 +81,14 @@ class PairPredictions:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Flat figures. `undefined` gives the reason for exactly the keys whose value is `None`."""
+    """Metrics by key. `undefined` gives the reason for exactly the keys whose value is `None`."""
 
     values: dict[str, float | int | None]
     undefined: dict[str, str]
 
 
 def check_labels(labels: ArrayLike, *, name: str) -> Ints:
-    """`labels` as int64 of the same shape. Raises ValueError if one is neither 0 nor 1."""
+    """Return `labels` as int64, in the same shape. Raises ValueError if one is neither 0 nor 1."""
     array = np.asarray(labels)
     if not np.isin(array, (0, 1)).all():
         raise ValueError(f"`{name}` must be 0 or 1, but holds other values.")
@@ -102,19 +102,23 @@ def fit_thresholds(
     mode: Literal["global", "per_criterion"],
     min_support: int,
 ) -> dict[str, float]:
-    """The decision threshold of each criterion that maximises F1 on `predictions`.
+    """Return the decision threshold of each criterion that maximises F1 on `predictions`.
 
-    Candidates are the smallest probability, which decides every pair positive, the midpoints
-    between neighbouring distinct probabilities, and 0.5; of equally good ones the nearest to 0.5
-    wins, then the smaller. Without any positive label it is 0.5.
+    Candidates are the smallest probability (every pair is positive), the midpoints between
+    neighbouring distinct probabilities, and 0.5. Of equally good candidates the nearest to 0.5 is
+    taken, then the smaller. Without a positive label the threshold is 0.5.
 
     Args:
-        mode: `global`: one value, which maximises macro-F1. `per_criterion`: each criterion's own
-            where it has at least `min_support` positive and as many negative pairs (and never
-            without a positive), else the global one.
+        predictions: the pairs to fit on.
+        criteria: every criterion, including those without pairs.
+        mode: `global` fits one threshold, which maximises macro-F1; `per_criterion` fits one for
+            each criterion with enough pairs and gives the global one to the others.
+        min_support: pairs of each class that a criterion needs for its own threshold. It always
+            needs one positive pair.
 
     Raises:
-        ValueError: an unknown mode, a negative `min_support`, or a pair of an unlisted criterion.
+        ValueError: `mode` is unknown, `min_support` is negative, or a pair's criterion is not in
+            `criteria`.
     """
     if mode not in ("global", "per_criterion"):
         raise ValueError(f"`mode` must be 'global' or 'per_criterion', but is {mode!r} instead.")
@@ -135,23 +139,24 @@ def fit_thresholds(
 
 
 def _best_threshold(labels: Ints, probabilities: Floats, index: Ints) -> float:
-    """The candidate with the highest F1 averaged over the criteria that have positives."""
+    """Return the candidate with the highest mean F1 over the criteria that have positives."""
     distinct, rank = np.unique(probabilities, return_inverse=True)
     middle = (distinct[:-1] + distinct[1:]) / 2
-    # A midpoint that rounds down to its lower neighbour would decide that one positive as well.
+    # A midpoint that rounds down to its lower neighbour would make that one positive as well.
     middle = np.where(middle > distinct[:-1], middle, distinct[1:])
     candidates = np.concatenate([distinct[:1], middle, [FIXED_THRESHOLD]])
-    lowest_decided = np.searchsorted(distinct, candidates, side="left")
+    lowest_positive = np.searchsorted(distinct, candidates, side="left")
 
-    def decided(ranks: Ints) -> Ints:
+    def count_positive(ranks: Ints) -> Ints:
+        """Count the pairs with these ranks that each candidate makes positive, [candidates]."""
         counts = np.bincount(ranks, minlength=len(distinct) + 1)
-        return counts[::-1].cumsum()[::-1][lowest_decided]
+        return counts[::-1].cumsum()[::-1][lowest_positive]
 
     f1_sum = np.zeros(len(candidates))
     for criterion in np.unique(index[labels == 1]):
         own = index == criterion
-        positive = rank[own & (labels == 1)]
-        f1_sum += f1_score(decided(positive), decided(rank[own]), len(positive))
+        met = rank[own & (labels == 1)]
+        f1_sum += f1_score(count_positive(met), count_positive(rank[own]), len(met))
     best = candidates[f1_sum >= f1_sum.max() - _TIE]
     return float(best[np.lexsort((best, np.abs(best - FIXED_THRESHOLD)))[0]])
 
@@ -159,15 +164,15 @@ def _best_threshold(labels: Ints, probabilities: Floats, index: Ints) -> float:
 def classification_metrics(
     predictions: PairPredictions, *, criteria: Sequence[str], thresholds: Mapping[str, float]
 ) -> Metrics:
-    """All figures of one split, by the rules in this module's docstring.
+    """Return all metrics of one split, by the rules in this module's docstring.
 
     Keys: `n_pairs`, `n_positive`, `n_posts`, `n_criteria_in_macro`; `accuracy`;
     `{precision,recall,f1,auroc,average_precision}_{micro,macro}`; `brier` (Brier 1950); `ece`;
-    `{true,false}_{positives,negatives}`; `per_criterion/<id>/...` with the same figures and
-    `threshold`; `at_0.5/...`, the figures of decisions with 0.5 in place of the thresholds.
+    `{true,false}_{positives,negatives}`; `per_criterion/<id>/...` with the same metrics and
+    `threshold`; `at_0.5/...`, the metrics at threshold 0.5 instead of `thresholds`.
 
     Raises:
-        ValueError: a pair's criterion is not in `criteria`, one of these is listed twice, or has
+        ValueError: a pair's criterion is not in `criteria`, or a criterion is listed twice or has
             no finite threshold.
     """
     labels, probabilities = predictions.labels, predictions.probabilities
@@ -180,45 +185,51 @@ def classification_metrics(
         index, pair_outcomes(labels, probabilities >= FIXED_THRESHOLD), len(criteria)
     )
 
-    pooled = _ranking_figures(labels, probabilities)
+    pooled = _ranking_metrics(labels, probabilities)
     ranking = [
-        _ranking_figures(labels[own], probabilities[own])
+        _ranking_metrics(labels[own], probabilities[own])
         for own in (index == position for position in range(len(criteria)))
     ]
     squared_errors = (probabilities - labels) ** 2
-    figures: dict[str, Figure] = {
+    metrics: dict[str, ValueOrReason] = {
         "n_pairs": len(labels),
         "n_positive": int(labels.sum()),
         "n_posts": len(np.unique(predictions.group_ids)),
         "n_criteria_in_macro": sum(tp + fn > 0 for tp, _, fn, _ in confusion.tolist()),
-        **_decision_figures(confusion),
-        **_count_figures(confusion.sum(axis=0)),
-        **{f"{name}_micro": figure for name, figure in pooled.items()},
+        **_decision_metrics(confusion),
+        **_count_metrics(confusion.sum(axis=0)),
+        **{f"{name}_micro": value for name, value in pooled.items()},
         **{f"{name}_macro": _mean([own[name] for own in ranking]) for name in pooled},
-        "brier": fmean(squared_errors) if len(labels) else NO_PAIRS,  # exact in any row order
+        # fmean gives the same sum in any order of rows.
+        "brier": fmean(squared_errors) if len(labels) else NO_PAIRS,
         "ece": expected_calibration_error(labels, probabilities) if len(labels) else NO_PAIRS,
-        **{f"at_0.5/{name}": figure for name, figure in _decision_figures(fixed).items()},
+        **{f"at_0.5/{name}": value for name, value in _decision_metrics(fixed).items()},
     }
     for criterion, counts, own, cutoff in zip(criteria, confusion, ranking, cutoffs, strict=True):
-        of_criterion: dict[str, Figure] = {
+        of_criterion: dict[str, ValueOrReason] = {
             "n_pairs": int(counts.sum()),
             "n_positive": int(counts[0] + counts[2]),
             "threshold": float(cutoff),
             **_precision_recall_f1(counts),
             **own,
-            **_count_figures(counts),
+            **_count_metrics(counts),
         }
-        figures |= {f"per_criterion/{criterion}/{name}": f for name, f in of_criterion.items()}
-    return metrics_of(figures)
+        metrics |= {f"per_criterion/{criterion}/{name}": v for name, v in of_criterion.items()}
+    return metrics_of(metrics)
 
 
 def expected_calibration_error(
     labels: Ints, probabilities: Floats, *, n_bins: int = ECE_BINS
 ) -> float:
-    """Expected calibration error of the positive-class probability (Guo et al. 2017).
+    """Return the expected calibration error of the positive-class probability (Guo et al. 2017).
 
-    Equal-width bins, closed on the right as in the paper: the sum over bins of (pairs in bin /
-    pairs) * |share of positives - mean probability|. Both arrays have shape [pairs], pairs > 0.
+    It is the sum over bins of (pairs in bin / pairs) * |share of positives - mean probability|. Bins
+    have equal width and are closed on the right, as in the paper.
+
+    Args:
+        labels: 0 or 1, shape [pairs], pairs > 0.
+        probabilities: shape [pairs].
+        n_bins: number of bins over [0, 1].
     """
     order = np.lexsort((labels, probabilities))
     edges = np.linspace(0, 1, n_bins + 1)[1:-1]
@@ -233,10 +244,17 @@ def classification_report(
     criteria: Sequence[str],
     names: Mapping[str, str],
 ) -> str:
-    """A fixed-width table of `classification_metrics(...).values`: a row a criterion, macro, micro.
+    """Return a fixed-width table: one row per criterion, then the macro and the micro average.
 
-    Support is positives / pairs; an undefined figure reads `n/a`. Raises KeyError if a criterion
-    has no name or the figures of a row are missing.
+    Support is positives / pairs; an undefined metric is shown as `n/a`.
+
+    Args:
+        metrics: the values of `classification_metrics`.
+        criteria: ids in the order of rows.
+        names: name of each criterion.
+
+    Raises:
+        KeyError: a criterion has no name, or a metric of a row is missing.
     """
     columns = ("precision", "recall", "f1", "auroc", "average_precision")
 
@@ -256,7 +274,7 @@ def classification_report(
 
 
 def criterion_index(predictions: PairPredictions, criteria: Sequence[str]) -> Ints:
-    """The position in `criteria` of each pair's criterion, [pairs]."""
+    """Return the index in `criteria` of each pair's criterion, [pairs]."""
     positions = {criterion: position for position, criterion in enumerate(criteria)}
     if len(positions) < len(criteria):
         raise ValueError(f"`criteria` must be distinct, but are {list(criteria)} instead.")
@@ -268,7 +286,7 @@ def criterion_index(predictions: PairPredictions, criteria: Sequence[str]) -> In
 
 
 def criterion_cutoffs(criteria: Sequence[str], thresholds: Mapping[str, float]) -> Floats:
-    """Thresholds in the order of criteria. Raises ValueError if one is missing or not finite."""
+    """Return the thresholds in the order of `criteria`. Raises ValueError if one is not finite."""
     missing = [criterion for criterion in criteria if criterion not in thresholds]
     if missing:
         raise ValueError(f"`thresholds` must hold every criterion, but lacks {missing}.")
@@ -279,21 +297,21 @@ def criterion_cutoffs(criteria: Sequence[str], thresholds: Mapping[str, float]) 
 
 
 def pair_outcomes(labels: Ints, decisions: NDArray[np.bool_]) -> Ints:
-    """0 true positive, 1 false positive, 2 false negative, 3 true negative; [pairs]."""
+    """Return 0 for a true positive, 1 false positive, 2 false negative, 3 true negative; [pairs]."""
     return 3 - 2 * decisions.astype(np.int64) - labels
 
 
 def count_outcomes(cells: Ints, outcomes: Ints, n_cells: int) -> Ints:
-    """Counts of TP, FP, FN, TN in each cell, [cells, 4]."""
+    """Return the counts of TP, FP, FN, TN in each cell, [cells, 4]; `cells` and `outcomes` [pairs]."""
     return np.bincount(cells * 4 + outcomes, minlength=n_cells * 4).reshape(n_cells, 4)
 
 
-def _count_figures(counts: Ints) -> dict[str, Figure]:
+def _count_metrics(counts: Ints) -> dict[str, ValueOrReason]:
     names = ("true_positives", "false_positives", "false_negatives", "true_negatives")
     return dict(zip(names, counts.tolist(), strict=True))
 
 
-def _precision_recall_f1(counts: Ints) -> dict[str, Figure]:
+def _precision_recall_f1(counts: Ints) -> dict[str, ValueOrReason]:
     tp, fp, fn, tn = counts.tolist()
     if tp + fp + fn + tn == 0:
         return dict.fromkeys(("precision", "recall", "f1"), NO_PAIRS)
@@ -304,34 +322,35 @@ def _precision_recall_f1(counts: Ints) -> dict[str, Figure]:
     }
 
 
-def _decision_figures(confusion: Ints) -> dict[str, Figure]:
-    """Accuracy, and precision, recall and F1 pooled and averaged; from [criteria, 4]."""
+def _decision_metrics(confusion: Ints) -> dict[str, ValueOrReason]:
+    """Return accuracy, and micro and macro precision, recall and F1, from [criteria, 4]."""
     pooled = confusion.sum(axis=0)
     n_pairs = int(pooled.sum())
     averaged = [_precision_recall_f1(counts) for counts in confusion if counts[0] + counts[2]]
-    for figures in averaged:
-        if isinstance(figures["precision"], str):
-            figures["precision"] = 0.0
+    for own in averaged:
+        if isinstance(own["precision"], str):
+            own["precision"] = 0.0
     return {
         "accuracy": int(pooled[0] + pooled[3]) / n_pairs if n_pairs else NO_PAIRS,
-        **{f"{name}_micro": figure for name, figure in _precision_recall_f1(pooled).items()},
+        **{f"{name}_micro": value for name, value in _precision_recall_f1(pooled).items()},
         **{
-            f"{name}_macro": _mean([figures[name] for figures in averaged])
+            f"{name}_macro": _mean([own[name] for own in averaged])
             for name in ("precision", "recall", "f1")
         },
     }
 
 
-def _ranking_figures(labels: Ints, probabilities: Floats) -> dict[str, Figure]:
+def _ranking_metrics(labels: Ints, probabilities: Floats) -> dict[str, ValueOrReason]:
     n_positive = int(labels.sum())
     reason = _NO_POSITIVES if len(labels) else NO_PAIRS
     if n_positive == 0:
         return {"auroc": reason, "average_precision": reason}
     both = n_positive < len(labels)
     if probabilities.min() == probabilities.max():
-        # Nothing is ranked. Asked at every start, for the figures that there are.
+        # All pairs tie. Each start computes metrics of such pairs to list their names, and must not
+        # wait for the import below.
         return {"auroc": 0.5 if both else _ONE_CLASS, "average_precision": n_positive / len(labels)}
-    # Imported late: it takes most of a second, which a training need not wait for.
+    # Imported here because the import takes most of a second and training does not need it.
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     return {
@@ -340,14 +359,14 @@ def _ranking_figures(labels: Ints, probabilities: Floats) -> dict[str, Figure]:
     }
 
 
-def _mean(figures: Sequence[Figure]) -> Figure:
-    """The mean of the defined figures; a reason if there are none."""
-    defined = [figure for figure in figures if not isinstance(figure, str)]
+def _mean(values: Sequence[ValueOrReason]) -> ValueOrReason:
+    """Return the mean of the defined values, or a reason if there are none."""
+    defined = [value for value in values if not isinstance(value, str)]
     return fmean(defined) if defined else "undefined for every criterion"
 
 
-def metrics_of(figures: Mapping[str, Figure]) -> Metrics:
-    """`figures` with the reasons taken apart from the values."""
-    undefined = {key: figure for key, figure in figures.items() if isinstance(figure, str)}
-    values = {key: None if isinstance(f, str) else f for key, f in figures.items()}
+def metrics_of(metrics: Mapping[str, ValueOrReason]) -> Metrics:
+    """Return `metrics` with the reasons separated from the values."""
+    undefined = {key: value for key, value in metrics.items() if isinstance(value, str)}
+    values = {key: None if isinstance(value, str) else value for key, value in metrics.items()}
     return Metrics(values=values, undefined=undefined)

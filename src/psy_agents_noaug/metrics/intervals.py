@@ -1,6 +1,7 @@
-"""Bootstrap intervals of the classification figures.
+"""Bootstrap intervals of the classification metrics.
 
-A resample is summed from counts of each post and from pairs sorted once; none is rebuilt.
+A resample is computed from counts per post and from pairs that are sorted once; its pairs are never
+listed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,11 @@ import numpy as np
 
 from psy_agents_noaug.metrics.classification import (
     NO_PAIRS,
-    Figure,
     Floats,
     Ints,
     Metrics,
     PairPredictions,
+    ValueOrReason,
     count_outcomes,
     criterion_cutoffs,
     criterion_index,
@@ -31,7 +32,7 @@ BOOTSTRAPPED = (
     "average_precision_macro",
     "average_precision_micro",
 )
-_CHUNK_CELLS = 2**22  # pairs times resamples held at once: 32 MiB an array
+_CHUNK_CELLS = 2**22  # pairs times resamples in memory at once: 32 MiB per array
 
 
 def bootstrap_intervals(
@@ -43,21 +44,29 @@ def bootstrap_intervals(
     seed: int,
     confidence: float = 0.95,
 ) -> Metrics:
-    """Percentile bootstrap intervals that resample whole posts (Efron & Tibshirani 1993).
+    """Return percentile bootstrap intervals that resample whole posts (Efron & Tibshirani 1993).
 
-    Pairs of a post are not independent, so posts are drawn with replacement, each with all its
-    pairs. Each resample is scored by the rules of `metrics.classification`, thresholds held fixed,
-    but for this: a macro figure is the mean over the criteria of the whole split, and undefined in
-    a resample that lacks one of them, for else the interval would be about another quantity than
-    the figure. Resamples in which a figure is undefined are left out of its interval; if they are
-    more than half, so is the interval. The result depends on `seed`, not on the order of rows.
+    The pairs of a post are not independent, so posts are drawn with replacement, each with all its
+    pairs. Thresholds are fixed. Resamples are scored by the rules of `metrics.classification`, with
+    one exception: a macro average is over the criteria of the whole split, and is undefined in a
+    resample without positives of one of them. Otherwise its interval would be about another
+    quantity. Resamples in which a metric is undefined are left out of its interval; if they are more
+    than half, the interval is undefined. The result does not depend on the order of rows.
+
+    Args:
+        predictions: labels and probabilities of one split.
+        criteria: as for `classification_metrics`.
+        thresholds: as for `classification_metrics`.
+        n_resamples: number of resamples, at least 1.
+        seed: of the draws.
+        confidence: level of the intervals, in (0, 1).
 
     Returns:
         `<key>_ci_low` and `<key>_ci_high` for the keys in `BOOTSTRAPPED` and for
         `per_criterion/<id>/f1`.
 
     Raises:
-        ValueError: as `classification_metrics`; `n_resamples` < 1; `confidence` not in (0, 1).
+        ValueError: as for `classification_metrics`, or an argument is out of range.
     """
     if n_resamples < 1:
         raise ValueError(f"`n_resamples` must be at least 1, but is {n_resamples} instead.")
@@ -85,7 +94,7 @@ def bootstrap_intervals(
     chunk = max(1, _CHUNK_CELLS // len(labels))
     samples = np.concatenate(
         [
-            _resampled_figures(
+            _resampled_metrics(
                 draw_group_counts(rng, n_groups=len(ids), n_resamples=min(chunk, n_resamples - at)),
                 by_group=by_group,
                 pooled=pooled,
@@ -99,32 +108,33 @@ def bootstrap_intervals(
 
 
 def percentile_intervals(samples: Mapping[str, Floats], *, confidence: float) -> Metrics:
-    """`<key>_ci_low` and `<key>_ci_high` of each key's resampled figures, NaN where undefined."""
+    """Return `<key>_ci_low` and `<key>_ci_high` of each key's resampled values, NaN if undefined."""
     tail = (1 - confidence) / 2
-    figures: dict[str, Figure] = {}
+    metrics: dict[str, ValueOrReason] = {}
     for key, sample in samples.items():
         defined = sample[~np.isnan(sample)]
         n_undefined = len(sample) - len(defined)
         for end, quantile in (("low", tail), ("high", 1 - tail)):
-            figures[f"{key}_ci_{end}"] = (
+            metrics[f"{key}_ci_{end}"] = (
                 f"undefined in {n_undefined} of {len(sample)} resamples"
                 if 2 * n_undefined > len(sample)
                 else float(np.quantile(defined, quantile))
             )
-    return metrics_of(figures)
+    return metrics_of(metrics)
 
 
 def draw_group_counts(rng: np.random.Generator, *, n_groups: int, n_resamples: int) -> Ints:
-    """How often each group is in each resample of `n_groups` draws; [groups, resamples]."""
+    """Return how often each group is drawn in each resample of `n_groups` draws; [groups, resamples]."""
     draws = (rng.integers(n_groups, size=n_groups) for _ in range(n_resamples))
     return np.stack([np.bincount(draw, minlength=n_groups) for draw in draws], axis=1)
 
 
 class _Ranking:
-    """Pairs sorted once by descending score, to rank any number of resamples of their groups.
+    """Pairs sorted once by falling score, from which any number of resamples are ranked.
 
-    They are summed in blocks: equal scores are one block, and so are neighbouring scores without
-    a positive label, which changes neither figure and leaves at most 2 * positives + 1 blocks.
+    Pairs are counted in blocks. Equal scores are one block. Neighbouring scores without a positive
+    label are merged into one block: this changes neither metric and leaves at most 2 * positives + 1
+    blocks.
     """
 
     def __init__(self, labels: Ints, probabilities: Floats, groups: Ints) -> None:
@@ -136,37 +146,44 @@ class _Ranking:
         self.starts = tie_starts[starts_block]
         self.has_positive = has_positive[starts_block]
         self.groups = groups[order]
-        found = np.flatnonzero(labels[order])
-        self.positive_groups = self.groups[found]
-        # Every block with positives starts its run of them at its first one.
-        blocks = np.searchsorted(self.starts, found, side="right")
+        positives = np.flatnonzero(labels[order])
+        self.positive_groups = self.groups[positives]
+        # The index among the positives of the first positive of each block that has any.
+        blocks = np.searchsorted(self.starts, positives, side="right")
         self.positive_starts = np.flatnonzero(np.append(True, blocks[1:] != blocks[:-1]))
 
     def auroc_and_average_precision(self, counts: Ints) -> tuple[Floats, Floats]:
-        """Both figures of each resample, NaN where undefined; from [groups, resamples]."""
+        """Return both metrics of each resample, NaN where undefined; from [groups, resamples]."""
         if not self.positive_groups.size:
             undefined = np.full(counts.shape[1], np.nan)
             return undefined, undefined
         total = np.add.reduceat(counts[self.groups], self.starts, axis=0)  # [blocks, resamples]
-        decided = total.cumsum(axis=0)
-        n_pairs = decided[-1].astype(np.float64)
-        total, decided = total[self.has_positive], decided[self.has_positive].astype(np.float64)
+        retrieved = total.cumsum(axis=0)  # pairs in a block and above
+        n_pairs = retrieved[-1].astype(np.float64)
+        total, retrieved = total[self.has_positive], retrieved[self.has_positive].astype(np.float64)
         positive = np.add.reduceat(counts[self.positive_groups], self.positive_starts, axis=0)
-        found = positive.cumsum(axis=0)
+        found = positive.cumsum(axis=0)  # positives in a block and above
         n_positive = found[-1].astype(np.float64)
         n_negative = n_pairs - n_positive
-        # A positive wins against the negatives below its block, and half against those in it.
-        below = n_negative - (decided - found) + (total - positive) / 2
-        won = (positive * below).sum(axis=0)
-        precision = np.divide(found, decided, out=np.zeros_like(decided), where=decided > 0)
+        # Negatives ranked below a block, and half of those in it, which tie with its positives.
+        below = n_negative - (retrieved - found) + (total - positive) / 2
+        well_ordered = (positive * below).sum(axis=0)
+        precision = np.divide(found, retrieved, out=np.zeros_like(retrieved), where=retrieved > 0)
         average_precision = divide((precision * positive).sum(axis=0), n_positive)
-        return divide(won, n_positive * n_negative), average_precision
+        return divide(well_ordered, n_positive * n_negative), average_precision
 
 
-def _resampled_figures(
+def _resampled_metrics(
     counts: Ints, *, by_group: Floats, pooled: _Ranking, rankings: Sequence[_Ranking]
 ) -> Floats:
-    """The bootstrapped figures, [keys, resamples]; `by_group` is [criteria, groups, 4]."""
+    """Return the bootstrapped metrics, [keys, resamples].
+
+    Args:
+        counts: draws of each group, [groups, resamples].
+        by_group: TP, FP, FN and TN, [criteria, groups, 4].
+        pooled: all pairs.
+        rankings: pairs of each criterion that has positives.
+    """
     whole = np.ones((len(counts), 1), dtype=counts.dtype)
     counts = np.concatenate([whole, counts], axis=1)  # the split itself, then the resamples
     tp, fp, fn, tn = np.einsum("cgo,gr->ocr", by_group, counts.astype(float), optimize=True)
@@ -177,11 +194,14 @@ def _resampled_figures(
     own = [ranking.auroc_and_average_precision(counts) for ranking in rankings]
     auroc, average_precision = np.reshape(own, (-1, 2, counts.shape[1])).transpose(1, 0, 2)
     f1_macro, auroc_macro, ap_macro = map(macro, (f1, auroc, average_precision))
-    figures = [f1_macro, f1_micro, accuracy, auroc_macro, auroc_micro, ap_macro, ap_micro]
-    return np.stack([*figures, *f1])[:, 1:]  # in the order of BOOTSTRAPPED, then the criteria
+    metrics = [f1_macro, f1_micro, accuracy, auroc_macro, auroc_micro, ap_macro, ap_micro]
+    return np.stack([*metrics, *f1])[:, 1:]  # in the order of BOOTSTRAPPED, then the criteria
 
 
 def macro(values: Floats) -> Floats:
-    """Mean over the criteria that are defined in the first column, the whole split."""
-    entering = values[~np.isnan(values[:, 0])]
-    return entering.mean(axis=0) if len(entering) else np.full(values.shape[1], np.nan)
+    """Return the mean over criteria, [columns], from [criteria, columns].
+
+    The first column is the whole split. A criterion that is undefined there is left out.
+    """
+    defined = values[~np.isnan(values[:, 0])]
+    return defined.mean(axis=0) if len(defined) else np.full(values.shape[1], np.nan)

@@ -1,16 +1,16 @@
-"""Metrics that ask for the label and its evidence together.
+"""Metrics of the label and its evidence together.
 
-Supported figures and consistency are over the pairs whose evidence is known.
+`supported_*` and the two shares below are over the pairs whose evidence is known.
 
 - `supported_*`: precision, recall and F1 of "met", where a positive decision is right only if the label
-  is met and a predicted span is right (IOU >= 0.5 with a gold one, as in `metrics.spans`). Means over
-  the criteria with a met pair, and `_micro` over all pairs.
+  is met and a predicted span is right (IOU >= 0.5 with a gold span, as in `metrics.spans`). Plain keys
+  are means over the criteria with a met pair; `_micro` pools all pairs.
 - `positive_without_evidence`: share of the positive decisions for which no evidence is predicted.
-- `evidence_without_positive`: share of the pairs with predicted evidence that are decided unmet.
+- `evidence_without_positive`: share of the pairs with predicted evidence whose decision is negative.
 - `joint_score`: the mean of `f1_macro` and `evidence_iou_f1`.
-- `comprehensiveness`, `sufficiency` (ERASER, DeYoung et al. 2020): mean fall of p(met) when the
-  predicted spans are taken out of the post, and when they alone are left; over the pairs that are
-  decided met with evidence.
+- `comprehensiveness`, `sufficiency` (ERASER, DeYoung et al. 2020): mean decrease of p(met) when the
+  predicted spans are removed from the post, and when only they remain; over the positive decisions
+  with predicted evidence.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psy_agents_noaug.metrics.classification import NO_PAIRS, Figure, Floats, Metrics, metrics_of
+from psy_agents_noaug.metrics.classification import (
+    NO_PAIRS,
+    Floats,
+    Metrics,
+    ValueOrReason,
+    metrics_of,
+)
 from psy_agents_noaug.metrics.intervals import draw_group_counts, macro, percentile_intervals
 from psy_agents_noaug.metrics.ratios import divide, f1_score
 
@@ -30,10 +36,15 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True, eq=False)
 class JointDecisions:
-    """What was decided of each pair; all arrays have shape [pairs].
+    """The decisions on each pair; all arrays have shape [pairs].
 
-    labels, decisions: met or not; predicted: evidence is predicted; right: one of its spans is right;
-    criterion_ids, group_ids: strings.
+    Attributes:
+        labels: whether the criterion is met.
+        decisions: whether it is predicted as met.
+        predicted: whether evidence is predicted.
+        right: whether a predicted span is right.
+        criterion_ids: strings.
+        group_ids: strings, the post of each pair; the bootstrap resamples these.
     """
 
     labels: Flags
@@ -47,10 +58,17 @@ class JointDecisions:
 def joint_metrics(
     decisions: JointDecisions, *, criteria: Sequence[str], n_resamples: int | None, seed: int
 ) -> Metrics:
-    """Return supported F1 and the consistency; with `n_resamples`, an interval over resampled posts."""
+    """Return `supported_*`, `positive_without_evidence` and `evidence_without_positive`.
+
+    Args:
+        decisions: one entry per pair with known evidence.
+        criteria: every criterion, including those without pairs.
+        n_resamples: resamples of posts for the interval of `supported_f1`; None for no interval.
+        seed: of the draws.
+    """
     ids, groups = np.unique(decisions.group_ids, return_inverse=True)
     index = np.array([criteria.index(name) for name in decisions.criterion_ids], dtype=np.int64)
-    counts = np.zeros((len(criteria), len(ids), 3))  # supported, decided met, met
+    counts = np.zeros((len(criteria), len(ids), 3))  # supported, predicted met, met
     supported = decisions.labels & decisions.decisions & decisions.right
     np.add.at(
         counts,
@@ -58,29 +76,31 @@ def joint_metrics(
         np.stack([supported, decisions.decisions, decisions.labels], axis=1).astype(float),
     )
     whole = counts.sum(axis=1, keepdims=True)
-    figures: dict[str, Figure] = {}
+    metrics: dict[str, ValueOrReason] = {}
     reason = "no met pair" if len(ids) else NO_PAIRS
     for name, values in _supported(whole).items():
-        figures[name] = _figure(macro(np.where(whole[..., 2] > 0, values, np.nan))[0], reason)
+        metrics[name] = _value_or_reason(
+            macro(np.where(whole[..., 2] > 0, values, np.nan))[0], reason
+        )
     for name, values in _supported(whole.sum(axis=0, keepdims=True)).items():
-        figures[f"{name}_micro"] = _figure(values[0, 0], reason)
+        metrics[f"{name}_micro"] = _value_or_reason(values[0, 0], reason)
     for position, criterion in enumerate(criteria):
         value = _supported(whole)["supported_f1"][position, 0]
-        figures[f"per_criterion/{criterion}/supported_f1"] = _figure(value, reason)
+        metrics[f"per_criterion/{criterion}/supported_f1"] = _value_or_reason(value, reason)
     decided, predicted = decisions.decisions, decisions.predicted
-    figures["positive_without_evidence"] = (
+    metrics["positive_without_evidence"] = (
         float((decided & ~predicted).sum() / decided.sum())
         if decided.any()
-        else "nothing decided met"
+        else "no positive decisions"
     )
-    figures["evidence_without_positive"] = (
+    metrics["evidence_without_positive"] = (
         float((predicted & ~decided).sum() / predicted.sum())
         if predicted.any()
         else "no evidence predicted"
     )
-    metrics = metrics_of(figures)
+    point = metrics_of(metrics)
     if n_resamples is None:
-        return metrics
+        return point
     if len(ids) > 1:
         draws = draw_group_counts(
             np.random.default_rng(seed), n_groups=len(ids), n_resamples=n_resamples
@@ -89,15 +109,21 @@ def joint_metrics(
         resampled = _supported(np.einsum("cgk,gr->crk", counts, weights, optimize=True))
         samples = {"supported_f1": macro(resampled["supported_f1"])[1:]}
         interval = percentile_intervals(samples, confidence=_CONFIDENCE)
-        return Metrics(metrics.values | interval.values, metrics.undefined | interval.undefined)
+        return Metrics(point.values | interval.values, point.undefined | interval.undefined)
     reasons = {f"supported_f1_ci_{end}": "fewer than two posts" for end in ("low", "high")}
-    return Metrics(metrics.values | dict.fromkeys(reasons), metrics.undefined | reasons)
+    return Metrics(point.values | dict.fromkeys(reasons), point.undefined | reasons)
 
 
 def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
-    """Comprehensiveness and sufficiency from p(met) `[pairs]`: full post, without spans, spans alone."""
+    """Return comprehensiveness and sufficiency.
+
+    Args:
+        full: p(met) of the whole post, `[pairs]`.
+        without: p(met) without the predicted spans, `[pairs]`.
+        alone: p(met) of the predicted spans alone, `[pairs]`.
+    """
     if not len(full):
-        reason = "no pair is decided met with evidence"
+        reason = "no positive decision with evidence"
         return metrics_of({"comprehensiveness": reason, "sufficiency": reason, "n_faithfulness": 0})
     return metrics_of(
         {
@@ -109,15 +135,15 @@ def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
 
 
 def _supported(counts: Floats) -> dict[str, Floats]:
-    """From [criteria, resamples, 3] to [criteria, resamples]; NaN for criteria that are never met."""
-    supported, decided, met = np.moveaxis(counts, -1, 0)
-    precision = np.nan_to_num(divide(supported, decided))
+    """Return metrics, [criteria, resamples], from [criteria, resamples, 3]; NaN without a met pair."""
+    supported, predicted, met = np.moveaxis(counts, -1, 0)
+    precision = np.nan_to_num(divide(supported, predicted))
     return {
         "supported_precision": np.where(met > 0, precision, np.nan),
         "supported_recall": divide(supported, met),
-        "supported_f1": f1_score(supported, decided, met),
+        "supported_f1": f1_score(supported, predicted, met),
     }
 
 
-def _figure(value: float, reason: str) -> Figure:
+def _value_or_reason(value: float, reason: str) -> ValueOrReason:
     return reason if np.isnan(value) else float(value)

@@ -1,22 +1,23 @@
 """Metrics of evidence spans in (criterion, post) pairs.
 
-A pair is answerable if it has gold spans. Which figure is what:
+A pair is answerable if it has gold spans.
 
 - `evidence_exact_match`, `evidence_token_f1`: SQuAD 2.0 (Rajpurkar et al. 2018). The best predicted span
-  against the gold span that fits best; without gold, 1 for no prediction and 0 for any, and 0 for no
-  prediction with gold (the official script compares texts, to which a lone "." is no answer). Means over
-  the pairs of a criterion; `answerable/` and `unanswerable/` part them, because where evidence is rare
-  predicting none scores high over all pairs.
-- `evidence_iou_*`: ERASER (DeYoung et al. 2020). Spans as sets of words (runs without white space); a
+  is compared with the gold span that fits best. Without gold spans a pair scores 1 if no span is
+  predicted, else 0. With gold spans and no prediction it scores 0. (The official script compares texts,
+  and takes a lone "." for no answer.) Values are means over the pairs of a criterion. `answerable/` and
+  `unanswerable/` are means over these pairs alone: where evidence is rare, predicting none scores high
+  over all pairs.
+- `evidence_iou_*`: ERASER (DeYoung et al. 2020). A span is a set of words (runs without white space). A
   predicted span is right if its intersection over union with some gold span is at least 0.5. Precision
-  is of the predicted spans, recall of the gold spans, each counted once, so that it can't pass 1.
-- `evidence_set_token_*`, `evidence_char_*`: precision, recall and F1 of all words, and of all code
+  counts predicted spans and recall counts gold spans, each once, so that neither exceeds 1.
+- `evidence_set_token_*`, `evidence_char_*`: precision, recall and F1 of the words, and of the code
   points, in any predicted span against those in any gold span, over all pairs of a criterion.
-- `evidence_detection_*`: whether there is evidence at all; average precision ranks by the best span.
+- `evidence_detection_*`: whether a pair has evidence at all; average precision ranks by the best span.
 
-Plain keys are means over the criteria for which they are defined, which depends on the gold spans alone;
-precision counts 0 in a mean where nothing is predicted. `_micro` pools the pairs of all criteria. An
-undefined figure is None, with a reason.
+Plain keys are means over the criteria for which the metric is defined, which depends on the gold spans
+alone. In such a mean, precision is 0 where nothing is predicted. `_micro` pools the pairs of all
+criteria. An undefined metric is None, with a reason.
 """
 
 import re
@@ -30,11 +31,11 @@ from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.classification import (
     NO_PAIRS,
-    Figure,
     Floats,
     Ints,
     Metrics,
     PairPredictions,
+    ValueOrReason,
     classification_metrics,
     criterion_index,
     metrics_of,
@@ -67,14 +68,16 @@ Spans = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True, eq=False)
 class SpanPredictions:
-    """Gold and predicted spans, one entry a (criterion, post) pair.
+    """Gold and predicted spans, one entry per (criterion, post) pair.
 
     Attributes:
         texts: the posts, [pairs].
         gold: half-open ranges of code points, [pairs]; empty where there is no evidence.
-        starts, ends: predicted ranges, best first, [pairs, spans]; -1 where there is none.
-        scores: of the predicted spans, [pairs, spans]; falling; -inf where there is none.
-        criterion_ids: strings, [pairs]. group_ids: strings, [pairs]; what the bootstrap resamples.
+        starts: first code points of the predicted spans, best span first, [pairs, spans]; -1 for none.
+        ends: code points after the predicted spans, [pairs, spans]; -1 for none.
+        scores: of the predicted spans, [pairs, spans]; falling; -inf for none.
+        criterion_ids: strings, [pairs].
+        group_ids: strings, the post of each pair, [pairs]; the bootstrap resamples these.
 
     Raises:
         ValueError: the entries differ in number, or scores do not fall.
@@ -91,22 +94,24 @@ class SpanPredictions:
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name, value in vars(self).items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"all entries must be of one number, but are {lengths} instead.")
+            raise ValueError(
+                f"all fields must have one entry per pair, but have {lengths} instead."
+            )
         if np.isnan(self.scores).any() or (self.scores[:, 1:] > self.scores[:, :-1]).any():
             raise ValueError("`scores` must fall from span to span and not be NaN.")
 
     @property
     def best_scores(self) -> Floats:
-        """Score of each pair's best span, [pairs]; -inf without any."""
+        """Score of each pair's best span, [pairs]; -inf if it has none."""
         return self.scores[:, 0]
 
     def kept(self, threshold: float) -> list[list[tuple[int, int]]]:
-        """The spans that are predicted at a decision threshold, see `kept_spans`."""
+        """Return the spans that are predicted at a decision threshold, see `kept_spans`."""
         return kept_spans(self.starts, self.ends, self.scores, threshold=threshold)
 
     @cached_property
     def overlaps(self) -> list[NDArray[np.bool_]]:
-        """Which predicted span is right by which gold span, [spans, golds] for each pair."""
+        """Whether each predicted span matches each gold span; per pair, [spans, gold spans]."""
         return [
             span_overlaps(
                 text, [span for span in zip(starts, ends, strict=True) if span[0] >= 0], gold
@@ -120,10 +125,15 @@ class SpanPredictions:
 def kept_spans(
     starts: Ints, ends: Ints, scores: Floats, *, threshold: float
 ) -> list[list[tuple[int, int]]]:
-    """Spans that win over no evidence by `threshold` (a `null_score_diff_threshold`), best first.
+    """Return each pair's spans that are predicted at a decision threshold, best first.
 
-    From [pairs, spans] each. A span's null score difference is minus its score; it is kept if that is at
-    most `threshold`.
+    A span is kept if its null score difference, which is minus its score, is at most `threshold`.
+
+    Args:
+        starts: first code points, [pairs, spans].
+        ends: code points after the last, [pairs, spans].
+        scores: falling, [pairs, spans].
+        threshold: SQuAD's `null_score_diff_threshold`.
     """
     counts = (-scores <= threshold).sum(axis=1)
     return [
@@ -135,7 +145,12 @@ def kept_spans(
 def span_metrics(
     predictions: SpanPredictions, *, criteria: Sequence[str], threshold: float
 ) -> Metrics:
-    """All figures at a decision threshold; `per_criterion/<id>/<figure>` besides the means.
+    """Return all metrics, by the rules in this module's docstring, and `per_criterion/<id>/<metric>`.
+
+    Args:
+        predictions: gold and predicted spans of one split.
+        criteria: every criterion, including those without pairs.
+        threshold: decision threshold, as in `kept_spans`.
 
     Raises:
         ValueError: a pair's criterion is not in `criteria`.
@@ -146,8 +161,8 @@ def span_metrics(
     index = criterion_index(_detection(predictions), criteria)
     counts = np.zeros((len(criteria), 1, _N_COUNTS))
     np.add.at(counts[:, 0], index, _pair_counts(predictions, threshold))
-    by_criterion = _figures(counts)
-    figures: dict[str, Figure] = {
+    by_criterion = _metrics(counts)
+    metrics: dict[str, ValueOrReason] = {
         "evidence_n_pairs": len(predictions.texts),
         "n_answerable": int(counts[:, 0, _N_ANSWERABLE].sum()),
         "n_gold_spans": int(counts[:, 0, _GOLD].sum()),
@@ -160,23 +175,23 @@ def span_metrics(
     for name, values in by_criterion.items():
         if name.endswith("_precision"):
             values = np.where(np.isnan(values) & has_gold, 0.0, values)
-        figures[name] = _figure(name, macro(values)[0], pooled[0, 0])
-    figures[_AVERAGE_PRECISION] = _taken(detection, "average_precision_macro")
-    for name, values in _figures(pooled).items():
+        metrics[name] = _value_or_reason(name, macro(values)[0], pooled[0, 0])
+    metrics[_AVERAGE_PRECISION] = _lookup(detection, "average_precision_macro")
+    for name, values in _metrics(pooled).items():
         if "iou" in name or "set_token" in name or "detection" in name:
-            figures[f"{name}_micro"] = _figure(name, values[0, 0], pooled[0, 0])
+            metrics[f"{name}_micro"] = _value_or_reason(name, values[0, 0], pooled[0, 0])
     for position, criterion in enumerate(criteria):
-        own: dict[str, Figure] = {
+        own: dict[str, ValueOrReason] = {
             "evidence_n_pairs": int(counts[position, 0, _N]),
             "n_answerable": int(counts[position, 0, _N_ANSWERABLE]),
             **{
-                name: _figure(name, values[position, 0], counts[position, 0])
+                name: _value_or_reason(name, values[position, 0], counts[position, 0])
                 for name, values in by_criterion.items()
             },
-            _AVERAGE_PRECISION: _taken(detection, f"per_criterion/{criterion}/average_precision"),
+            _AVERAGE_PRECISION: _lookup(detection, f"per_criterion/{criterion}/average_precision"),
         }
-        figures |= {f"per_criterion/{criterion}/{name}": value for name, value in own.items()}
-    return metrics_of(figures)
+        metrics |= {f"per_criterion/{criterion}/{name}": value for name, value in own.items()}
+    return metrics_of(metrics)
 
 
 def span_intervals(
@@ -188,7 +203,7 @@ def span_intervals(
     seed: int,
     confidence: float = 0.95,
 ) -> Metrics:
-    """Percentile bootstrap intervals over posts, by the rules of `bootstrap_intervals`.
+    """Return percentile bootstrap intervals over posts, by the rules of `bootstrap_intervals`.
 
     Returns:
         `<key>_ci_low` and `<key>_ci_high` for BOOTSTRAPPED and the detection's average precision.
@@ -206,8 +221,8 @@ def span_intervals(
     )
     whole = np.ones((len(ids), 1), dtype=draws.dtype)
     resampled = np.concatenate([whole, draws], axis=1).astype(float)
-    figures = _figures(np.einsum("cgk,gr->crk", by_group, resampled, optimize=True))
-    samples = {key: macro(figures[key])[1:] for key in BOOTSTRAPPED}
+    metrics = _metrics(np.einsum("cgk,gr->crk", by_group, resampled, optimize=True))
+    samples = {key: macro(metrics[key])[1:] for key in BOOTSTRAPPED}
     intervals = percentile_intervals(samples, confidence=confidence)
     ranking = bootstrap_intervals(
         _detection(predictions),
@@ -218,19 +233,19 @@ def span_intervals(
         confidence=confidence,
     )
     average_precision = {
-        f"{_AVERAGE_PRECISION}_ci_{end}": _taken(ranking, f"average_precision_macro_ci_{end}")
+        f"{_AVERAGE_PRECISION}_ci_{end}": _lookup(ranking, f"average_precision_macro_ci_{end}")
         for end in ("low", "high")
     }
-    figure = {key: intervals.undefined.get(key, value) for key, value in intervals.values.items()}
-    return metrics_of({**figure, **average_precision})  # type: ignore[dict-item]
+    own = {key: _lookup(intervals, key) for key in intervals.values}
+    return metrics_of({**own, **average_precision})
 
 
 def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str]) -> float:
-    """The `null_score_diff_threshold` that maximises `evidence_iou_f1`.
+    """Return the `null_score_diff_threshold` that maximises `evidence_iou_f1`.
 
     Candidates are the midpoints between neighbouring distinct scores, one that keeps every span, one
-    that keeps none, and 0; of equally good ones the nearest to 0 wins, then the smaller. Without any
-    gold span it is 0.
+    that keeps none, and 0. Of equally good candidates the nearest to 0 is taken, then the smaller.
+    Without gold spans the threshold is 0.
     """
     index = criterion_index(_detection(predictions), criteria)
     span_scores = [row[np.isfinite(row)] for row in predictions.scores]
@@ -248,7 +263,7 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
     ):
         predicted[criterion] += scores.tolist()
         right[criterion] += scores[overlaps.any(axis=1)].tolist()
-        # A gold span is found as soon as the best of the spans that fit it is kept.
+        # A gold span is found if the best of the spans that match it is kept.
         found[criterion] += [max(scores[fits]) for fits in overlaps.T if fits.any()]
         n_gold[criterion] += overlaps.shape[1]
 
@@ -264,13 +279,13 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
     return float(min(thresholds, key=lambda value: (abs(value), value)))
 
 
-# The counts of a pair; all figures are ratios of their sums.
+# The counts of a pair; all metrics are ratios of their sums.
 (
     _N,
     _N_ANSWERABLE,
     _EXACT,
     _F1,
-    _RIGHTLY_NONE,
+    _CORRECT_NONE,
     _PREDICTED,
     _RIGHT,
     _GOLD,
@@ -289,7 +304,7 @@ _N_COUNTS = 18
 
 
 def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
-    """[pairs, counts]."""
+    """Return the counts of each pair, [pairs, counts]."""
     counts = np.zeros((len(predictions.texts), _N_COUNTS))
     for row, text, gold, kept, overlaps in zip(
         counts,
@@ -301,7 +316,7 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
     ):
         answerable = bool(gold)
         row[_N], row[_N_ANSWERABLE] = 1, answerable
-        row[_RIGHTLY_NONE] = not gold and not kept
+        row[_CORRECT_NONE] = not gold and not kept
         if gold and kept:
             answer, golds = text[slice(*kept[0])], [text[start:end] for start, end in gold]
             row[_EXACT], row[_F1] = exact_match(answer, golds), token_f1(answer, golds)
@@ -313,61 +328,61 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
         row[_MISSED] = answerable and not kept
         if gold or kept:
             words = _words(text)
-            row[_WORDS_BOTH : _WORDS_GOLD + 1] = _shared(
-                _union([_touched(words, span) for span in kept], len(words)),
-                _union([_touched(words, span) for span in gold], len(words)),
+            row[_WORDS_BOTH : _WORDS_GOLD + 1] = _overlap_counts(
+                _union([_words_in(words, span) for span in kept], len(words)),
+                _union([_words_in(words, span) for span in gold], len(words)),
             )
-            row[_CHARS_BOTH : _CHARS_GOLD + 1] = _shared(
-                _union([_covered(len(text), span) for span in kept], len(text)),
-                _union([_covered(len(text), span) for span in gold], len(text)),
+            row[_CHARS_BOTH : _CHARS_GOLD + 1] = _overlap_counts(
+                _union([_code_points_in(len(text), span) for span in kept], len(text)),
+                _union([_code_points_in(len(text), span) for span in gold], len(text)),
             )
     return counts
 
 
-def _figures(counts: Floats) -> dict[str, Floats]:
-    """From [criteria, resamples, counts] to [criteria, resamples] each, NaN where undefined."""
+def _metrics(counts: Floats) -> dict[str, Floats]:
+    """Return metrics, [criteria, resamples], from [criteria, resamples, counts]; NaN if undefined."""
     c = np.moveaxis(counts, -1, 0)
-    figures: dict[str, Floats] = {}
-    for name, of_answers in (("evidence_exact_match", _EXACT), ("evidence_token_f1", _F1)):
-        figures |= {
-            name: divide(c[of_answers] + c[_RIGHTLY_NONE], c[_N]),
-            f"answerable/{name}": divide(c[of_answers], c[_N_ANSWERABLE]),
-            f"unanswerable/{name}": divide(c[_RIGHTLY_NONE], c[_N] - c[_N_ANSWERABLE]),
+    metrics: dict[str, Floats] = {}
+    for name, score in (("evidence_exact_match", _EXACT), ("evidence_token_f1", _F1)):
+        metrics |= {
+            name: divide(c[score] + c[_CORRECT_NONE], c[_N]),
+            f"answerable/{name}": divide(c[score], c[_N_ANSWERABLE]),
+            f"unanswerable/{name}": divide(c[_CORRECT_NONE], c[_N] - c[_N_ANSWERABLE]),
         }
+    # `found` is given even where it equals `right`, so that all span F1s are computed alike.
     for name, right, predicted, found, gold in (
         ("iou", _RIGHT, _PREDICTED, _FOUND, _GOLD),
         ("set_token", _WORDS_BOTH, _WORDS_PREDICTED, _WORDS_BOTH, _WORDS_GOLD),
         ("char", _CHARS_BOTH, _CHARS_PREDICTED, _CHARS_BOTH, _CHARS_GOLD),
     ):
-        figures |= {
-            f"evidence_{name}_precision": _where(c[gold] > 0, divide(c[right], c[predicted])),
+        metrics |= {
+            f"evidence_{name}_precision": np.where(
+                c[gold] > 0, divide(c[right], c[predicted]), np.nan
+            ),
             f"evidence_{name}_recall": divide(c[found], c[gold]),
             f"evidence_{name}_f1": f1_score(c[right], c[predicted], c[gold], found=c[found]),
         }
-    alarms = c[_DETECTED] + c[_FALSE_ALARM]
+    detections = c[_DETECTED] + c[_FALSE_ALARM]
     return {
-        **figures,
-        "evidence_detection_precision": _where(c[_N_ANSWERABLE] > 0, divide(c[_DETECTED], alarms)),
+        **metrics,
+        "evidence_detection_precision": np.where(
+            c[_N_ANSWERABLE] > 0, divide(c[_DETECTED], detections), np.nan
+        ),
         "evidence_detection_recall": divide(c[_DETECTED], c[_N_ANSWERABLE]),
         "evidence_detection_f1": f1_score(
-            c[_DETECTED], alarms, c[_N_ANSWERABLE], found=c[_DETECTED]
+            c[_DETECTED], detections, c[_N_ANSWERABLE], found=c[_DETECTED]
         ),
     }
 
 
-def _where(defined: NDArray[np.bool_], values: Floats) -> Floats:
-    kept: Floats = np.where(defined, values, np.nan)
-    return kept
-
-
 def span_overlaps(text: str, predicted: Spans, gold: Spans) -> NDArray[np.bool_]:
-    """Which predicted span is right by which gold span, `[predicted, gold]`: word IOU of 0.5 or more."""
+    """Return whether each predicted span matches each gold span (word IOU >= 0.5), [predicted, gold]."""
     overlaps = np.zeros((len(predicted), len(gold)), dtype=bool)
     if overlaps.size:
         words = _words(text)
-        golds = [_touched(words, span) for span in gold]
+        golds = [_words_in(words, span) for span in gold]
         for row, span in zip(overlaps, predicted, strict=True):
-            own = _touched(words, span)
+            own = _words_in(words, span)
             row[:] = [_iou(own, other) >= IOU_THRESHOLD for other in golds]
     return overlaps
 
@@ -377,7 +392,7 @@ def _iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float((one & other).sum() / union) if union else 0.0
 
 
-def _shared(predicted: NDArray[np.bool_], gold: NDArray[np.bool_]) -> tuple[int, int, int]:
+def _overlap_counts(predicted: NDArray[np.bool_], gold: NDArray[np.bool_]) -> tuple[int, int, int]:
     return int((predicted & gold).sum()), int(predicted.sum()), int(gold.sum())
 
 
@@ -390,19 +405,22 @@ def _words(text: str) -> Ints:
     return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
 
 
-def _touched(words: Ints, span: tuple[int, int]) -> NDArray[np.bool_]:
-    touched: NDArray[np.bool_] = (words[:, 0] < span[1]) & (words[:, 1] > span[0])
-    return touched
+def _words_in(words: Ints, span: tuple[int, int]) -> NDArray[np.bool_]:
+    inside: NDArray[np.bool_] = (words[:, 0] < span[1]) & (words[:, 1] > span[0])
+    return inside
 
 
-def _covered(size: int, span: tuple[int, int]) -> NDArray[np.bool_]:
-    covered = np.zeros(size, dtype=bool)
-    covered[slice(*span)] = True
-    return covered
+def _code_points_in(size: int, span: tuple[int, int]) -> NDArray[np.bool_]:
+    inside = np.zeros(size, dtype=bool)
+    inside[slice(*span)] = True
+    return inside
 
 
 def _detection(predictions: SpanPredictions) -> PairPredictions:
-    """Evidence or none, ranked by the best span: equal scores share a rank, no span has rank 0."""
+    """Return labels "has evidence", with the scaled rank of each best span as the probability.
+
+    Ranks are scaled to [0, 1]. Equal scores share a rank. Pairs without a span have rank 0.
+    """
     distinct, ranks = np.unique(predictions.best_scores, return_inverse=True)
     return PairPredictions(
         labels=np.array([int(bool(gold)) for gold in predictions.gold], dtype=np.int64),
@@ -412,8 +430,8 @@ def _detection(predictions: SpanPredictions) -> PairPredictions:
     )
 
 
-def _figure(name: str, value: float, counts: Floats) -> Figure:
-    """The value, or why it is undefined for pairs with these summed counts."""
+def _value_or_reason(name: str, value: float, counts: Floats) -> ValueOrReason:
+    """Return the value, or the reason why it is undefined for pairs with these summed counts."""
     if not np.isnan(value):
         return float(value)
     if not counts[_N]:
@@ -423,6 +441,6 @@ def _figure(name: str, value: float, counts: Floats) -> Figure:
     return "nothing predicted" if counts[_GOLD] else "no pair with evidence"
 
 
-def _taken(metrics: Metrics, key: str) -> Figure:
+def _lookup(metrics: Metrics, key: str) -> ValueOrReason:
     value = metrics.values[key]
     return metrics.undefined[key] if value is None else value

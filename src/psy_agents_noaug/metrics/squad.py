@@ -1,4 +1,4 @@
-"""SQuAD's comparison of two answers (Rajpurkar et al. 2016, 2018), as its official script does it."""
+"""SQuAD's comparison of two answers (Rajpurkar et al. 2016, 2018), as in its official script."""
 
 import re
 import string
@@ -12,20 +12,21 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalize_answer(text: str) -> str:
-    """Lower-case, and leave out ASCII punctuation, English articles and extra white space."""
+    """Lower-case, and remove ASCII punctuation, English articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, golds: Sequence[str]) -> float:
-    """1.0 if the normalised prediction equals a normalised gold answer, else 0.0.
+    """Return 1.0 if the normalised prediction equals a normalised gold answer, else 0.0.
 
-    No answer is the empty string; without golds, or where all normalise to nothing, the gold is none.
+    The empty string means "no answer". It is the gold answer if `golds` is empty, or if all of them
+    normalise to nothing.
     """
     return max(float(normalize_answer(prediction) == gold) for gold in _normalized(golds))
 
 
 def token_f1(prediction: str, golds: Sequence[str]) -> float:
-    """F1 of the bags of normalised words, the best over the golds; no answer as in `exact_match`."""
+    """Return the F1 of two bags of normalised words, the best over `golds`; "" as in `exact_match`."""
     words = normalize_answer(prediction).split()
     return max(_f1(words, gold.split()) for gold in _normalized(golds))
 

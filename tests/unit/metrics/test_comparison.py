@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from psy_agents_noaug.metrics.comparison import comparable_figures, compare
+from psy_agents_noaug.metrics.comparison import comparable_metrics, compare
 
 
 def line(post, criterion, *, label=0, decision=0, evidence=None, gold=()):
@@ -124,8 +124,8 @@ def test_pairs_of_unknown_evidence_do_not_count():
 
 
 def test_figures_are_those_that_the_lines_have():
-    assert comparable_figures(line("p", "A.1")) == ["f1_macro"]
-    assert comparable_figures(line("p", "A.1", evidence=[])) == [
+    assert comparable_metrics(line("p", "A.1")) == ["f1_macro"]
+    assert comparable_metrics(line("p", "A.1", evidence=[])) == [
         "f1_macro",
         "evidence_iou_f1",
         "joint_score",

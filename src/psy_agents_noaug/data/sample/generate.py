@@ -1,8 +1,8 @@
 """Compose the bundled synthetic corpus from the hand-written sentence bank.
 
 Run as ``python -m psy_agents_noaug.data.sample.generate [--out DIR] [--seed N]``. The bank is
-divided among the splits before any post is composed, so no sentence is in two splits. The same
-seed gives byte-identical files.
+split into train, val and test before any post is composed, so no sentence is in two splits. The
+same seed gives byte-identical files.
 """
 
 import argparse
@@ -55,7 +55,7 @@ class Sentence:
 
 @dataclass
 class Post:
-    """A composed post: its sentences in order, and the rest needed to write it."""
+    """A composed post."""
 
     split: str
     sentences: list[Sentence]
@@ -63,23 +63,23 @@ class Post:
     special: int | None = None  # index of the sentence annotated SPECIAL_CASE
 
 
-class Deck:
-    """Deals sentences so that every one is used before any is used again."""
+class Sampler:
+    """Draws sentences at random, each of them once before any is drawn again."""
 
-    def __init__(self, cards: Iterable[Sentence], rng: random.Random) -> None:
-        self._cards, self._rng = list(cards), rng
-        self._left: list[Sentence] = []
+    def __init__(self, sentences: Iterable[Sentence], rng: random.Random) -> None:
+        self._sentences, self._rng = list(sentences), rng
+        self._remaining: list[Sentence] = []
 
-    def deal(self, held: Sequence[Sentence]) -> Sentence | None:
-        """The next sentence that is not in ``held``, or None where all of them are."""
-        if all(card in held for card in self._cards):
+    def draw(self, used: Sequence[Sentence]) -> Sentence | None:
+        """Return the next sentence that is not in ``used``, or None if all are."""
+        if all(sentence in used for sentence in self._sentences):
             return None
-        # What is held now may be all that is left, so a second deck goes under the first.
-        while all(card in held for card in self._left):
-            self._left += self._rng.sample(self._cards, len(self._cards))
-        card = next(card for card in self._left if card not in held)
-        self._left.remove(card)
-        return card
+        # All remaining sentences may be in ``used``; then the next round is appended early.
+        while all(sentence in used for sentence in self._remaining):
+            self._remaining += self._rng.sample(self._sentences, len(self._sentences))
+        drawn = next(sentence for sentence in self._remaining if sentence not in used)
+        self._remaining.remove(drawn)
+        return drawn
 
 
 def read_bank(path: Path = BANK_FILE) -> list[Sentence]:
@@ -92,7 +92,7 @@ def read_bank(path: Path = BANK_FILE) -> list[Sentence]:
 
 
 def divide_bank(bank: Iterable[Sentence], rng: random.Random) -> dict[str, list[Sentence]]:
-    """Divide the bank among the splits, stratified by criterion, kind and theme."""
+    """Split the bank, stratified by criterion, kind and theme."""
     strata: dict[tuple[str, str, str], list[Sentence]] = defaultdict(list)
     for s in bank:
         strata[s.criterion, s.kind, s.theme].append(s)
@@ -110,36 +110,36 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
     """Compose the posts of one split from its part of the bank."""
     positives = [s for s in part if s.kind == "positive"]
     negatives = [s for s in part if s.kind not in ("positive", "neutral")]
-    positive = {c: Deck((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
-    negative = {c: Deck((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
+    positive = {c: Sampler((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
+    negative = {c: Sampler((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
     neutral = [s for s in part if s.kind == "neutral"]
     themes = sorted({s.theme for s in neutral})
-    by_theme = {t: Deck((s for s in neutral if s.theme == t), rng) for t in themes}
-    any_theme = Deck(neutral, rng)  # never runs out: a split has more than a post can hold
+    by_theme = {t: Sampler((s for s in neutral if s.theme == t), rng) for t in themes}
+    any_theme = Sampler(neutral, rng)  # never None: a split has more sentences than a post holds
 
     posts, stated = [], Counter[str]()
     plan = [n for n, posts_with_n in enumerate(SPLIT_PLANS[split]) for _ in range(posts_with_n)]
     rng.shuffle(plan)
     for n_positive in plan:
-        # The least used criteria first keeps the criteria balanced within the split.
+        # Taking the least used criteria first balances the criteria within the split.
         ranked = sorted(SYMPTOMS, key=lambda c: (stated[c], rng.random()))
         criteria, others = ranked[:n_positive], ranked[n_positive:]
         stated.update(criteria)
-        decks = [positive[c] for c in criteria]
-        # A second sentence every other time: enough for each split to use all of its positives.
-        decks += [positive[c] for c in criteria if stated[c] % 2]
+        samplers = [positive[c] for c in criteria]
+        # A criterion gets a second sentence every other time, so that a split uses all positives.
+        samplers += [positive[c] for c in criteria if stated[c] % 2]
         n_negative = rng.choices((0, 1, 2), NEGATIVE_WEIGHTS)[0]
-        decks += [negative[c] for c in rng.sample(others, n_negative)]
+        samplers += [negative[c] for c in rng.sample(others, n_negative)]
         sentences: list[Sentence] = []
-        for deck in decks:
-            sentences += filter(None, [deck.deal(sentences)])
+        for sampler in samplers:
+            sentences += filter(None, [sampler.draw(sentences)])
         spread = (MAX_SENTENCES - MIN_SENTENCES + 1) * rng.random() ** LENGTH_SKEW
         length = max(MIN_SENTENCES + int(spread), len(sentences) + 1)
         favourites = rng.sample(themes, rng.choice((1, 2)))
         while len(sentences) < length:
             favour = rng.random() < FAVOURITE_THEME_RATE
-            deck = by_theme[rng.choice(favourites)] if favour else any_theme
-            sentences += filter(None, [deck.deal(sentences) or any_theme.deal(sentences)])
+            sampler = by_theme[rng.choice(favourites)] if favour else any_theme
+            sentences += filter(None, [sampler.draw(sentences) or any_theme.draw(sentences)])
         rng.shuffle(sentences)
         breaks: set[int] = set()
         if rng.random() < PARAGRAPHED_POST_RATE:
@@ -150,7 +150,7 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
 
 
 def compose(seed: int = DEFAULT_SEED) -> list[Post]:
-    """Compose the corpus; a post's place in the list, which becomes its id, is random."""
+    """Compose the corpus. Posts are in random order; the order determines their ids."""
     rng = random.Random(seed)
     parts = divide_bank(read_bank(), rng)
     posts = [post for split in SPLIT_PLANS for post in compose_split(split, parts[split], rng)]
@@ -161,7 +161,7 @@ def compose(seed: int = DEFAULT_SEED) -> list[Post]:
 
 
 def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
-    """Write the three files of the corpus into ``out``; returns the number of posts."""
+    """Write the three files of the corpus to ``out``. Return the number of posts."""
     texts: list[Sequence[object]] = [("post_id", "text")]
     annotations: list[Sequence[object]] = [ANNOTATION_COLUMNS.split(",")]
     splits: dict[str, list[str]] = {split: [] for split in SPLIT_PLANS}
@@ -188,7 +188,7 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
 
 
 def main() -> None:
-    """Command line: write the corpus and say where."""
+    """Write the corpus from the command line."""
     parser = argparse.ArgumentParser(description="Compose the bundled synthetic corpus.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
