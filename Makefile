@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all lint format
+.PHONY: help setup demo test test-all wheel-test lint format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[offline,dev]'
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
 	touch $@
 
 demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minutes on two cores)
@@ -28,6 +28,9 @@ test: setup ## run the tests, without the slow ones
 
 test-all: setup ## run all tests
 	$(RUN) -m pytest
+
+wheel-test: setup ## build the wheel, install it beside no checkout, train in an empty folder
+	$(RUN) -m pytest tests/e2e/test_wheel.py
 
 lint: setup ## check style, formatting and types
 	$(RUN) -m ruff check .

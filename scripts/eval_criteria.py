@@ -2,7 +2,7 @@
 
 import sys
 
-from psy_agents_noaug.cli import run_evaluate
+from psy_agents_noaug.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_evaluate("criteria", sys.argv[1:]))
+    sys.exit(main(["eval", "task=criteria", *sys.argv[1:]]))

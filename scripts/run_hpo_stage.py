@@ -2,7 +2,7 @@
 
 import sys
 
-from psy_agents_noaug.cli import run_hpo
+from psy_agents_noaug.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_hpo(sys.argv[1:]))
+    sys.exit(main(["tune", *sys.argv[1:]]))

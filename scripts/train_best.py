@@ -2,7 +2,7 @@
 
 import sys
 
-from psy_agents_noaug.cli import run_train_best
+from psy_agents_noaug.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_train_best(sys.argv[1:]))
+    sys.exit(main(["train-best", *sys.argv[1:]]))

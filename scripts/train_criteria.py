@@ -2,7 +2,7 @@
 
 import sys
 
-from psy_agents_noaug.cli import run_train
+from psy_agents_noaug.cli import main
 
 if __name__ == "__main__":
-    sys.exit(run_train("criteria", sys.argv[1:]))
+    sys.exit(main(["train", "task=criteria", *sys.argv[1:]]))

@@ -3,9 +3,12 @@
 import csv
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -143,6 +146,12 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def paraphrased_corpus() -> Path:
+    """A made-up folder in ReDSM5's layout whose evidence, as in the public one, is paraphrased."""
+    return REPOSITORY / "tests" / "data" / "paraphrased"
+
+
+@pytest.fixture(scope="session")
 def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[str]]:
     """Return a function from output_dir and task to the command line of a run that takes a second."""
     return lambda output_dir, task="criteria": [
@@ -172,6 +181,50 @@ def task_name() -> str:
 def overrides(overrides_for: Callable[..., list[str]], tmp_path: Path, task_name: str) -> list[str]:
     """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
     return overrides_for(tmp_path / "outputs", task_name)
+
+
+class ScriptProcess:
+    """One of `scripts/` in a process of its own, forked by `context`; see `start_script`."""
+
+    _PROGRAM = """
+import os, runpy, sys
+for number, path in enumerate(outputs, start=1):
+    os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
+sys.argv = command
+runpy.run_path(command[0], run_name="__main__")
+"""
+
+    def __init__(self, context: ForkServerContext, outputs: Path, *command: str) -> None:
+        self._command = [str(REPOSITORY / "scripts" / command[0]), *command[1:]]
+        self._outputs = [outputs / "out", outputs / "err"]
+        names = {"command": self._command, "outputs": self._outputs}
+        self._process = context.Process(target=exec, args=(self._PROGRAM, names))
+        self._process.start()
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self._process.pid, number)
+
+    def wait(self) -> subprocess.CompletedProcess[str]:
+        self._process.join(200)
+        texts = [path.read_text() for path in self._outputs]
+        return subprocess.CompletedProcess(self._command, self._process.exitcode, *texts)
+
+
+@pytest.fixture(scope="session")
+def start_script(
+    own_caches: None, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., ScriptProcess]:
+    """Return a function from a script's name and arguments to the process that runs it.
+
+    Imports take most of a short run's time. Here they are made once, by the process that others are
+    forked from; it is not this one, so nothing that a test left behind is inherited.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["psy_agents_noaug.run.train", "mlflow", "pytest"])
+    return lambda *command: ScriptProcess(context, tmp_path_factory.mktemp("script"), *command)
 
 
 @pytest.fixture

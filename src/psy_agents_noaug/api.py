@@ -14,8 +14,6 @@ from psy_agents_noaug.config.loading import (
     load_train_config,
     to_overrides,
 )
-from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.tasks.registry import task_names
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
@@ -24,14 +22,14 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 def train(
-    overrides: Overrides = (), *, task: str | None = None, verbose: bool = True
+    overrides: Overrides = (), *, task: str = "criteria", verbose: bool = True
 ) -> "RunResult":
     """Train a model, keep the best checkpoint by val, and report it on val.
 
     Args:
         overrides: settings as a mapping, nested or with dotted keys (`{"training.epochs": 3}`), or as
             the command line has them (`["training.epochs=3"]`).
-        task: its name, if `overrides` do not hold one.
+        task: its name, where `overrides` do not choose one.
         verbose: show what happens, and the progress, on standard error.
 
     Returns:
@@ -43,12 +41,7 @@ def train(
         Interrupted: stopped by a signal, state saved; `resume=auto` goes on.
     """
     arguments = _arguments(overrides)
-    task = _task(arguments, task)
-    if task is None:
-        raise ConfigError(
-            f"Say which task to train: train(..., task=NAME), one of {', '.join(task_names())}."
-        )
-    config = load_train_config(task, arguments)
+    config = load_train_config(_task(arguments) or task, arguments)
     # Imported late: torch takes seconds, and a wrong key should be told at once.
     from psy_agents_noaug.run.train import train as train_config
 
@@ -85,7 +78,7 @@ def evaluate(
         *_arguments(overrides),
         *to_overrides({"checkpoint": str(path), "split": split}),
     ]
-    task = _task(arguments, None) or checkpoint_task(path)
+    task = _task(arguments) or checkpoint_task(path)
     evaluation, explicit = load_evaluate_config(task, arguments)
     with _logging(verbose):
         return evaluate_config(evaluation, task_name=task, explicit=explicit)
@@ -99,9 +92,9 @@ def _arguments(overrides: Overrides) -> list[str]:
     return to_overrides({k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
 
 
-def _task(arguments: list[str], task: str | None) -> str | None:
-    """Take the choice of the task out of the arguments, or return `task`."""
-    chosen = given(arguments).get("task", task)
+def _task(arguments: list[str]) -> str | None:
+    """Take the choice of the task out of the arguments, and return it."""
+    chosen = given(arguments).get("task")
     arguments[:] = [item for item in arguments if not item.startswith("task=")]
     return None if chosen is None else str(chosen)
 

@@ -1,10 +1,11 @@
-"""The errors a user can cause and mend; entry points print them without a traceback (exit 2)."""
+"""Errors that a user can cause and fix; the command line prints them without a traceback (exit 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 
 
 class PsyAgentsError(Exception):
-    """Base of every error whose message is written for the user."""
+    """Base class of every error whose message is written for the user."""
 
 
 class ConfigError(PsyAgentsError):
@@ -12,11 +13,11 @@ class ConfigError(PsyAgentsError):
 
 
 class OutOfMemoryError(ConfigError):
-    """Not even the smallest piece of work fits in memory."""
+    """Memory ran out, and batches cannot be made smaller."""
 
 
 class RunInUseError(ConfigError):
-    """Another process trains in the run's directory."""
+    """Another process is training in the run's directory."""
 
 
 class DataError(PsyAgentsError):
@@ -24,21 +25,26 @@ class DataError(PsyAgentsError):
 
 
 class CheckpointError(PsyAgentsError):
-    """A checkpoint is damaged, unsafe, or does not fit what it is used for."""
+    """A checkpoint is damaged, unsafe, or does not match the task, the data or the settings."""
 
 
 class NonFiniteError(PsyAgentsError):
-    """A loss or gradient became NaN or infinite; names the examples of the step."""
+    """A loss, a gradient or a predicted score is NaN or infinite."""
 
 
 class StoppedError(Exception):
-    """Who watches a training wants no more of it; nothing is wrong."""
+    """Raised by a callback to end training early; nothing is wrong."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the run to stop, and its state is saved.
+    """A signal stopped the run, and its state is saved.
 
-    Derives from `BaseException`, as `KeyboardInterrupt` does: nobody should catch it by accident.
+    Derives from `BaseException`, as `KeyboardInterrupt` does, so that `except Exception` does not catch
+    it by accident.
+
+    Args:
+        message: for the user.
+        exit_code: of the process: 128 + the number of the signal.
     """
 
     def __init__(self, message: str, *, exit_code: int) -> None:
@@ -47,5 +53,24 @@ class Interrupted(BaseException):
 
 
 def faults_message(headline: str, faults: Sequence[str]) -> str:
-    """One message for all faults: the headline, then a line each."""
+    """Return one message for all faults: the headline, then one line per fault."""
     return "\n".join([headline, *(f"  - {fault}" for fault in faults)])
+
+
+def not_one_of(key: str, choices: Sequence[str], value: object) -> str:
+    """The sentence that refuses a value which is none of the choices."""
+    meant = did_you_mean(similar_names(str(value), choices))
+    return f"`{key}` must be one of {', '.join(choices)}, but is {value} instead{meant or '.'}"
+
+
+def did_you_mean(candidates: Sequence[str]) -> str:
+    """The end of a sentence about an unknown name: what was probably meant, or nothing."""
+    if not candidates:
+        return ""
+    *others, last = [f"`{candidate}`" for candidate in candidates]
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
+
+
+def similar_names(name: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known names that an unknown one may be a slip of, the likeliest first."""
+    return get_close_matches(name, list(known), cutoff=0.7)

@@ -7,20 +7,18 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.training.checkpoint import _TAIL, Checkpoint, save_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
 POSTS, ANNOTATIONS = "redsm5_posts.csv", "redsm5_annotations.csv"
 Refusal = Callable[..., str]
 Corpus = Callable[..., Path]
@@ -43,7 +41,7 @@ def refusal_of_training(
     """Return a function from further overrides to the message with which training is refused."""
 
     def refusal(*more: str) -> str:
-        assert run_train("criteria", [*overrides, *more]) == 2
+        assert main(["train", "task=criteria", *overrides, *more]) == 2
         return _only_message(capfd)
 
     return refusal
@@ -54,7 +52,7 @@ def refusal_of_evaluation(own_logging: None, capfd: pytest.CaptureFixture[str]) 
     """Return a function from arguments to the message with which evaluating is refused."""
 
     def refusal(*arguments: str) -> str:
-        assert run_evaluate("criteria", list(arguments)) == 2
+        assert main(["eval", "task=criteria", *arguments]) == 2
         return _only_message(capfd)
 
     return refusal
@@ -153,7 +151,7 @@ def test_a_setting_that_cannot_be_is_refused_by_name(
 def test_a_data_folder_must_be_given_for_redsm5(
     own_logging: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_train("criteria", ["data=redsm5", "tracking=none"]) == 2
+    assert main(["train", "task=criteria", "data=redsm5", "tracking=none"]) == 2
     assert "`data.dir` must be given: data.dir=..." in _only_message(capfd)
 
 
@@ -186,7 +184,7 @@ def test_a_refused_run_does_not_keep_its_name(
     overrides: list[str], refusal_of_training: Refusal, wrong: str
 ) -> None:
     refusal_of_training("run_name=again", wrong)
-    assert run_train("criteria", [*overrides, "run_name=again"]) == 0
+    assert main(["train", "task=criteria", *overrides, "run_name=again"]) == 0
 
 
 def test_a_tracking_store_that_cannot_be_reached_is_refused(
@@ -194,32 +192,17 @@ def test_a_tracking_store_that_cannot_be_reached_is_refused(
 ) -> None:
     tracked = [item for item in overrides if item != "tracking=none"]
     uri = "sqlite:////dev/null/mlflow.db"
-    assert run_train("criteria", [*tracked, f"tracking.uri={uri}"]) == 2
+    assert main(["train", "task=criteria", *tracked, f"tracking.uri={uri}"]) == 2
     assert "`tracking.uri` must be an MLflow store that can be reached" in _only_message(capfd)
 
 
 def test_a_model_name_that_cannot_be_reached_is_told_without_a_traceback(
-    overrides: list[str],
+    refusal_of_training: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(REPOSITORY / "scripts" / "train_criteria.py"),
-            *overrides,
-            "model.pretrained_model=nobody/no-such-encoder",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    assert (
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    told = refusal_of_training("model.pretrained_model=nobody/no-such-encoder")
+    assert told.startswith(
         "ConfigError: `model.pretrained_model` 'nobody/no-such-encoder' cannot be loaded"
-        in done.stderr
     )
 
 

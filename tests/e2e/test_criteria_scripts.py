@@ -3,26 +3,28 @@
 import csv
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
 REPOSITORY = Path(__file__).parents[2]
-PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
 TRACKED = ("tracking=mlflow", "tracking.system_metrics=false")
 FILES = {
     ".lock",
@@ -49,19 +51,20 @@ PREDICTION_KEYS = {
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 
-def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "scripts" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-
-
 @pytest.fixture(scope="module")
 def trained(
     overrides_for: Callable[[Path], list[str]], tmp_path_factory: pytest.TempPathFactory
 ) -> subprocess.CompletedProcess[str]:
     """One tracked training by the script; what it wrote is in `output_dir`."""
     output_dir = tmp_path_factory.getbasetemp() / "scripts"
-    done = run_script(
-        "train_criteria.py", *overrides_for(output_dir), *TRACKED, "run_name=one", "seed=7"
+    script = str(REPOSITORY / "scripts" / "train_criteria.py")
+    command = [sys.executable, script, *overrides_for(output_dir), *TRACKED]
+    done = subprocess.run(
+        [*command, "run_name=one", "seed=7"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -198,25 +201,32 @@ def test_prediction_lines_hold_the_documented_keys_and_a_decision_that_follows(
 
 
 def test_evaluating_val_again_gives_the_figures_of_the_training_to_the_last_bit(
-    run_dir: Path, best: str
+    run_dir: Path, best: str, start_script: Callable[..., Any]
 ) -> None:
     paths = (run_dir / "metrics.json", run_dir / "predictions" / "val.jsonl")
     before = [path.read_bytes() for path in paths]
     for path in paths:
         path.unlink()
-    done = run_script("eval_criteria.py", f"checkpoint={best}", "split=val", "tracking=none")
+    done = start_script(
+        "eval_criteria.py", f"checkpoint={best}", "split=val", "tracking=none"
+    ).wait()
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in paths] == before
     assert read_lines(run_dir / "evaluations.jsonl")[-1]["split"] == "val"
 
 
 def test_evaluation_judges_test_by_default_and_counts_the_looks(
-    run_dir: Path, best: str, output_dir: Path, own_logging: None, capsys: pytest.CaptureFixture
+    run_dir: Path,
+    best: str,
+    output_dir: Path,
+    start_script: Callable[..., Any],
+    own_logging: None,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     record = run_dir / "evaluations.jsonl"
     looks_before = read_lines(record) if record.exists() else []
     before = read_json(run_dir / "metrics.json")
-    done = run_script("eval_criteria.py", f"checkpoint={best}")
+    done = start_script("eval_criteria.py", f"checkpoint={best}").wait()
     assert done.returncode == 0, done.stderr
     assert "look 1 at test" in done.stderr
     after = read_json(run_dir / "metrics.json")
@@ -230,8 +240,8 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert {line["post_id"] for line in lines} == {f"p{number}" for number in range(22, 30)}
     assert all(line.keys() == PREDICTION_KEYS for line in lines)
 
-    assert run_evaluate("criteria", [f"checkpoint={best}", "tracking=none"]) == 0
-    assert "look 2 at test" in capsys.readouterr().err
+    assert main(["eval", "task=criteria", f"checkpoint={best}", "tracking=none"]) == 0
+    assert "This is evaluation 2 of test" in capsys.readouterr().err
     assert read_json(run_dir / "metrics.json") == after
     looks = read_lines(record)[len(looks_before) :]
     assert [look["split"] for look in looks] == ["test", "test"]
@@ -253,7 +263,8 @@ def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
         "from psy_agents_noaug.config.loading import load_train_config\n"
         "from psy_agents_noaug.training.trainer import Trainer\n"
         "def evaluate(trainer, signals):\n"
-        "    print({'sklearn', 'mlflow'} & set(sys.modules), 'at the evaluation')\n"
+        "    late = {'datasets', 'matplotlib', 'mlflow', 'optuna', 'sklearn'}\n"
+        "    print(late & set(sys.modules), 'at the evaluation')\n"
         "    sys.exit()\n"
         "Trainer._evaluate = evaluate\n"
         f"train(load_train_config('criteria', {settings!r}))\n"
@@ -295,7 +306,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
         "model.pooling: mean\ntask:\n  class_weights: [1.0, 2.5]\nseed: 11\n"
     )
     argv = [*overrides, "run_name=best", f"best_config={best_config}", "training.max_steps=1"]
-    assert run_train("criteria", argv) == 0
+    assert main(["train", "task=criteria", *argv]) == 0
     config = yaml.safe_load(
         (tmp_path / "outputs" / "criteria" / "best" / "config.yaml").read_text()
     )
@@ -309,7 +320,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
 
 
 def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
     output_dir = tmp_path / "outputs"
     run_dir = output_dir / "criteria" / "long"
@@ -317,14 +328,15 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
     long = [
         *(item for item in overrides if item != "tracking=none"),
         *TRACKED,
-        "training.epochs=80",
+        "training.epochs=20",
         "training.eval_steps=100000",
         "run_name=long",
         "resume=auto",
     ]
     steps = [0]
     for number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        done = _signalled([*long, "training.save_steps=1"], number, run_dir=run_dir)
+        child = start_script("train_criteria.py", *long, "training.save_steps=1")
+        done = _signalled(child, number, run_dir=run_dir)
         assert done.returncode == exit_code, done.stderr
         assert "the state is saved" in done.stderr
         assert "Traceback" not in done.stderr
@@ -337,7 +349,7 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
         assert not (run_dir / "metrics.json").exists()
     assert steps == sorted(set(steps))
 
-    assert run_train("criteria", long) == 0
+    assert main(["train", "task=criteria", *long]) == 0
     (run,) = tracked_runs(output_dir)
     assert run.info.status == "FINISHED"
     assert read_json(run_dir / "manifest.json")["status"] == "finished"
@@ -346,23 +358,17 @@ def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
 
 
 def _signalled(
-    arguments: list[str], number: signal.Signals, *, run_dir: Path
+    child: Any, number: signal.Signals, *, run_dir: Path
 ) -> subprocess.CompletedProcess[str]:
-    """Train in a process; signal it, and all that it started, when it writes a (further) checkpoint."""
+    """Signal a training when it writes a (further) checkpoint."""
     checkpoint = run_dir / "checkpoints" / "last_checkpoint.pt"
     before = checkpoint.stat().st_ino if checkpoint.exists() else None
-    command = [sys.executable, str(REPOSITORY / "scripts" / "train_criteria.py"), *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        while child.poll() is None:
-            if checkpoint.exists() and checkpoint.stat().st_ino != before:
-                for one in (child, *psutil.Process(child.pid).children(recursive=True)):
-                    one.send_signal(number)
-                break
-            time.sleep(0.02)
-        out, errors = child.communicate(timeout=100)
-    return subprocess.CompletedProcess(command, child.returncode, out, errors)
+    while child.is_alive():
+        if checkpoint.exists() and checkpoint.stat().st_ino != before:
+            child.send_signal(number)
+            break
+        time.sleep(0.02)
+    return child.wait()
 
 
 def test_a_run_directory_that_another_process_holds_is_refused(
@@ -373,7 +379,7 @@ def test_a_run_directory_that_another_process_holds_is_refused(
     with FileLock(run_dir / ".lock"):
         for resume in ("null", "auto"):
             argv = [*overrides, "run_name=held", f"resume={resume}"]
-            assert run_train("criteria", argv) == 2
+            assert main(["train", "task=criteria", *argv]) == 2
             told = capsys.readouterr().err
             assert f"Another process is training in {run_dir}." in told
         assert files_of(run_dir) == {".lock"}
@@ -388,34 +394,48 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     monkeypatch.setattr(CriteriaTask, "loss", crash)
     untracked = [item for item in overrides if item != "tracking=none"]
     with pytest.raises(ZeroDivisionError, match="a bug"):
-        run_train("criteria", [*untracked, *TRACKED, "run_name=crashed"])
+        main(["train", "task=criteria", *untracked, *TRACKED, "run_name=crashed"])
     (run,) = tracked_runs(tmp_path / "outputs")
     assert (run.info.run_name, run.info.status) == ("crashed", "FAILED")
     assert not (tmp_path / "outputs" / "checkpoints").exists()
 
 
-@pytest.mark.skipif(
-    not PUBLIC_SAMPLE.is_dir(), reason=f"the public ReDSM5 sample is not in {PUBLIC_SAMPLE}"
-)
-def test_the_public_sample_of_redsm5_trains_and_its_faults_are_counted(
-    overrides: list[str], tmp_path: Path, own_logging: None, capsys: pytest.CaptureFixture
+def test_training_goes_on_when_the_store_fails_half_way(
+    make_config: Callable[..., TrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_store(history: list[dict[str, object]]) -> None:
+        with closing(sqlite3.connect(tmp_path / "outputs" / "mlflow.db")) as store:
+            store.execute("DROP TABLE latest_metrics")
+
+    result = train(make_config(*TRACKED, "training.max_steps=1"), on_evaluation=break_store)
+    assert "MLflow could not record this" in caplog.text
+    assert files_of(result.directory) == FILES
+    assert read_json(result.directory / "manifest.json")["status"] == "finished"
+
+
+def test_a_paraphrased_corpus_trains_and_its_faults_are_counted(
+    overrides: list[str],
+    paraphrased_corpus: Path,
+    tmp_path: Path,
+    own_logging: None,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     real = [item for item in overrides if item != "data.splits=splits.json"]
-    argv = [*real, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
-    assert run_train("criteria", argv) == 0
+    argv = [*real, f"data.dir={paraphrased_corpus}", "training.epochs=1", "run_name=paraphrased"]
+    assert main(["train", "task=criteria", *argv]) == 0
     told = capsys.readouterr().err
     assert (
-        "Read 17 posts and 25 annotations: 153 pairs, of which 20 met, 2 explicitly not met, "
-        "131 unannotated; 2 contradictions"
+        "Read 15 posts and 22 annotations: 135 pairs, of which 15 met, 2 explicitly not met, "
+        "118 unannotated; 2 contradictions"
     ) in told
-    assert "1 fuzzy, 24 lost" in told
-    report = read_json(tmp_path / "outputs" / "criteria" / "real" / "alignment.json")
+    assert "1 fuzzy, 21 lost" in told
+    report = read_json(tmp_path / "outputs" / "criteria" / "paraphrased" / "alignment.json")
     counts = report["alignment"]["counts"]
-    assert {kind: count for kind, count in counts.items() if count} == {"fuzzy": 1, "lost": 24}
-    assert len(report["alignment"]["ids"]["lost"]) == 24
+    assert {kind: count for kind, count in counts.items() if count} == {"fuzzy": 1, "lost": 21}
+    assert len(report["alignment"]["ids"]["lost"]) == 21
     labels = report["labels"]
-    assert (labels["n_posts"], labels["n_annotations"], labels["n_pairs"]) == (17, 25, 153)
-    assert sum(labels["positives"].values()) == 20
+    assert (labels["n_posts"], labels["n_annotations"], labels["n_pairs"]) == (15, 22, 135)
+    assert sum(labels["positives"].values()) == 15
     assert sum(labels["explicit_negatives"].values()) == 2
-    assert sum(labels["unannotated"].values()) == 131
+    assert sum(labels["unannotated"].values()) == 118
     assert len(labels["contradictions"]) == 2

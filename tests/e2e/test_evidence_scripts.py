@@ -4,18 +4,16 @@ import csv
 import json
 import multiprocessing
 import resource
-import subprocess
-import sys
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
-REPOSITORY = Path(__file__).parents[2]
-PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
 PREDICTION_KEYS = {
     "example_id",
     "post_id",
@@ -38,11 +36,9 @@ def figures(folder: Path, split: str) -> dict[str, object]:
 
 
 def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
-    script = str(REPOSITORY / "scripts" / "train_evidence.py")
-    command = [sys.executable, script, *overrides, "run_name=one"]
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    trained = start_script("train_evidence.py", *overrides, "run_name=one").wait()
     assert trained.returncode == 0, trained.stderr
     assert "TF-IDF sentence" in trained.stdout
     assert "windows of" in trained.stderr
@@ -55,9 +51,9 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
 
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     (folder / "metrics.json").unlink()
-    assert run_evaluate("evidence", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=evidence", f"checkpoint={best}", "split=val"]) == 0
     assert figures(folder, "val") == recorded
-    assert run_evaluate("evidence", [f"checkpoint={best}"]) == 0
+    assert main(["eval", "task=evidence", f"checkpoint={best}"]) == 0
     assert figures(folder, "test")["test/evidence_n_pairs"] == 8 * 9
     threshold = load_checkpoint(best, task="evidence").decision_rule["null_score_diff_threshold"]
     assert figures(folder, "test")["test/null_score_diff_threshold"] == threshold
@@ -70,9 +66,9 @@ def test_a_checkpoint_of_another_task_is_refused(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     argv = [*overrides, "training.max_steps=1", "run_name=other"]
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
-    assert run_evaluate("criteria", [f"checkpoint={best}"]) == 2
+    assert main(["eval", "task=criteria", f"checkpoint={best}"]) == 2
     assert "CheckpointError" in capfd.readouterr().err
 
 
@@ -104,7 +100,7 @@ def test_offsets_that_do_not_fit_are_refused_all_at_once(
         "data.posts=posts.jsonl",
         "data.annotations=annotations.jsonl",
     ]
-    assert run_train("evidence", argv) == 2
+    assert main(["train", "task=evidence", *argv]) == 2
     told = capfd.readouterr().err
     for row, column in ((1, "end_char"), (2, "end_char"), (3, "evidence_text"), (4, "start_char")):
         assert f"annotations.jsonl, row {row}, column {column}: must" in told
@@ -112,7 +108,7 @@ def test_offsets_that_do_not_fit_are_refused_all_at_once(
 
 
 def _train_and_report_peak(argv: list[str], pipe: Connection) -> None:
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
@@ -149,9 +145,9 @@ def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
     assert len([line for line in lines if '"p14"' in line]) == 9
 
 
-@pytest.mark.skipif(not PUBLIC_SAMPLE.is_dir(), reason="the real public sample is not beside us")
-def test_training_runs_on_the_evidence_of_the_real_sample_that_was_found(
+def test_training_runs_on_the_little_evidence_of_a_paraphrased_corpus_that_was_found(
     overrides: list[str],
+    paraphrased_corpus: Path,
     tmp_path: Path,
     own_logging: None,
     capfd: pytest.CaptureFixture[str],
@@ -159,14 +155,14 @@ def test_training_runs_on_the_evidence_of_the_real_sample_that_was_found(
     own = [item for item in overrides if not item.startswith(("data.", "task.stride"))]
     argv = [
         *own,
-        f"data.dir={PUBLIC_SAMPLE}",
+        f"data.dir={paraphrased_corpus}",
         "task.stride=16",
         "training.epochs=1",
-        "run_name=real",
+        "run_name=paraphrased",
     ]
-    assert run_train("evidence", argv) == 0
+    assert main(["train", "task=evidence", *argv]) == 0
     told = capfd.readouterr().err
-    assert "0 given, 0 verbatim, 0 folded, 1 fuzzy, 24 lost" in told
-    report = json.loads((tmp_path / "outputs/evidence/real/alignment.json").read_text())
-    assert [name.split(" ")[1] for name in report["alignment"]["ids"]["fuzzy"]] == ["(94.3)"]
-    assert len(report["alignment"]["ids"]["lost"]) == 24
+    assert "0 given, 0 verbatim, 0 folded, 1 fuzzy, 21 lost" in told
+    report = json.loads((tmp_path / "outputs/evidence/paraphrased/alignment.json").read_text())
+    assert [name.split(" ")[1] for name in report["alignment"]["ids"]["fuzzy"]] == ["(94.1)"]
+    assert len(report["alignment"]["ids"]["lost"]) == 21

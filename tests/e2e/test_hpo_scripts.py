@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from psy_agents_noaug import cli
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.loading import read_overrides_file
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,7 +61,7 @@ def test_four_stages_and_the_best_trained_again(
 ) -> None:
     out = tmp_path / "out"
     for small in SMALL.values():
-        code = cli.run_hpo([f"task={task}", *small, *settings(task)])
+        code = main(["tune", f"task={task}", *small, *settings(task)])
         assert code == 0, capsys.readouterr().err
     common = {"best_config.yaml", "trials.csv", "history.png", "study.db", "trials"}
     for number in range(3):
@@ -94,11 +94,11 @@ def test_four_stages_and_the_best_trained_again(
     # Trained again, the best has the value that it had, to the last bit.
     again = [f"task={task}", f"best_config={out}/hpo_stage2/best_config.yaml"]
     own = ["tracking=none", f"output_dir={out}", "run_name=again"]
-    assert cli.run_train_best([*again, *own]) == 0
+    assert main(["train-best", *again, *own]) == 0
     metrics = json.loads((out / task / "again" / "metrics.json").read_text())
     assert metrics[MONITORS[task]] == found["value"]
     checkpoint = out / "checkpoints" / "best_checkpoint.pt"
-    assert cli.run_evaluate(task, [f"checkpoint={checkpoint}"]) == 0
+    assert main(["eval", f"task={task}", f"checkpoint={checkpoint}"]) == 0
     assert "test/" in (out / task / "again" / "metrics.json").read_text()
 
 
@@ -106,10 +106,10 @@ def test_a_stage_started_again_does_nothing_but_report(
     settings: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["task=criteria", *SMALL[0], *settings("criteria")]
-    assert cli.run_hpo(command) == 0
+    assert main(["tune", *command]) == 0
     first = capsys.readouterr().out
     trials = (tmp_path / "out/hpo_stage0/criteria/trials.csv").read_text()
-    assert cli.run_hpo(command) == 0
+    assert main(["tune", *command]) == 0
     assert capsys.readouterr().out == first
     assert (tmp_path / "out/hpo_stage0/criteria/trials.csv").read_text() == trials
 
@@ -118,12 +118,12 @@ def test_a_stage_of_other_settings_is_not_gone_on_with(
     settings: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["task=criteria", *SMALL[0], "hpo.n_trials=1", *settings("criteria")]
-    assert cli.run_hpo(command) == 0
-    assert cli.run_hpo([*command, "seed=5", "hpo.sampler.seed=9"]) == 2
+    assert main(["tune", *command]) == 0
+    assert main(["tune", *command, "seed=5", "hpo.sampler.seed=9"]) == 2
     told = capsys.readouterr().err
     assert "`seed` was 42, but is 5 now" in told
     assert "hpo.sampler" in told
-    assert cli.run_hpo([*command, "seed=5", "hpo.study=another"]) == 0
+    assert main(["tune", *command, "seed=5", "hpo.study=another"]) == 0
 
 
 @pytest.mark.slow
@@ -170,7 +170,10 @@ def test_a_search_stopped_by_a_signal_goes_on(
         (["hpo=stage9", "task=criteria"], "but is stage9 instead"),
         (["hpo=stage0_sanity", "task=both"], "`task` must be one of criteria, evidence, joint"),
         (["hpo=stage2_fine", "task=criteria"], "Run that stage first"),
-        (["hpo=stage0_sanity", "task=criteria", "hpo.trials=3"], "`trials` is not a known key"),
+        (
+            ["hpo=stage0_sanity", "task=criteria", "hpo.trials=3"],
+            "`hpo.trials` is not a known key; did you mean `hpo.n_trials`?",
+        ),
         (["hpo=stage0_sanity", "task=criteria", "hpo.sampler.name=magic"], "sampler.name"),
         (["hpo=stage0_sanity", "task=criteria", "hpo.workers=2"], "must be 1 with SQLite"),
         (["hpo=stage0_sanity", "task=criteria", "run_name=mine"], "`run_name` itself"),
@@ -203,7 +206,7 @@ def test_bad_input_is_one_message_and_exit_2(
     arguments: list[str],
     told: str,
 ) -> None:
-    assert cli.run_hpo([*arguments, *settings("criteria")]) == 2
+    assert main(["tune", *arguments, *settings("criteria")]) == 2
     error = capsys.readouterr().err
     assert error.count("ConfigError") == 1
     assert told in error
@@ -216,7 +219,7 @@ def test_a_best_config_of_another_task_is_refused(
 ) -> None:
     best = tmp_path / "best.yaml"
     best.write_text("hpo: {task: evidence}\nseed: 3\n")
-    assert cli.run_train_best(["task=criteria", f"best_config={best}"]) == 2
+    assert main(["train-best", "task=criteria", f"best_config={best}"]) == 2
     assert "was searched for the task evidence, but this is criteria" in capsys.readouterr().err
 
 
@@ -231,7 +234,7 @@ def test_other_conditions_than_the_searchs_are_told(
         "torch_threads": 97,
     }
     best.write_text(yaml.safe_dump({"hpo": found_by, "training.max_steps": 1}))
-    code = cli.run_train_best(["task=criteria", f"best_config={best}", *settings("criteria")])
+    code = main(["train-best", "task=criteria", f"best_config={best}", *settings("criteria")])
     told = capsys.readouterr().err
     assert code == 0, told
     assert "was found on other data: corpus aaaa (now" in told
@@ -246,7 +249,7 @@ def test_conditions_that_a_best_config_does_not_name_are_not_told(
     best = tmp_path / "best.yaml"
     found_by = {"task": "criteria", "torch_threads": torch.get_num_threads()}
     best.write_text(yaml.safe_dump({"hpo": found_by, "training.max_steps": 1}))
-    code = cli.run_train_best(["task=criteria", f"best_config={best}", *settings("criteria")])
+    code = main(["train-best", "task=criteria", f"best_config={best}", *settings("criteria")])
     told = capsys.readouterr().err
     assert code == 0, told
     assert "was found" not in told
@@ -256,7 +259,7 @@ def test_conditions_that_a_best_config_does_not_name_are_not_told(
 def test_help_shows_the_stages_and_their_keys(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run_hpo(arguments) == 0
+    assert main(["tune", *arguments]) == 0
     told = capsys.readouterr().out
     assert "stage3_refit" in told
     assert "hpo.n_trials: " in told

@@ -15,7 +15,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from psy_agents_noaug import cli
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.hpo.storage import open_storage, storage_url
 from psy_agents_noaug.hpo.workers import counted, original_number
@@ -110,7 +110,7 @@ def test_a_killed_worker_and_a_restarted_server_lose_no_trial(
     assert "The storage went away" in said
 
     found = trials()
-    storage.engine.dispose()
+    storage.rdb.engine.dispose()
     assert all(trial.state.is_finished() for trial in found)
     own = counted(found)
     assert len(own) == N_TRIALS
@@ -155,7 +155,7 @@ def test_local_workers_share_a_budget_and_their_trials_can_be_trained_again(
         "training.early_stopping=null",
         "hpo.pruner.name=none",
     ]
-    assert cli.run_hpo(command) == 0, capsys.readouterr().err
+    assert main(["tune", *command]) == 0, capsys.readouterr().err
     with (out / "hpo_stage1/criteria/trials.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["counts"] == "True"]
     assert len(rows) == 8
@@ -164,6 +164,6 @@ def test_local_workers_share_a_budget_and_their_trials_can_be_trained_again(
     overrides, found = read_overrides_file(best, task="criteria")
     assert overrides["training.num_threads"] >= 1
     again = ["tracking=none", f"output_dir={out}", "run_name=again"]
-    assert cli.run_train_best(["task=criteria", f"best_config={best}", *again]) == 0
+    assert main(["train-best", "task=criteria", f"best_config={best}", *again]) == 0
     metrics = json.loads((out / "criteria/again/metrics.json").read_text())
     assert metrics["val/f1_macro"] == found["value"]

@@ -1,16 +1,13 @@
 """The joint scripts as a user runs them."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from psy_agents_noaug.cli import run_evaluate, run_train
-
-REPOSITORY = Path(__file__).parents[2]
-PUBLIC_SAMPLE = REPOSITORY.parent / "shared" / "data" / "redsm5_public_sample"
+from psy_agents_noaug.cli import main
 
 
 @pytest.fixture
@@ -24,11 +21,10 @@ def figures(folder: Path, split: str) -> dict[str, object]:
 
 
 def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
-    overrides: list[str], tmp_path: Path, own_logging: None
+    overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:
-    script = str(REPOSITORY / "scripts" / "train_joint.py")
-    command = [sys.executable, script, *overrides, "run_name=one", "task.fusion=evidence_attention"]
-    trained = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    settings = ("run_name=one", "task.fusion=evidence_attention")
+    trained = start_script("train_joint.py", *overrides, *settings).wait()
     assert trained.returncode == 0, trained.stderr
     assert "joint_score" in trained.stdout
     folder = tmp_path / "outputs" / "joint" / "one"
@@ -43,9 +39,9 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
 
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     (folder / "metrics.json").unlink()
-    assert run_evaluate("joint", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}", "split=val"]) == 0
     assert figures(folder, "val") == recorded
-    assert run_evaluate("joint", [f"checkpoint={best}"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}"]) == 0
     assert figures(folder, "test")["test/n_pairs"] == 8 * 9
 
 
@@ -56,7 +52,7 @@ def test_the_script_trains_and_evaluating_val_gives_its_figures_to_the_last_bit(
         ("task.loss_weights=learned", "`task.loss_weights` is 'learned'"),
         ("task.fusion=sum", "`task.fusion` is 'sum'"),
         ("task.evidence.stride=-1", "`task.evidence.stride` is -1"),
-        ("model.criteria_encoder=somewhere", "`model.share_encoder` leaves no room"),
+        ("model.criteria_encoder=somewhere", "`model.share_encoder` excludes"),
         ("data.unit=sentence", "`data.unit` must be post"),
     ],
 )
@@ -67,7 +63,7 @@ def test_settings_that_do_not_fit_are_refused(
     setting: str,
     told: str,
 ) -> None:
-    assert run_train("joint", [*overrides, setting]) == 2
+    assert main(["train", "task=joint", *overrides, setting]) == 2
     assert told in capfd.readouterr().err
 
 
@@ -83,21 +79,20 @@ def test_the_encoders_may_be_named_apart(
         "training.max_steps=2",
         "run_name=two",
     ]
-    assert run_train("joint", argv) == 0
+    assert main(["train", "task=joint", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
     recorded = figures(tmp_path / "outputs" / "joint" / "two", "val")
-    assert run_evaluate("joint", [f"checkpoint={best}", "split=val"]) == 0
+    assert main(["eval", "task=joint", f"checkpoint={best}", "split=val"]) == 0
     assert figures(tmp_path / "outputs" / "joint" / "two", "val") == recorded
 
 
-@pytest.mark.skipif(not PUBLIC_SAMPLE.is_dir(), reason="the real public sample is not beside us")
-def test_the_real_sample_trains_and_evaluates(
-    overrides: list[str], tmp_path: Path, own_logging: None
+def test_a_paraphrased_corpus_trains_and_evaluates(
+    overrides: list[str], paraphrased_corpus: Path, tmp_path: Path, own_logging: None
 ) -> None:
     own = [item for item in overrides if not item.startswith("data.")]
-    argv = [*own, f"data.dir={PUBLIC_SAMPLE}", "training.epochs=1", "run_name=real"]
-    assert run_train("joint", argv) == 0
+    argv = [*own, f"data.dir={paraphrased_corpus}", "training.epochs=1", "run_name=paraphrased"]
+    assert main(["train", "task=joint", *argv]) == 0
     best = tmp_path / "outputs" / "checkpoints" / "best_checkpoint.pt"
-    assert run_evaluate("joint", [f"checkpoint={best}"]) == 0
-    metrics = json.loads((tmp_path / "outputs/joint/real/metrics.json").read_text())
+    assert main(["eval", "task=joint", f"checkpoint={best}"]) == 0
+    metrics = json.loads((tmp_path / "outputs/joint/paraphrased/metrics.json").read_text())
     assert metrics["val/n_pairs_with_unknown_evidence"] > 0

@@ -22,13 +22,13 @@ Rows = list[dict[str, str]]
 # One process for all of it, as imports take most of the time. It ends in a bug's traceback.
 PROGRAM = """
 import json, sys
-from psy_agents_noaug.cli import run_evaluate, run_train
+from psy_agents_noaug.cli import main
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 
 plan = json.loads(sys.argv[1])
-codes = [run_train(name, argv) for name, argv in plan["train"]]
-codes += [run_evaluate(name, argv) for name, argv in plan["evaluate"]]
-codes += [run_train("criteria", argv) for argv in plan["refuse"]]
+codes = [main(["train", f"task={task}", *argv]) for task, argv in plan["train"]]
+codes += [main(["eval", f"task={task}", *argv]) for task, argv in plan["evaluate"]]
+codes += [main(["train", "task=criteria", *argv]) for argv in plan["refuse"]]
 print("exit codes", codes)
 sys.stdout.flush()
 
@@ -37,7 +37,7 @@ def crash(self, model, batch):
     raise ZeroDivisionError(f"a bug, with {len(texts)} texts at hand")
 
 CriteriaTask.loss = crash
-run_train("criteria", plan["crash"])
+main(["train", "task=criteria", *plan["crash"]])
 """
 
 

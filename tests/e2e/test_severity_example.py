@@ -27,7 +27,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the example's package, as pip installs it."""
     folder = tmp_path_factory.mktemp("site")
     source = tmp_path_factory.mktemp("source") / "severity_task"
-    # A copy, as setuptools leaves a build folder beside what it builds.
     subprocess.run(["cp", "-r", str(EXAMPLE), str(source)], check=True)
     command = ["pip", "install", "--no-deps", "--no-build-isolation", "--target", str(folder)]
     subprocess.run([sys.executable, "-m", *command, str(source)], check=True, capture_output=True)

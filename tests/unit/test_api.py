@@ -48,12 +48,15 @@ def test_evaluate_takes_a_result_a_directory_or_a_checkpoint(overrides):
     assert found[0]["val/f1_macro"] == trained.metrics["val/f1_macro"]
 
 
-def test_a_training_without_a_task_is_told_which_there_are():
+def test_a_task_that_does_not_exist_and_a_wrong_key_are_told():
     with pytest.raises(ConfigError, match="one of criteria, evidence, joint"):
-        train({"training.epochs": 1})
+        train({"task": "severity"})
+    with pytest.raises(ConfigError, match=r"did you mean `training\.epochs`"):
+        train({"training.epoch": 1})
 
 
 def test_what_happens_is_shown_unless_the_program_logs_itself(overrides, capsys, own_logging):
+    logging.getLogger().handlers[:] = []  # pytest's own
     train([*overrides, "training.max_steps=1"], task="criteria")
     assert "INFO Splits" in capsys.readouterr().err
     train([*overrides, "training.max_steps=1"], task="criteria", verbose=False)

@@ -17,10 +17,10 @@ from psy_agents_noaug.data.encoding import encode_pairs
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.metrics.tables import format_value, render_table
-from psy_agents_noaug.models.encoder import run_encoder
+from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
 from psy_agents_noaug.tasks.base import (
-    ONLY,
+    ENCODER,
     Batch,
     DecisionRule,
     MetricValues,
@@ -134,8 +134,8 @@ class SeverityTask(Task):
         assert isinstance(config.task, SeverityTaskConfig)
         self._loss = config.task.loss
         self.model = SeverityModel(
-            self.network(ONLY),
-            hidden_size=inputs.encoders[ONLY].hidden_size,
+            self.network(ENCODER),
+            hidden_size=inputs.encoders[ENCODER].hidden_size,
             pooling=config.model.pooling,
             dropout=config.model.head_dropout,
         )
@@ -143,7 +143,7 @@ class SeverityTask(Task):
 
     def encode(self, split: str, examples: Sequence[Example]) -> PairSource:
         encoded = encode_pairs(
-            self.inputs.encoders[ONLY].tokenizer,
+            self.inputs.encoders[ENCODER].tokenizer,
             self.criterion_texts(examples),
             [example.text for example in examples],
             max_length=self.max_length,

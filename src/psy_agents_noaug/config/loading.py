@@ -1,9 +1,9 @@
 """From the Hydra tree and a command line to a checked, typed configuration."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -13,8 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from psy_agents_noaug.errors import ConfigError, faults_message
-from psy_agents_noaug.tasks.registry import config_folders, settings_model
+from psy_agents_noaug.errors import (
+    ConfigError,
+    did_you_mean,
+    faults_message,
+    not_one_of,
+    similar_names,
+)
+from psy_agents_noaug.tasks.registry import config_folders, settings_model, task_names
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 
-CONFIG_DIR = Path(__file__).parents[3] / "configs"
+# A wheel carries the tree inside the package; a checkout has it at its root.
+CONFIG_DIR = Path(__file__).parents[1] / "configs"
+if not CONFIG_DIR.is_dir():
+    CONFIG_DIR = Path(__file__).parents[3] / "configs"
 
 
 def load_train_config(task: str, overrides: Sequence[str]) -> "TrainConfig":
@@ -147,6 +156,15 @@ def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainCo
     return validate_train_config(_plain(merged))
 
 
+def group_choices() -> dict[str, list[str]]:
+    """Return the groups of `configs/` and the choices of each, both in alphabetical order."""
+    return {
+        folder.name: sorted(p.stem for p in folder.glob("*.yaml") if p.stem[0] != "_")
+        for folder in sorted(_config_dir().iterdir())
+        if folder.is_dir()
+    } | {"task": task_names()}
+
+
 def compose_config(
     config_name: str, overrides: Sequence[str], *, task: str | None = None
 ) -> dict[str, Any]:
@@ -173,18 +191,33 @@ def compose_config(
             config = compose(config_name, overrides=arguments)
         return _plain(config)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"The configuration cannot be composed: {_one_line(error)}") from error
+        chosen = [*from_file.items(), *((o.key_or_group, o.value()) for o in parsed)]
+        faults = _unknown_choices(chosen) or [_one_line(error)]
+        raise ConfigError(
+            faults_message("The configuration cannot be composed:", faults)
+        ) from error
 
 
-def validate(schema: type[ModelT], values: Mapping[str, Any]) -> ModelT:
-    """Check `values` against `schema`; all faults in one ConfigError."""
+def validate(schema: type[ModelT], values: Mapping[str, Any], *, prefix: str = "") -> ModelT:
+    """Check `values` against `schema`.
+
+    Args:
+        schema: what the settings must be.
+        values: the settings, nested.
+        prefix: what stands before their keys on a command line, such as `hpo.`.
+
+    Raises:
+        ConfigError: with all faults in one message; for an unknown key the ones that it may stand for.
+    """
     from pydantic import ValidationError
 
-    faults = [f"`{key}` must be given: {key}=..." for key in _missing("", values)]
+    faults = [f"`{key}` must be given: {key}=..." for key in _missing(prefix, values)]
     try:
         validated = schema.model_validate(dict(values))
     except ValidationError as error:
-        faults += [fault for fault in _faults(error, values) if fault not in faults]
+        known = list(_known_keys(schema, values, prefix))
+        found = _faults(error, values, known=known, prefix=prefix)
+        faults += [fault for fault in found if fault not in faults]
     if faults:
         raise ConfigError(faults_message("The configuration is not valid:", faults))
     return validated
@@ -201,6 +234,38 @@ def yaml_of(values: Mapping[str, Any]) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dict(values)))
 
 
+def closest_keys(key: str, known: Iterable[str]) -> list[str]:
+    """Return up to three known dotted keys that an unknown one may stand for, the likeliest first.
+
+    Keys of the same name in other sections, else similar names in its own section, else similar names
+    anywhere: `epochs` and `training.epoch` both stand for `training.epochs`.
+    """
+    section, _, name = key.rpartition(".")
+    by_name: dict[str, list[str]] = {}
+    siblings = []
+    for candidate in known:
+        its_section, _, its_name = candidate.rpartition(".")
+        by_name.setdefault(its_name, []).append(candidate)
+        if its_section == section:
+            siblings.append(its_name)
+    if name in by_name:
+        return by_name[name][:3]
+    names = similar_names(name, siblings)
+    if names:
+        return [f"{section}.{match}" if section else match for match in names]
+    return [key for match in similar_names(name, by_name) for key in by_name[match]][:3]
+
+
+def _unknown_choices(chosen: Iterable[tuple[str, Any]]) -> list[str]:
+    """Return a line for each choice that its group does not have."""
+    groups = group_choices()
+    return [
+        not_one_of(key, groups[key], value)
+        for key, value in chosen
+        if key in groups and isinstance(value, str) and value not in groups[key]
+    ]
+
+
 def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:
     keys: list[str] = []
     for key, value in values.items():
@@ -211,7 +276,27 @@ def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def _faults(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
+def _known_keys(annotation: Any, values: Any, prefix: str) -> Iterator[str]:
+    """Yield the dotted keys of the models in an annotation; of tasks, those of the one in `values`."""
+    from pydantic import BaseModel
+
+    if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        for alternative in get_args(annotation):
+            yield from _known_keys(alternative, values, prefix)
+        return
+    values = values if isinstance(values, Mapping) else {}
+    fields = annotation.model_fields
+    names = get_args(fields["name"].annotation) if "name" in fields else ()
+    if names and values.get("name") not in names:
+        return
+    for key, field in fields.items():
+        yield prefix + key
+        yield from _known_keys(field.annotation, values.get(key), f"{prefix}{key}.")
+
+
+def _faults(
+    error: "ValidationError", values: Mapping[str, Any], *, known: Sequence[str], prefix: str
+) -> list[str]:
     """One line a fault; a key whose alternatives all fail is named once with all of them."""
     reasons: dict[str, list[str]] = {}
     for fault in error.errors(include_url=False):
@@ -219,10 +304,10 @@ def _faults(error: "ValidationError", values: Mapping[str, Any]) -> list[str]:
             # A rule over several settings, which names them itself.
             reasons[fault["msg"].removeprefix("Value error, ")] = []
             continue
-        key = _existing_key(fault["loc"], values)
+        key = prefix + _existing_key(fault["loc"], values)
         message = fault["msg"]
         if fault["type"] == "extra_forbidden":
-            message = "is not a known key"
+            message = f"is not a known key{did_you_mean(closest_keys(key, known))}"
         elif fault["type"] == "missing":
             message = "must be given"
         else:
@@ -256,11 +341,18 @@ def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) ->
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(
             f"The command line must hold key=value pairs: {_one_line(error)}"
         ) from error
+    sweeps = [str(override.input_line) for override in parsed if override.is_sweep_override()]
+    if sweeps:
+        raise ConfigError(
+            f"`{'`, `'.join(sweeps)}`: a setting has one value. A list is written KEY=[A,B], a text "
+            "with a comma KEY='A,B'; psy-agents tune searches over values."
+        )
+    return parsed
 
 
 def _unrestricted(override: Override) -> str:
@@ -310,7 +402,7 @@ def _one_line(error: BaseException) -> str:
 def _config_dir() -> Path:
     if not CONFIG_DIR.is_dir():
         raise ConfigError(
-            f"The configuration tree {CONFIG_DIR} is not there: install the project from its "
-            "checkout with `pip install -e .`."
+            f"The configuration tree {CONFIG_DIR} is not there: install the project again, from a "
+            "wheel or from its checkout with `pip install -e .`."
         )
     return CONFIG_DIR

@@ -1,7 +1,6 @@
-"""Every setting, its type and its bounds. `configs/` holds the values, this file holds the rules.
+"""Every setting, its type and its bounds. The values are in `configs/`.
 
-Unknown keys are refused and types are strict: `training.epochs=2.5` or `amp: yes` is an error, not
-a guess.
+Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: yes` are errors.
 """
 
 import functools
@@ -22,7 +21,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Where the corpus lies and how pairs are made of it (`configs/data/`)."""
+    """Where the corpus is stored and how pairs are made from it (`configs/data/`)."""
 
     name: str
     source: Literal["bundled", "files", "hub"]
@@ -55,8 +54,8 @@ class DataConfig(Section):
         for key in unused[self.source]:
             if getattr(self, key) is not None:
                 raise ValueError(
-                    f"`data.{key}` is not read by `data={self.name}`; for files of yours choose "
-                    "data=redsm5 or data=tables too."
+                    f"`data.{key}` is not read by `data={self.name}`; for your own files add "
+                    "data=redsm5 or data=tables."
                 )
         if abs(sum(self.split_fractions) - 1.0) > 1e-6 or min(self.split_fractions) <= 0.0:
             raise ValueError(
@@ -101,7 +100,7 @@ class EarlyStoppingConfig(Section):
 
 
 class TrainingConfig(Section):
-    """The optimisation, the precision and the machine (`configs/training/`)."""
+    """Optimisation, precision and hardware (`configs/training/`)."""
 
     epochs: Positive
     max_steps: Positive | None
@@ -139,17 +138,17 @@ class TrainingConfig(Section):
     prefetch_factor: Positive | None
 
     @model_validator(mode="after")
-    def _does_not_contradict_itself(self) -> "TrainingConfig":
+    def _is_consistent(self) -> "TrainingConfig":
         if self.deterministic and self.cudnn_benchmark:
             raise ValueError(
-                "`training.cudnn_benchmark` picks kernels by timing, which `training.deterministic` "
+                "`training.cudnn_benchmark` chooses kernels by timing, which `training.deterministic` "
                 "forbids: turn one of them off."
             )
         return self
 
 
 class TrackingConfig(Section):
-    """Where metrics go besides the run directory (`configs/tracking/`)."""
+    """Where metrics are logged besides the run directory (`configs/tracking/`)."""
 
     name: Literal["mlflow", "none"]
     uri: str | None = None
@@ -167,27 +166,29 @@ class TrackingConfig(Section):
 
 
 class TaskSettings(Section):
-    """The section `task`. Every task has its own model of it, which derives from this one.
+    """The section `task`. Every task derives its own settings model from this one.
 
-    headline_metrics: the figures by which results of the task are compared, most telling first.
+    Attributes:
+        headline_metrics: the metrics by which results of the task are compared, the main one first.
+        name: of the task.
     """
 
     headline_metrics: ClassVar[tuple[str, ...]] = ()
 
     name: str
 
-    def misfits(self, data: DataConfig, model: ModelConfig) -> list[str]:
-        """Return what in other sections does not fit the task, a sentence each."""
+    def conflicts(self, data: DataConfig, model: ModelConfig) -> list[str]:
+        """Return the settings of other sections that conflict with the task, one sentence each."""
         if model.criteria_encoder or model.evidence_encoder or model.share_encoder:
             return [
-                "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` are of "
-                f"the joint task; for {self.name} give `model.pretrained_model`."
+                "`model.criteria_encoder`, `model.evidence_encoder` and `model.share_encoder` belong "
+                f"to the joint task; for {self.name} set `model.pretrained_model`."
             ]
         return []
 
 
 class TrainConfig(Section):
-    """Everything one training run depends on."""
+    """All settings of a training run."""
 
     task: TaskSettings
     data: DataConfig
@@ -202,19 +203,19 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        if misfits := self.task.misfits(self.data, self.model):
-            raise ValueError("\n  - ".join(misfits))
+        if conflicts := self.task.conflicts(self.data, self.model):
+            raise ValueError("\n  - ".join(conflicts))
         return self
 
 
 @functools.cache
 def train_config_model(settings: type[TaskSettings]) -> type[TrainConfig]:
-    """Return the `TrainConfig` whose section `task` is checked by `settings`."""
+    """Return a `TrainConfig` whose section `task` is a `settings`."""
     return create_model("TrainConfig", __base__=TrainConfig, task=(settings, ...))
 
 
 class EvaluateConfig(Section):
-    """What an evaluation reads beside the checkpoint's own configuration."""
+    """Settings of an evaluation, besides the configuration in the checkpoint."""
 
     checkpoint: str
     split: Literal["train", "val", "test"]

@@ -20,10 +20,10 @@ from psy_agents_noaug.data.validation import (
     criterion_names,
     parse_offset,
     post_faults,
+    quote_identifier,
     raise_faults,
     rename_columns,
     resolve_criterion,
-    shown,
     split_aliases,
 )
 from psy_agents_noaug.errors import ConfigError, DataError
@@ -298,6 +298,7 @@ def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
         if criterion_id is not None:
             # If its rows were left out, its positive pairs would become negatives.
             raise ConfigError(
-                f"`ignored_criteria` must be labels that are no criterion, but {shown(label)} is "
-                f"criterion {criterion_id}. To leave it out, give a criteria table without it."
+                "`ignored_criteria` must be labels that are no criterion, but "
+                f"{quote_identifier(label)} is criterion {criterion_id}. To leave it "
+                "out, give a criteria table without it."
             )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.corpus import Annotation, Corpus
 from psy_agents_noaug.data.labels import BINARY, LabelScale
-from psy_agents_noaug.data.validation import Fault, raise_faults, shown
+from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 
 Unit = Literal["post", "sentence"]
 UnannotatedPairs = Literal["negative", "drop"]
@@ -191,7 +191,7 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
         sentence = _Text(post.post_id, part, post.group_id, text)
         if texts.setdefault((post.post_id, part), sentence) != sentence:
             rule = "must have the same text as the other rows of its sentence"
-            faults.append(Fault(place, rule, shown(part)))
+            faults.append(Fault(place, rule, quote_identifier(part)))
         parts[annotation.row] = part
     raise_faults("The annotations cannot be used by sentence:", faults)
     return texts, parts
@@ -200,7 +200,10 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
 def _check_unique(examples: Sequence[Example]) -> None:
     counts = Counter(example.example_id for example in examples)
     faults = [
-        Fault(shown(name), "must name one example; rename posts, sentences or criteria with a /")
+        Fault(
+            quote_identifier(name),
+            "must name one example; rename posts, sentences or criteria with a /",
+        )
         for name, count in counts.items()
         if count > 1
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.data.validation import Fault, raise_faults, shown
+from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.utils.files import sha256_of_json, write_json
 
@@ -275,19 +275,21 @@ def _membership_faults(members: Sequence[Sequence[str]], posts: Sequence[Post]) 
     for name, post_ids in zip(SPLIT_NAMES, members, strict=True):
         for post_id in post_ids:
             if post_id not in group_of:
-                faults.append(Fault(name, "must hold known posts only", shown(post_id)))
+                faults.append(Fault(name, "must hold known posts only", quote_identifier(post_id)))
             elif post_id in placed:
-                detail = f"{shown(post_id)} is in {placed[post_id]} already"
+                detail = f"{quote_identifier(post_id)} is in {placed[post_id]} already"
                 faults.append(Fault(name, "must hold a post once, in one split", detail))
             else:
                 placed[post_id] = name
     for post_id in sorted(group_of.keys() - placed.keys()):
-        faults.append(Fault(f"post {shown(post_id)}", "must be in a split"))
+        faults.append(Fault(f"post {quote_identifier(post_id)}", "must be in a split"))
     splits_of_group: dict[str, set[str]] = defaultdict(set)
     for post_id, name in placed.items():
         splits_of_group[group_of[post_id]].add(name)
     for group_id, names in sorted(splits_of_group.items()):
         if len(names) > 1:
             detail = ", ".join(name for name in SPLIT_NAMES if name in names)
-            faults.append(Fault(f"group {shown(group_id)}", "must be in one split", detail))
+            faults.append(
+                Fault(f"group {quote_identifier(group_id)}", "must be in one split", detail)
+            )
     return faults

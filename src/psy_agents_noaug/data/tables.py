@@ -21,11 +21,12 @@ import pyarrow.parquet as pq
 from psy_agents_noaug.data.validation import (
     REQUIRED_COLUMNS,
     Fault,
+    quote_columns,
+    quote_identifier,
     raise_faults,
-    shown,
-    shown_columns,
 )
 from psy_agents_noaug.errors import DataError, faults_message
+from psy_agents_noaug.utils.extras import require
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -68,8 +69,10 @@ def read_hub(
     are told apart by their (mapped) required columns, and parts of one table are joined. The types
     are those `datasets` infers: identifiers with leading zeros need the files themselves.
 
-    Raises DataError if the data set cannot be reached, is gated, or has no such tables.
+    Raises DataError if the data set cannot be reached, is gated, or has no such tables;
+    ConfigError if `datasets` is not installed.
     """
+    require("datasets", extra="hub", purpose="`data.source=hub`")
     from datasets.exceptions import DatasetGenerationError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
@@ -94,7 +97,7 @@ def read_hub(
                 break
     if not (found["posts"] and found["annotations"]):
         seen = [
-            f"a table with the columns {shown_columns(list(table.columns))}" for table in tables
+            f"a table with the columns {quote_columns(list(table.columns))}" for table in tables
         ]
         message = f"{repo}: found no table of posts or none of annotations. Check the column map."
         raise DataError(faults_message(message, seen))
@@ -204,7 +207,7 @@ def _strings(
             elif isinstance(value, str | int | float):
                 row.append(str(value))
             else:
-                place = f"row {number}, column {shown(name)}"
+                place = f"row {number}, column {quote_identifier(name)}"
                 rule = "must be text or a number"
                 faults.append(Fault(place, rule, f"is a {type(value).__name__}"))
         rows.append(row)
@@ -221,5 +224,5 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(
-            f"{path}: each column must occur once, but these do not: {shown_columns(twice)}."
+            f"{path}: each column must occur once, but these do not: {quote_columns(twice)}."
         )

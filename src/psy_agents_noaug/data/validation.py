@@ -6,13 +6,11 @@ quotes a cell, except for identifiers that look like identifiers.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import pandera.pandas as pa
-from pandera.config import ValidationDepth, config_context
 
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.labels import LabelScale
@@ -76,16 +74,16 @@ def raise_faults(headline: str, faults: Sequence[Fault]) -> None:
     raise DataError(faults_message(headline, lines))
 
 
-def shown(identifier: str) -> str:
+def quote_identifier(identifier: str) -> str:
     """Quote an identifier, unless it might be text that stands where an identifier should."""
     if _IDENTIFIER.fullmatch(identifier):
         return f"'{identifier}'"
     return f"<{len(identifier)} characters, not shown>"
 
 
-def shown_columns(names: Sequence[str]) -> str:
+def quote_columns(names: Sequence[str]) -> str:
     """List column names; a file without a header has text where they should be."""
-    return ", ".join(shown(name) for name in names) or "none"
+    return ", ".join(quote_identifier(name) for name in names) or "none"
 
 
 def rename_columns(
@@ -112,7 +110,7 @@ def rename_columns(
         if source in frame:
             ours[name] = frame[source]
         elif name in REQUIRED_COLUMNS[kind] or source != name:
-            found = f"the file has {shown_columns(list(frame.columns))}"
+            found = f"the file has {quote_columns(list(frame.columns))}"
             faults.append(Fault(f"{file}, column {source}", "is missing", found))
     return Table(file, kind, pd.DataFrame(ours, index=frame.index, dtype=object)), faults
 
@@ -124,28 +122,12 @@ def parse_offset(value: str | None) -> int | None:
 
 def column_faults(table: Table, labels: LabelScale) -> list[tuple[int, str, Fault]]:
     """Check each cell on its own; returns (0-based row, column, fault)."""
-    found: list[tuple[int, str, Fault]] = []
-    frame = table.frame.copy()
-    for column in map(str, frame.columns):
-        # Before pandera, whose reports cannot carry such text.
-        for row, value in enumerate(frame[column]):
-            if value is not None and _UNREADABLE.search(value):
-                rule = "must not hold NUL or unpaired surrogates"
-                found.append((row, column, Fault(table.place(row, column), rule)))
-                frame.loc[row, column] = None
-    unreadable = {(row, column) for row, column, _ in found}
-    try:
-        # The environment can switch pandera off; these rules it cannot.
-        with config_context(
-            validation_enabled=True, validation_depth=ValidationDepth.SCHEMA_AND_DATA
-        ):
-            _schema(table.kind, labels).validate(frame, lazy=True)
-    except pa.errors.SchemaErrors as errors:
-        cases = errors.failure_cases
-        for row, column, rule in zip(cases["index"], cases["column"], cases["check"], strict=True):
-            if (row, column) not in unreadable:
-                text = "must not be missing" if rule == "not_nullable" else str(rule)
-                found.append((int(row), column, Fault(table.place(int(row), column), text)))
+    found = [
+        (row, column, Fault(table.place(row, column), rule))
+        for column in map(str, table.frame.columns)
+        for row, value in enumerate(table.values(column))
+        if (rule := _broken_rule(table.kind, column, value, labels)) is not None
+    ]
     if table.frame.empty and table.kind != "criteria":
         found.append((0, "", Fault(table.file, "must have at least one row")))
     return sorted(found, key=lambda fault: (fault[0], fault[1]))
@@ -169,7 +151,7 @@ def criteria_faults(criteria: Table) -> list[Fault]:
         for alias in split_aliases(aliases):
             owner = owners.setdefault(alias.casefold(), row)
             if owner != row:
-                detail = f"{shown(alias)} is also a name of row {owner + 1}"
+                detail = f"{quote_identifier(alias)} is also a name of row {owner + 1}"
                 rule = "must be no name of another criterion"
                 faults.append(Fault(criteria.place(row, "aliases"), rule, detail))
     return faults
@@ -198,7 +180,7 @@ def annotation_faults(
             faults.append(Fault(annotations.place(row, column), rule, detail))
 
         if texts is not None and post_id is not None and post_id not in texts:
-            fault("post_id", "must be in the posts", shown(post_id))
+            fault("post_id", "must be in the posts", quote_identifier(post_id))
         if (
             names is not None
             and label is not None
@@ -206,7 +188,7 @@ def annotation_faults(
             and resolve_criterion(label, names) is None
             and label.casefold() not in skipped
         ):
-            fault("criterion_id", "must be a criterion or an alias", shown(label))
+            fault("criterion_id", "must be a criterion or an alias", quote_identifier(label))
         if bad & {(row, "start_char"), (row, "end_char")}:
             continue
         start, end = parse_offset(start_cell), parse_offset(end_cell)
@@ -256,7 +238,7 @@ def _duplicate_faults(table: Table, column: str) -> list[Fault]:
     faults = []
     for row, value in enumerate(table.values(column)):
         if value is not None and first.setdefault(value, row) != row:
-            detail = f"{shown(value)} is in row {first[value] + 1} too"
+            detail = f"{quote_identifier(value)} is in row {first[value] + 1} too"
             faults.append(Fault(table.place(row, column), "must be unique", detail))
     return faults
 
@@ -265,34 +247,16 @@ def _plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _cell(*rules: tuple[str, Callable[[str], bool]], required: bool) -> pa.Column:
-    checks = [
-        pa.Check(accepts, name=rule, element_wise=True, ignore_na=True) for rule, accepts in rules
-    ]
-    return pa.Column(checks=checks, nullable=not required, required=False)
-
-
-_NOT_BLANK = ("must not be only whitespace", lambda value: bool(value.strip()))
-_OFFSET_RULE = ("must be an integer", lambda value: bool(_INTEGER.fullmatch(value)))
-_TEXT = _cell(_NOT_BLANK, required=True)
-_OPTIONAL_TEXT = _cell(_NOT_BLANK, required=False)
-_OFFSET = _cell(_OFFSET_RULE, required=False)
-
-
-def _schema(kind: str, labels: LabelScale) -> pa.DataFrameSchema:
-    """Columns are not required here, as `rename_columns` has already told which are missing."""
-    status = _cell((labels.rule, lambda value: labels.parse(value) is not None), required=True)
-    columns = {
-        "posts": {"post_id": _TEXT, "text": _TEXT, "group_id": _OPTIONAL_TEXT},
-        "annotations": {
-            "post_id": _TEXT,
-            "criterion_id": _TEXT,
-            "status": status,
-            "evidence_text": _OPTIONAL_TEXT,
-            "sentence_id": _OPTIONAL_TEXT,
-            "start_char": _OFFSET,
-            "end_char": _OFFSET,
-        },
-        "criteria": {"criterion_id": _TEXT, "name": _TEXT, "text": _TEXT},
-    }
-    return pa.DataFrameSchema(columns[kind])
+def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) -> str | None:
+    """Return the rule that a cell breaks, or None."""
+    if value is None:
+        return "must not be missing" if column in REQUIRED_COLUMNS[kind] else None
+    if _UNREADABLE.search(value):
+        return "must not hold NUL or unpaired surrogates"
+    if column in ("start_char", "end_char"):
+        return None if _INTEGER.fullmatch(value) else "must be an integer"
+    if column == "status":
+        return labels.rule if labels.parse(value) is None else None
+    if column in ("explanation", "aliases") or value.strip():
+        return None
+    return "must not be only whitespace"

@@ -1,4 +1,4 @@
-"""What a trial does: one `runs.train` with the trial's settings over the study's."""
+"""The objective of a study: one ordinary training per trial."""
 
 import gc
 import shutil
@@ -28,29 +28,35 @@ from psy_agents_noaug.utils.out_of_memory import (
     is_out_of_memory,
 )
 
-# Of the trial, not of the configuration: another trial may do better.
-_OF_THE_TRIAL = (NonFiniteError, OutOfMemoryError)
+# Errors that end one trial; another trial may succeed.
+_TRIAL_ERRORS = (NonFiniteError, OutOfMemoryError)
 
 
-class Place(NamedTuple):
-    """Where trials put what they leave: settings of any training that no result depends on.
+class OutputSettings(NamedTuple):
+    """Where trials write their results. No result depends on it.
 
-    runs: the folder of the run directories; parent_run_id: of the study in the tracker.
+    Args:
+        runs_folder: folder of the run directories.
+        tracking: settings of the tracker, by dotted keys.
+        parent_run_id: the tracker's run of the study.
     """
 
-    runs: Path
+    runs_folder: Path
     tracking: Mapping[str, Any]
     parent_run_id: str | None
 
 
 class Objective:
-    """Trains with what a trial proposes, reports every evaluation, and returns the monitor's value.
+    """Trains with the settings of a trial, reports every evaluation and returns the best value.
 
     Args:
-        task: criteria, evidence or joint. propose: the overrides of a trial's training.
-        monitor: of the configuration; its value for the checkpoint that was kept is the trial's.
-        keep_checkpoints: best ones; else a run keeps none, and is trained again by its configuration.
-        finish: called with the trial and its training before its checkpoint goes.
+        task: name of the task.
+        propose: returns the overrides of a trial, by dotted keys.
+        monitor: `training.monitor`; its value for the best checkpoint is the value of the trial.
+        output: where trials write their results.
+        keep_checkpoints: keep the best checkpoint of each run; otherwise a run keeps none, because its
+            configuration trains it again.
+        finish: called with the trial and the result of its training, before checkpoints are deleted.
     """
 
     def __init__(
@@ -59,34 +65,40 @@ class Objective:
         *,
         propose: Callable[[Trial], dict[str, Any]],
         monitor: str,
-        place: Place,
+        output: OutputSettings,
         keep_checkpoints: bool = False,
         finish: Callable[[Trial, RunResult], None] = lambda trial, result: None,
     ) -> None:
         self._task = task
         self._propose = propose
         self._monitor = monitor
-        self._place = place
+        self._output = output
         self._keep_checkpoints = keep_checkpoints
         self._finish = finish
 
     def __call__(self, trial: Trial) -> float:
-        """Raises TrialPruned, FailedTrialError, or what the study should stop for."""
+        """Train a trial and return its value.
+
+        Raises:
+            TrialPruned: the pruner ended the trial.
+            FailedTrialError: this trial failed; others may succeed.
+        """
         overrides = self._propose(trial)
-        trial.set_user_attr("overrides", of_a_configuration(overrides))
+        trial.set_user_attr("overrides", without_output_settings(overrides))
         config = self.configure(trial, overrides)
-        directory = RunDirectory(self._place.runs / self._task / str(config.run_name))
+        directory = RunDirectory(self._output.runs_folder / self._task / str(config.run_name))
         trial.set_user_attr("run", str(config.run_name))
         trial.set_user_attr("packages", package_versions())
         try:
             return self._train(trial, config)
-        except _OF_THE_TRIAL as error:
+        except _TRIAL_ERRORS as error:
             self._clear(directory)
             raise FailedTrialError(str(error).splitlines()[0]) from None
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
-            # In the optimizer, or where the model is moved: no smaller micro-batch would help.
+            # Raised outside of a batch (by the optimizer, or when the model is moved to the device), so
+            # that smaller micro-batches would not help.
             self._clear(directory)
             cause = str(error).partition("\n")[0]
             raise FailedTrialError(f"Memory ran out: {cause or type(error).__name__}") from None
@@ -98,21 +110,21 @@ class Objective:
             give_memory_back()
 
     def configure(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainConfig:
-        """Return the configuration of a trial: what a user would train by the same overrides."""
-        own = {
-            "output_dir": str(self._place.runs),
+        """Return the configuration of a trial, which is that of a user with the same overrides."""
+        per_trial = {
+            "output_dir": str(self._output.runs_folder),
             "run_name": f"trial-{original_number(trial):04d}",
-            # Another attempt goes on where the last one saved.
+            # A second attempt resumes from the last checkpoint of the first.
             "resume": "auto",
-            **self._place.tracking,
+            **self._output.tracking,
         }
-        return load_train_config(self._task, to_overrides({**overrides, **own}))
+        return load_train_config(self._task, to_overrides({**overrides, **per_trial}))
 
     def _train(self, trial: Trial, config: TrainConfig) -> float:
         result = train(
             config,
             on_evaluation=Reporter(trial, self._monitor),
-            parent_run_id=self._place.parent_run_id,
+            parent_run_id=self._output.parent_run_id,
         )
         value = result.metrics[self._monitor]
         if value is None:
@@ -130,8 +142,8 @@ class Objective:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
 
 
-def of_a_configuration(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out where results go and how they are looked at, a tracker's address among it."""
+def without_output_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides without output folder, tracker and token cache: no result depends on them."""
     return {
         key: value
         for key, value in overrides.items()
@@ -140,9 +152,13 @@ def of_a_configuration(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Reporter:
-    """Tells a trial's evaluations to its study, and ends the training when its pruner says so.
+    """Reports the evaluations of a trial to its study, and ends the training if the pruner decides so.
 
-    What is counted are evaluations, not updates: of those a trial with small batches has more.
+    Steps are numbers of evaluations, not of updates: with smaller batches a trial has more updates.
+
+    Args:
+        trial: the trial.
+        monitor: the reported metric.
     """
 
     def __init__(self, trial: Trial, monitor: str) -> None:

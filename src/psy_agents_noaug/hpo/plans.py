@@ -1,4 +1,4 @@
-"""What differs between a stage that searches and one that trains the best again."""
+"""What differs between a stage that searches and one that trains the best configuration again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,27 @@ from psy_agents_noaug.run.train import RunPreview
 
 @dataclass(frozen=True)
 class StageReport:
-    """What a stage came to: a table, the files that hold more, figures for the tracker."""
+    """The results of a stage.
+
+    Args:
+        summary: a table for the console.
+        files: the written files.
+        metrics: for the tracker, by name.
+    """
 
     summary: str
     files: Sequence[Path]
-    figures: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
 
 
 class Plan(Protocol):
     """The trials of a stage.
 
-    space: of what trials choose; n_trials: how many there are to be; first_points: those that are tried
-    first, as Optuna's parameters. starts_from: whose best the stage goes on with.
+    Attributes:
+        space: the searched parameters.
+        n_trials: number of trials, over all workers.
+        keep_checkpoints: whether each run keeps its best checkpoint.
+        starts_from: the trial of an earlier stage that this one starts from, in words.
     """
 
     space: SearchSpace
@@ -35,20 +44,24 @@ class Plan(Protocol):
     starts_from: str | None
 
     def first_points(self) -> list[dict[str, Any]]:
-        """Return the trials that are enqueued when the study begins."""
+        """Return the points that are tried first, as Optuna's parameters."""
 
     def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the settings of a training, by dotted keys, that chose `values`."""
+        """Return the settings, by dotted keys, of a training with the searched `values`."""
 
     def finish(self, trial: Trial, result: RunResult) -> None:
-        """Do what is to be done with a finished training while its checkpoint is there."""
+        """Use the checkpoint of a finished training, before it may be deleted."""
 
     def check(self) -> None:
-        """Raise ConfigError, with all faults, where a trial could not be trained."""
+        """Check that every trial can be trained.
+
+        Raises:
+            ConfigError: with all faults.
+        """
 
     def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         """Write the results to `folder`.
 
         Raises:
-            ConfigError: no trial came to anything.
+            ConfigError: no trial is complete.
         """

@@ -1,7 +1,8 @@
-"""A stage that trains the best configuration and the default one anew, and looks at test.
+"""A stage that trains the best and the default configuration again, and compares them on test.
 
-The best of many trials is the best partly by luck of its seed (the winner's curse). So both are trained
-with several seeds that the search has not seen, and compared on test, looked at once each.
+The value of the best of many trials is partly due to the luck of its seed (the winner's curse). So both
+configurations are trained with several seeds that the search has not used. Each run is evaluated on test
+once.
 """
 
 import json
@@ -19,7 +20,7 @@ from psy_agents_noaug.config.loading import load_train_config, to_overrides
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.best_config import BestConfig, write_best_config
-from psy_agents_noaug.hpo.objective import of_a_configuration
+from psy_agents_noaug.hpo.objective import without_output_settings
 from psy_agents_noaug.hpo.plans import Plan, StageReport
 from psy_agents_noaug.hpo.report import (
     publish_latest,
@@ -43,11 +44,15 @@ CONFIGURATIONS: tuple[Configuration, ...] = ("best", "default")
 
 
 class Refit(Plan):
-    """Trials of the best and the default configuration, one a seed.
+    """Trials of the best and the default configuration, one per seed.
 
     Args:
-        given: overrides of the command line, which win over those of both configurations.
-        config: a training of the default configuration. runs: the folder of the run directories.
+        task: name of the task.
+        stage: settings of the stage.
+        best: the best trial of a search.
+        explicit: overrides of the stage and the command line, which win over both configurations.
+        config: the default configuration.
+        runs_folder: folder of the run directories.
     """
 
     keep_checkpoints = True
@@ -58,17 +63,18 @@ class Refit(Plan):
         stage: StageConfig,
         *,
         best: BestConfig,
-        given: Mapping[str, Any],
+        explicit: Mapping[str, Any],
         config: TrainConfig,
-        runs: Path,
+        runs_folder: Path,
     ) -> None:
         assert stage.refit is not None
         self._task = task
         self._settings = stage.refit
         self._best = best
-        self._given = dict(given)
+        self._explicit = dict(explicit)
         self._config = config
-        self._runs = runs
+        self._monitor = config.training.monitor
+        self._runs_folder = runs_folder
         self.starts_from = f"trial {best.trial} of {best.study}"
         self.space = SearchSpace.read(
             {
@@ -79,69 +85,51 @@ class Refit(Plan):
         self.n_trials = len(self.space.grid())
 
     def check(self) -> None:
-        monitor = self._config.training.monitor
-        if monitor != self._best.monitor:
+        if self._monitor != self._best.monitor:
             raise ConfigError(
-                f"`training.monitor` must be {self._best.monitor}, by which the best was found, but is "
-                f"{monitor} instead."
+                f"`training.monitor` must be {self._best.monitor}, as in the search, but is "
+                f"{self._monitor} instead."
             )
-        seen = self._best.overrides.get("seed")
-        if seen in self._settings.seeds:
+        searched = self._best.overrides.get("seed")
+        if searched in self._settings.seeds:
             raise ConfigError(
-                f"`hpo.refit.seeds` must not hold {seen}, the seed by which the search chose."
+                f"`hpo.refit.seeds` must not hold {searched}, the seed of the search."
             )
         for point in self.space.grid():
             load_train_config(self._task, to_overrides(self.overrides(point)))
 
     def first_points(self) -> list[dict[str, Any]]:
-        # A seed's two trainings are neighbours, so that half a study compares too.
+        # Both runs of a seed are neighbours, so that an unfinished study has complete pairs to compare.
         return sorted(
             self.space.grid(), key=lambda point: self._settings.seeds.index(point["seed"])
         )
 
     def overrides(self, values: Mapping[str, Any]) -> dict[str, Any]:
         is_best = values["configuration"] == "best"
-        chosen = self._best.overrides if is_best else self._best.base
-        return {**chosen, **self._given, "seed": values["seed"]}
+        configuration = self._best.overrides if is_best else self._best.base
+        return {**configuration, **self._explicit, "seed": values["seed"]}
 
     def finish(self, trial: Trial, result: RunResult) -> None:
-        """Look at test, once for each training."""
+        """Evaluate the training on test and record the metrics."""
         directory = RunDirectory(result.directory)
         test = evaluate(
             EvaluateConfig(checkpoint=str(directory.best_checkpoint), split="test"),
             task_name=self._task,
             explicit={},
         )
-        figures = {key: test.metrics[key] for key in self._test_figures()}
-        trial.set_user_attr("test", figures)
+        trial.set_user_attr("test", {key: test.metrics[key] for key in self._test_metrics()})
 
     def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         csv_of_trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         trials = self._by_configuration(study)
-        lines = {name: [self._predictions(trial) for trial in own] for name, own in trials.items()}
-        compared = {
-            figure: compare(
-                figure,
-                lines["best"],
-                lines["default"],
-                n_samples=self._settings.n_randomisations,
-                seed=self._config.seed,
-                confidence=self._settings.confidence,
-            )
-            for figure in comparable_metrics(lines["best"][0][0])
-        }
-        comparisons = {figure: found for figure, found in compared.items() if found is not None}
-        monitor = self._config.training.monitor
+        comparisons = self._compare(trials)
         summaries = {
             name: {
-                monitor: self._summary([trial.value for trial in own]),
-                **{
-                    key: self._summary([trial.user_attrs["test"].get(key) for trial in own])
-                    for key in self._test_figures()
-                },
+                key: self._summary([self._value(trial, key) for trial in group])
+                for key in (self._monitor, *self._test_metrics())
             }
-            for name, own in trials.items()
+            for name, group in trials.items()
         }
         report = folder / "report.json"
         write_json(
@@ -153,11 +141,12 @@ class Refit(Plan):
                 "seeds": [trial.params["seed"] for trial in trials["best"]],
                 "confidence": self._settings.confidence,
                 "configurations": summaries,
-                "comparisons": {name: asdict(found) for name, found in comparisons.items()},
+                "comparisons": {
+                    metric: asdict(comparison) for metric, comparison in comparisons.items()
+                },
             },
         )
         path = folder / "best_config.yaml"
-        mean = summaries["best"][monitor]["mean"]
         write_best_config(
             path,
             self._best.overrides,
@@ -167,12 +156,12 @@ class Refit(Plan):
                 "study": self._best.study,
                 "trial": self._best.trial,
                 "value": self._best.value,
-                "monitor": monitor,
-                # The mean is of trainings with what this stage's command line gave, too.
+                "monitor": self._monitor,
                 "refit": {
                     "study": study.study_name,
-                    "mean": mean,
-                    "given": of_a_configuration(self._given),
+                    "mean": summaries["best"][self._monitor]["mean"],
+                    # The runs behind the mean had these overrides, too.
+                    "given": without_output_settings(self._explicit),
                 },
                 "data": run_preview.fingerprints,
                 "packages": trials["best"][0].user_attrs["packages"],
@@ -182,94 +171,123 @@ class Refit(Plan):
         latest = publish_latest(path, folder)
         files = [report, path, csv_of_trials]
         files += [*write_plots(study, folder), self._plot(trials, folder)]
-        text = self._text(study, summaries, comparisons)
+        text = self._text(study.study_name, len(trials["best"]), summaries, comparisons)
         return StageReport(
             summary=f"{text}\n\nreport: {report}; best configuration: {path}, also {latest}",
             files=files,
-            figures={
-                f"{name}/{key}_mean": own["mean"]
-                for name, figures in summaries.items()
-                for key, own in figures.items()
+            metrics={
+                f"{name}/{key}_mean": summary["mean"]
+                for name, by_metric in summaries.items()
+                for key, summary in by_metric.items()
             },
         )
 
-    def _test_figures(self) -> list[str]:
-        """The figures on test that the table has: the monitor's, and what belongs beside it."""
-        monitor = self._config.training.monitor.removeprefix("val/")
-        names = [monitor, *self._config.task.headline_metrics]
+    def _test_metrics(self) -> list[str]:
+        """Return the reported metrics on test: that of the monitor first, then the headline metrics."""
+        names = [self._monitor.removeprefix("val/"), *self._config.task.headline_metrics]
         return [f"test/{name}" for name in dict.fromkeys(names)]
 
+    def _value(self, trial: FrozenTrial, key: str) -> float | None:
+        """Return the trial's value of the monitor, or of a metric on test."""
+        if key == self._monitor:
+            return trial.value
+        value: float | None = trial.user_attrs["test"].get(key)
+        return value
+
     def _by_configuration(self, study: optuna.Study) -> dict[Configuration, list[FrozenTrial]]:
-        """Return each configuration's trials by seed, of the seeds that both were trained with."""
-        found: dict[Configuration, dict[int, FrozenTrial]] = {name: {} for name in CONFIGURATIONS}
+        """Return the trials of each configuration, by the seeds that have a complete trial of both."""
+        by_seed: dict[Configuration, dict[int, FrozenTrial]] = {name: {} for name in CONFIGURATIONS}
         for trial in StudyProgress.of(study).complete:
-            found[trial.params["configuration"]][trial.params["seed"]] = trial
+            by_seed[trial.params["configuration"]][trial.params["seed"]] = trial
         seeds = [
-            seed for seed in self._settings.seeds if all(seed in own for own in found.values())
+            seed
+            for seed in self._settings.seeds
+            if all(seed in group for group in by_seed.values())
         ]
         if len(seeds) < 2:
             raise ConfigError(
-                f"{study.study_name} has both configurations trained with {len(seeds)} seeds, but two "
-                "are needed to compare them. Its causes stand in trials.csv."
+                f"At least two seeds of {study.study_name} must have a complete trial of both "
+                f"configurations, but {len(seeds)} have. See the causes of failed trials in trials.csv."
             )
-        return {name: [own[seed] for seed in seeds] for name, own in found.items()}
+        return {name: [group[seed] for seed in seeds] for name, group in by_seed.items()}
+
+    def _compare(
+        self, trials: Mapping[Configuration, Sequence[FrozenTrial]]
+    ) -> dict[str, Comparison]:
+        """Compare both configurations on test, by metric; leave out undefined metrics."""
+        best, default = (
+            [self._predictions(trial) for trial in trials[name]] for name in CONFIGURATIONS
+        )
+        comparisons = {
+            metric: compare(
+                metric,
+                best,
+                default,
+                n_samples=self._settings.n_randomisations,
+                seed=self._config.seed,
+                confidence=self._settings.confidence,
+            )
+            for metric in comparable_metrics(best[0][0])
+        }
+        return {metric: found for metric, found in comparisons.items() if found is not None}
 
     def _predictions(self, trial: FrozenTrial) -> list[dict[str, Any]]:
-        directory = self._runs / self._task / trial.user_attrs["run"]
+        """Return the prediction lines of a trial on test."""
+        directory = self._runs_folder / self._task / trial.user_attrs["run"]
         path = directory / "predictions" / "test.jsonl"
         if not path.is_file():
             raise ConfigError(
-                f"{path} is not there: {trial.user_attrs['worker']} trained trial {trial.number}. All "
+                f"{path} does not exist: {trial.user_attrs['worker']} trained trial {trial.number}. All "
                 "workers must share `output_dir`; copy the run here and start the stage again."
             )
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
     def _summary(self, values: Sequence[float | None]) -> dict[str, float | None]:
-        """Mean, standard deviation and Student's interval of the mean over seeds."""
+        """Return mean and standard deviation over seeds, and Student's interval of the mean."""
         defined = [value for value in values if value is not None]
-        # Of other seeds than the other configuration's, a mean would compare nothing.
+        # Means over different seeds are not comparable between configurations.
         if len(defined) < len(values):
             return {"mean": None, "sd": None, "ci_low": None, "ci_high": None}
         mean, sd = statistics.mean(defined), statistics.stdev(defined)
         quantile = float(stats.t.ppf((1 + self._settings.confidence) / 2, len(defined) - 1))
-        half = quantile * sd / len(defined) ** 0.5
-        return {"mean": mean, "sd": sd, "ci_low": mean - half, "ci_high": mean + half}
+        half_width = quantile * sd / len(defined) ** 0.5
+        return {"mean": mean, "sd": sd, "ci_low": mean - half_width, "ci_high": mean + half_width}
 
     def _text(
         self,
-        study: optuna.Study,
+        study_name: str,
+        n_seeds: int,
         summaries: Mapping[Configuration, Mapping[str, Mapping[str, float | None]]],
         comparisons: Mapping[str, Comparison],
     ) -> str:
-        percent = f"{100 * self._settings.confidence:.0f} %"
-        monitor = self._config.training.monitor
-        rows = [["figure", "best: mean (sd) [interval]", "default: mean (sd) [interval]"]]
+        """Return the tables for the console."""
+        rows = [["metric", "best: mean (sd) [interval]", "default: mean (sd) [interval]"]]
         rows += [
             [key, *(_format_summary(summaries[name][key]) for name in CONFIGURATIONS)]
             for key in summaries["best"]
         ]
-        mean, searched = summaries["best"][monitor]["mean"], self._best.value
+        mean, searched = summaries["best"][self._monitor]["mean"], self._best.value
         assert mean is not None
         lines = [
-            f"{study.study_name}: {len(self._by_configuration(study)['best'])} seeds; {percent} "
-            "intervals of the mean over seeds (Student's t)",
+            f"{study_name}: {n_seeds} seeds; {100 * self._settings.confidence:.0f} % intervals of the "
+            "mean over seeds (Student's t)",
             "",
             render_table(rows, left=1),
             "",
-            f"The search's best value was {searched:.4f} ({monitor}, one seed); with other seeds the "
-            f"same configuration has {mean:.4f} on average ({mean - searched:+.4f}).",
+            f"The best value of the search was {searched:.4f} ({self._monitor}, one seed). With other "
+            f"seeds the same configuration has {mean:.4f} on average ({mean - searched:+.4f}).",
             "",
             "Best against default on test, paired over posts:",
         ]
-        for figure, found in comparisons.items():
+        for metric, found in comparisons.items():
             interval = (
                 f"[{found.ci_low:+.4f}, {found.ci_high:+.4f}]"
                 if found.ci_low is not None
                 else "[undefined]"
             )
             lines.append(
-                f"  {figure}: {found.difference:+.4f} {interval}, p = {found.p_value:.4f} "
+                f"  {metric}: {found.difference:+.4f} {interval}, p = {found.p_value:.4f} "
                 f"(randomization, {self._settings.n_randomisations} swaps of {found.n_posts} posts)"
             )
         if not comparisons:
@@ -277,31 +295,27 @@ class Refit(Plan):
         return "\n".join(lines)
 
     def _plot(self, trials: Mapping[Configuration, Sequence[FrozenTrial]], folder: Path) -> Path:
-        """Draw what each seed came to, on val and on test, beside the search's value."""
+        """Plot the monitor of each run on val and on test, and the best value of the search."""
         from matplotlib.figure import Figure
 
-        monitor = self._config.training.monitor
-        on_test = self._test_figures()[0]
         figure = Figure()
         axes = figure.subplots()
-        for place, own in enumerate(trials.values()):
-            found = {
-                monitor: [trial.value for trial in own],
-                on_test: [trial.user_attrs["test"].get(on_test) for trial in own],
-            }
-            for shift, (key, values) in zip((-0.12, 0.12), found.items(), strict=True):
-                defined = [value for value in values if value is not None]
-                axes.plot(
-                    [place + shift] * len(defined),
-                    defined,
-                    "o" if shift < 0 else "s",
-                    color="tab:blue" if shift < 0 else "tab:orange",
-                    alpha=0.7,
-                    label=key if place == 0 else None,
-                )
-        axes.axhline(self._best.value, linestyle="--", color="gray", label="search's best value")
+        on_val = (self._monitor, -0.12, "o", "tab:blue")
+        on_test = (self._test_metrics()[0], 0.12, "s", "tab:orange")
+        for key, shift, marker, color in (on_val, on_test):
+            points = [
+                (column + shift, value)
+                for column, group in enumerate(trials.values())
+                for trial in group
+                if (value := self._value(trial, key)) is not None
+            ]
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, marker, color=color, alpha=0.7, label=key)
+        axes.axhline(
+            self._best.value, linestyle="--", color="gray", label="best value of the search"
+        )
         axes.set_xticks(range(len(trials)), list(trials))
-        axes.set_ylabel(monitor.removeprefix("val/"))
+        axes.set_ylabel(self._monitor.removeprefix("val/"))
         axes.legend()
         return save_figure(figure, folder / "seeds.png")
 

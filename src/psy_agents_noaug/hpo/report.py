@@ -1,4 +1,4 @@
-"""Files that every stage writes: trials, plots; and where settings come from."""
+"""Files that every stage writes: the table of trials, plots, the latest best configuration."""
 
 import csv
 import io
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 
 def write_trials(study: optuna.Study, path: Path) -> Path:
-    """Write a row a trial, attempts that were tried again included and marked by `counts`."""
+    """Write one row per trial. The column `counts` is False for an attempt that was tried again."""
     trials = study.get_trials(deepcopy=False)
-    own = {trial.number for trial in counted(trials)}
+    counting = {trial.number for trial in counted(trials)}
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -33,7 +33,7 @@ def write_trials(study: optuna.Study, path: Path) -> Path:
     for trial in trials:
         attributes = trial.user_attrs
         writer.writerow(
-            [trial.number, original_number(trial), trial.state.name, trial.number in own]
+            [trial.number, original_number(trial), trial.state.name, trial.number in counting]
             + ["" if trial.value is None else repr(trial.value)]
             + [trial.params.get(name, "") for name in params]
             + [attributes.get("seconds", ""), len(trial.intermediate_values)]
@@ -45,7 +45,7 @@ def write_trials(study: optuna.Study, path: Path) -> Path:
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
-    """Write the history of the search, and what mattered in it where that can be told."""
+    """Plot the values of the trials and, if they differ, how important each parameter was."""
     from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances
 
     plots: dict[str, Callable[[optuna.Study], Axes]] = {
@@ -54,13 +54,15 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
     }
     complete = StudyProgress.of(study).complete
     if len({trial.value for trial in complete}) < 2:
-        logger.info("No importances are plotted: fewer than two trials ended differently.")
+        logger.info(
+            "Parameter importances are not plotted: they need trials with different values."
+        )
         del plots["importances"]
     written: list[Path] = []
     for name, plot in plots.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            # That an importance rests on few trials; how many there were stands beside it.
+            # Optuna warns that few trials give rough importances; trials.csv shows how many there are.
             warnings.simplefilter("ignore", UserWarning)
             figure = plot(study).figure
         assert isinstance(figure, Figure)
@@ -69,7 +71,7 @@ def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a plot, atomically, and let go of it."""
+    """Write a figure as PNG, atomically, and close it."""
     from matplotlib import pyplot
 
     figure.set_size_inches(8.0, 4.5)
@@ -82,20 +84,24 @@ def save_figure(figure: Figure, path: Path) -> Path:
 
 
 def publish_latest(path: Path, folder: Path) -> Path:
-    """Copy a task's best_config.yaml to the stage's folder, where the latest one's is found."""
+    """Copy a task's best_config.yaml to the folder of the stage, which holds the latest of any task."""
     latest = folder.parent / path.name
     write_text(latest, path.read_text(encoding="utf-8"))
     return latest
 
 
 def refuse_empty(study: optuna.Study) -> None:
-    """Raise ConfigError, with the causes, if no trial came to anything."""
-    standing = StudyProgress.of(study)
-    if standing.complete:
+    """Check that a trial is complete.
+
+    Raises:
+        ConfigError: none is; with the causes.
+    """
+    progress = StudyProgress.of(study)
+    if progress.complete:
         return
-    causes = sorted({trial.user_attrs.get("cause", LOST) for trial in standing.failed})
+    causes = sorted({trial.user_attrs.get("cause", LOST) for trial in progress.failed})
     raise ConfigError(
-        f"No trial of {study.study_name} came to an end: {len(standing.failed)} failed, "
-        f"{len(standing.pruned)} were pruned. Causes: {'; '.join(causes) or 'none'}. Begin another "
-        "study by `hpo.study=NAME`, or give this one more by `hpo.n_trials`."
+        f"No trial of {study.study_name} is complete: {len(progress.failed)} failed, "
+        f"{len(progress.pruned)} were pruned. Causes: {'; '.join(causes) or 'none'}. Start another "
+        "study with `hpo.study=NAME`, or add trials with `hpo.n_trials`."
     )

@@ -1,4 +1,4 @@
-"""A stage that searches: over its space, or narrowed around the best of an earlier stage."""
+"""A stage that searches its space, or a narrower one around the best trial of an earlier stage."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from psy_agents_noaug.config.loading import CONFIG_DIR, lay_over, load_train_con
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.best_config import BestConfig, write_best_config
-from psy_agents_noaug.hpo.objective import of_a_configuration
+from psy_agents_noaug.hpo.objective import without_output_settings
 from psy_agents_noaug.hpo.plans import Plan, StageReport
 from psy_agents_noaug.hpo.report import (
     publish_latest,
@@ -30,17 +30,21 @@ from psy_agents_noaug.run.train import RunPreview
 
 logger = logging.getLogger(__name__)
 
-# Of the trials by value: what they chose is worth choosing again.
-_TOP = 0.25
-_SHOWN = 5
+# Share of the trials, best first, whose choices stay in a narrowed space.
+_TOP_SHARE = 0.25
+# Trials in the table on the console, best first.
+_N_SHOWN = 5
 
 
 class Search(Plan):
-    """Trials that a sampler proposes.
+    """Trials whose values a sampler proposes.
 
     Args:
-        base: the overrides that all have in common; config: a training with these alone.
-        best: what to narrow around.
+        task: name of the task.
+        stage: settings of the stage.
+        base: overrides that all trials have in common, by dotted keys.
+        config: configuration of a training with `base` only.
+        best: the trial of an earlier stage to narrow around; None searches the whole space.
     """
 
     keep_checkpoints = False
@@ -66,7 +70,10 @@ class Search(Plan):
             space = SearchSpace.read(stage.space, stage.task_spaces.get(task, {}))
         self.space = space.without(base)
         if fixed := sorted(set(space.parameters) - set(self.space.parameters)):
-            logger.info("Not searched, as given or dependent on what is: %s.", ", ".join(fixed))
+            logger.info(
+                "Not searched, because the settings fix them or a parameter they depend on: %s.",
+                ", ".join(fixed),
+            )
         self._is_grid = stage.sampler.name == "grid"
         self.n_trials = stage.n_trials
         if self._is_grid:
@@ -94,13 +101,13 @@ class Search(Plan):
         return {**self._base, **values}
 
     def finish(self, trial: Trial, result: RunResult) -> None:
-        """Nothing: a search never looks at test."""
+        """Do nothing: a search never evaluates on test."""
 
     def report(self, study: optuna.Study, folder: Path, run_preview: RunPreview) -> StageReport:
         trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
-        standing = StudyProgress.of(study)
-        by_value = ranked(standing.complete, maximise=run_preview.maximise)
+        progress = StudyProgress.of(study)
+        by_value = ranked(progress.complete, maximise=run_preview.maximise)
         best, monitor = by_value[0], self._config.training.monitor
         path = folder / "best_config.yaml"
         write_best_config(
@@ -112,10 +119,10 @@ class Search(Plan):
                 "trial": original_number(best),
                 "value": best.value,
                 "monitor": monitor,
-                "n_trials": standing.n_begun,
+                "n_trials": progress.n_begun,
                 "params": self._chosen(best),
-                "top": [self._chosen(t) for t in by_value[: math.ceil(_TOP * len(by_value))]],
-                "base": of_a_configuration(self._base),
+                "top": [self._chosen(t) for t in by_value[: math.ceil(_TOP_SHARE * len(by_value))]],
+                "base": without_output_settings(self._base),
                 "space": self.space.to_json(),
                 "starts_from": self.starts_from,
                 "seed": self._config.seed,
@@ -128,11 +135,11 @@ class Search(Plan):
         return StageReport(
             summary=f"{self._table(study, by_value)}\n\nbest configuration: {path}, also {latest}",
             files=[path, trials, *write_plots(study, folder)],
-            figures={
+            metrics={
                 f"best/{monitor}": best.value,
-                "trials/complete": len(standing.complete),
-                "trials/pruned": len(standing.pruned),
-                "trials/failed": len(standing.failed),
+                "trials/complete": len(progress.complete),
+                "trials/pruned": len(progress.pruned),
+                "trials/failed": len(progress.failed),
             },
         )
 
@@ -141,20 +148,22 @@ class Search(Plan):
         return {name: overrides[name] for name in self.space.parameters if name in overrides}
 
     def _table(self, study: optuna.Study, by_value: Sequence[FrozenTrial]) -> str:
-        standing = StudyProgress.of(study)
+        progress = StudyProgress.of(study)
         names = list(self.space.parameters)
-        rows = [["trial", self._config.training.monitor, *(_short(name, names) for name in names)]]
-        for trial in by_value[:_SHOWN]:
+        rows = [
+            ["trial", self._config.training.monitor, *(_short_name(name, names) for name in names)]
+        ]
+        for trial in by_value[:_N_SHOWN]:
             chosen = self._chosen(trial)
             values = [format_value(chosen[name], ".3g") if name in chosen else "" for name in names]
             rows.append([str(original_number(trial)), f"{trial.value:.4f}", *values])
         return (
-            f"{study.study_name}: {len(standing.complete)} trials complete, {len(standing.pruned)} "
-            f"pruned, {len(standing.failed)} failed; the best:\n\n{render_table(rows, left=1)}"
+            f"{study.study_name}: {len(progress.complete)} trials complete, {len(progress.pruned)} "
+            f"pruned, {len(progress.failed)} failed; the best:\n\n{render_table(rows, left=1)}"
         )
 
 
-def _short(name: str, names: Sequence[str]) -> str:
-    """The last part of a key, or the whole where that is another's too."""
+def _short_name(name: str, names: Sequence[str]) -> str:
+    """Return the last part of a key, or the whole key if another of `names` has the same last part."""
     last = name.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in names) == 1 else name

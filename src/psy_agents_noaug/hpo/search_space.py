@@ -1,4 +1,4 @@
-"""What is searched: typed ranges and choices for any key of the configuration."""
+"""The search space: typed ranges and choices for any setting of a training."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ class _Range(Section):
     when: Annotated[dict[str, Any], Field(default_factory=dict)]
 
     @model_validator(mode="after")
-    def _is_one(self) -> "_Range":
+    def _is_a_range(self) -> "_Range":
         low, high, step = (getattr(self, name) for name in ("low", "high", "step"))
         if not low < high:
             raise ValueError(f"`low` must be below `high`, but they are {low} and {high} instead.")
@@ -34,7 +34,7 @@ class _Range(Section):
 
 
 class FloatRange(_Range):
-    """Real numbers from low to high, both included; log: uniform in the logarithm."""
+    """Real numbers from `low` to `high`, both included; with `log`, uniform in the logarithm."""
 
     type: Literal["float"]
     low: float
@@ -46,7 +46,7 @@ class FloatRange(_Range):
 
 
 class IntRange(_Range):
-    """Whole numbers from low to high, both included, `step` apart."""
+    """Integers from `low` to `high`, both included, `step` apart."""
 
     type: Literal["int"]
     low: int
@@ -58,7 +58,7 @@ class IntRange(_Range):
 
 
 class Choices(Section):
-    """One of several values, of any type that the key takes."""
+    """One of several values, of any type that the setting allows."""
 
     type: Literal["categorical"]
     choices: Annotated[list[Any], Field(min_length=1)]
@@ -75,18 +75,22 @@ _PARAMETER: TypeAdapter[Parameter] = TypeAdapter(Annotated[Parameter, Field(disc
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Dotted configuration keys and what they may be, conditions before what depends on them."""
+    """The searched parameters.
+
+    Args:
+        parameters: by dotted key; a parameter comes after those that its condition (`when`) names.
+    """
 
     parameters: Mapping[str, Parameter]
 
     @classmethod
     def read(cls, *nested: Mapping[str, Any]) -> "SearchSpace":
-        """Read the nested mappings of a YAML file, later ones over earlier ones.
+        """Read nested mappings of a YAML file; an entry of a later mapping replaces an earlier one.
 
-        A mapping with a `type` is a parameter; null takes out one of an earlier mapping.
+        A mapping with a `type` is a parameter; null removes a parameter of an earlier mapping.
 
         Raises:
-            ConfigError: with everything that is wrong with it.
+            ConfigError: with all faults.
         """
         found: dict[str, Parameter] = {}
         faults: list[str] = []
@@ -100,14 +104,14 @@ class SearchSpace:
             try:
                 found[key] = _PARAMETER.validate_python(dict(entry))
             except ValidationError as error:
-                faults += [f"`{key}`: {_said(fault)}" for fault in error.errors()]
+                faults += [f"`{key}`: {_fault_text(fault)}" for fault in error.errors()]
         space, more = _in_order(found)
         if faults + more:
             raise ConfigError(faults_message("The search space is not valid:", faults + more))
         return space
 
     def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Return a value for each parameter whose condition holds, by the trial's study's sampler."""
+        """Return a value, chosen by the sampler, for each parameter whose condition holds."""
         values: dict[str, Any] = {}
         for name, parameter in self.parameters.items():
             if _holds(parameter.when, values):
@@ -115,10 +119,13 @@ class SearchSpace:
         return values
 
     def check(self, accept: Callable[[Mapping[str, Any]], object]) -> None:
-        """Offer `accept` each end of each range and each choice, its conditions met.
+        """Check both ends of each range and each choice, with the conditions of the parameter met.
+
+        Args:
+            accept: takes values by dotted key; raises ConfigError if they are not allowed.
 
         Raises:
-            ConfigError: with everything that `accept` refused with a ConfigError.
+            ConfigError: with all faults that `accept` raised.
         """
         faults: list[str] = []
         for name, parameter in self.parameters.items():
@@ -126,8 +133,8 @@ class SearchSpace:
                 try:
                     accept({**self._conditions(name), name: value})
                 except ConfigError as error:
-                    said = str(error).removeprefix("The configuration is not valid:\n  - ")
-                    fault = f"`{name}` = {value!r}: {said}"
+                    reason = str(error).removeprefix("The configuration is not valid:\n  - ")
+                    fault = f"`{name}` = {value!r}: {reason}"
                     if fault not in faults:
                         faults.append(fault)
         if faults:
@@ -136,12 +143,16 @@ class SearchSpace:
     def narrowed(
         self, best: Mapping[str, Any], top: Sequence[Mapping[str, Any]], *, width: float
     ) -> "SearchSpace":
-        """Return the space around `best`, the values of the best trial.
+        """Return the space around the best trial.
 
-        A range keeps `width` of its size (of its logarithm's where it is log), centred at the best
-        value and moved to lie within the old one. Of choices those stay that the best trial or another
-        one of the `top` made. A parameter that the best trial did not have stays as it is, if it can
-        still be asked for.
+        A range is centred at the best value and moved to lie within the old range. Choices are those of
+        the best trial and of the `top` ones. A parameter that the best trial does not have stays as it
+        is, unless its condition can no longer hold.
+
+        Args:
+            best: values of the best trial, by dotted key.
+            top: values of each of the best trials.
+            width: size of a new range as a share of the old one, in the logarithm for a log range.
         """
         narrowed: dict[str, Parameter] = {}
         for name, parameter in self.parameters.items():
@@ -158,18 +169,18 @@ class SearchSpace:
                 narrowed[name] = parameter.model_copy(update={"low": low, "high": high})
         return replace(self, parameters=narrowed)
 
-    def without(self, given: Mapping[str, Any]) -> "SearchSpace":
-        """Return the space of what is left to search where these values are given.
+    def without(self, fixed: Mapping[str, Any]) -> "SearchSpace":
+        """Return the space of the parameters that are left to search if the values `fixed` are set.
 
-        Conditions on them are met or not for good.
+        Conditions on fixed parameters are resolved: they are removed, or the parameter is.
         """
         left: dict[str, Parameter] = {}
         for name, parameter in self.parameters.items():
-            decided = {other: parameter.when[other] for other in parameter.when if other in given}
-            if name in given or not _holds(decided, given):
+            decided = {other: parameter.when[other] for other in parameter.when if other in fixed}
+            if name in fixed or not _holds(decided, fixed):
                 continue
-            when = {k: wanted for k, wanted in parameter.when.items() if k not in given}
-            # What depends on a parameter that is never asked for is never asked for.
+            when = {k: wanted for k, wanted in parameter.when.items() if k not in fixed}
+            # A condition on a parameter that was removed never holds.
             if all(other in left for other in when):
                 left[name] = parameter.model_copy(update={"when": when})
         return replace(self, parameters=left)
@@ -178,7 +189,7 @@ class SearchSpace:
         """Return every combination, as Optuna's parameters.
 
         Raises:
-            ConfigError: a range without a step, or a condition.
+            ConfigError: a range has no step, or a parameter has a condition.
         """
         axes: dict[str, list[Any]] = {}
         faults: list[str] = []
@@ -193,22 +204,22 @@ class SearchSpace:
                 count = math.floor((parameter.high - parameter.low) / parameter.step + 1e-9) + 1
                 axes[name] = [parameter.low + index * parameter.step for index in range(count)]
         if faults:
-            raise ConfigError(faults_message("A grid cannot be made of the search space:", faults))
+            raise ConfigError(faults_message("The search space is not a grid:", faults))
         return [dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values())]
 
     def labels(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return `values` as Optuna's parameters, without those that are not searched here."""
+        """Return those of `values` that are searched here, as Optuna's parameters."""
         return {name: _label(value) for name, value in values.items() if name in self.parameters}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the space as `read` takes it, its keys dotted."""
+        """Return the space as a mapping that `read` accepts, with dotted keys."""
         return {name: parameter.model_dump() for name, parameter in self.parameters.items()}
 
     def _conditions(self, name: str) -> dict[str, Any]:
-        """A value for each parameter that `name` depends on, at which it is asked for."""
+        """Return values of the parameters that `name` depends on, at which its condition holds."""
         values: dict[str, Any] = {}
         for other, wanted in self.parameters[name].when.items():
-            values |= self._conditions(other) | {other: _listed(wanted)[0]}
+            values |= self._conditions(other) | {other: _as_list(wanted)[0]}
         return values
 
 
@@ -222,18 +233,18 @@ def _leaves(prefix: str, nested: Mapping[str, Any]) -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", entry
 
 
-def _said(fault: Any) -> str:
-    place = ".".join(str(part) for part in fault["loc"][1:])
+def _fault_text(fault: Any) -> str:
+    key = ".".join(str(part) for part in fault["loc"][1:])
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"].startswith("union_tag"):
         return "`type` must be float, int or categorical."
     if fault["type"] == "extra_forbidden":
         message = "is not a known key"
-    return f"`{place}` {message[0].lower()}{message[1:]}" if place else message
+    return f"`{key}` {message[0].lower()}{message[1:]}" if key else message
 
 
 def _in_order(found: Mapping[str, Parameter]) -> tuple[SearchSpace, list[str]]:
-    """Put conditions first, and name those that cannot be."""
+    """Order parameters after those they depend on. Return the space, and the faults of conditions."""
     faults: list[str] = []
     for name, parameter in found.items():
         for other, wanted in parameter.when.items():
@@ -242,7 +253,7 @@ def _in_order(found: Mapping[str, Parameter]) -> tuple[SearchSpace, list[str]]:
                 faults.append(f"`{name}` depends on `{other}`, which is not searched.")
             elif not isinstance(on, Choices):
                 faults.append(f"`{name}` depends on `{other}`, which is not categorical.")
-            elif not any(value in on.choices for value in _listed(wanted)):
+            elif not any(value in on.choices for value in _as_list(wanted)):
                 faults.append(f"`{name}` depends on `{other}` being {wanted!r}, which it never is.")
     ordered: dict[str, Parameter] = {}
     waiting = dict(found)
@@ -256,20 +267,20 @@ def _in_order(found: Mapping[str, Parameter]) -> tuple[SearchSpace, list[str]]:
 
 
 def _holds(when: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(name in values and values[name] in _listed(wanted) for name, wanted in when.items())
+    return all(name in values and values[name] in _as_list(wanted) for name, wanted in when.items())
 
 
 def _can_hold(when: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> bool:
     for name, wanted in when.items():
         on = parameters.get(name)
-        if not isinstance(on, Choices) or not set(map(_label, _listed(wanted))) & set(
+        if not isinstance(on, Choices) or not set(map(_label, _as_list(wanted))) & set(
             map(_label, on.choices)
         ):
             return False
     return True
 
 
-def _listed(wanted: Any) -> list[Any]:
+def _as_list(wanted: Any) -> list[Any]:
     return wanted if isinstance(wanted, list) else [wanted]
 
 
@@ -280,14 +291,14 @@ def _extremes(parameter: Parameter) -> list[Any]:
 
 
 def _label(choice: Any) -> Any:
-    """Optuna stores numbers, strings, truth values and null; others as JSON."""
+    """Return a choice as Optuna can store it: a number, a string, a boolean or None; others as JSON."""
     if choice is None or isinstance(choice, str | int | float):
         return choice
     return json.dumps(choice, sort_keys=True)
 
 
 def _around(parameter: FloatRange | IntRange, best: float, width: float) -> tuple[Any, Any]:
-    """The narrowed ends, on the grid of the steps."""
+    """Return the ends of the range narrowed around `best`, on the grid of its steps."""
     low, high = float(parameter.low), float(parameter.high)
     if parameter.log:
         low, high, best = math.log(low), math.log(high), math.log(best)

@@ -1,4 +1,4 @@
-"""What `configs/hpo/` may hold: a stage, its strategy, its workers."""
+"""Settings of a search stage (`configs/hpo/`): its sampler, pruner, budget and workers."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,13 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class SamplerConfig(Section):
-    """How the next trial's values are chosen (Optuna's samplers; grid: every combination once)."""
+    """Which of Optuna's samplers chooses the values of the next trial.
+
+    Args:
+        name: the sampler; `grid` tries every combination once.
+        seed: of the sampler; the seed of the trainings is a setting of its own.
+        n_startup_trials: random trials before `tpe` and `cmaes` propose values.
+    """
 
     name: Literal["tpe", "random", "cmaes", "grid"]
     seed: Seed
@@ -18,11 +24,15 @@ class SamplerConfig(Section):
 
 
 class PrunerConfig(Section):
-    """When a trial is given up: by its figure after as many evaluations as others have had.
+    """Which of Optuna's pruners ends a trial that is worse than others after as many evaluations.
 
-    percentile: trials must be among the best so many percent (median: 50). n_startup_trials: finished
-    trials before any is pruned. n_warmup_evaluations: of a trial that are spared; hyperband's
-    smallest resource is one more.
+    Args:
+        name: the pruner.
+        percentile: for `percentile`: the best trials that continue, in percent (`median` is 50).
+        n_startup_trials: for `median` and `percentile`: finished trials before any trial is pruned.
+        n_warmup_evaluations: evaluations of a trial before it may be pruned. The smallest resource of
+            `hyperband` is one more.
+        reduction_factor: for `hyperband`: one in this many trials continues to the next rung.
     """
 
     name: Literal["median", "percentile", "hyperband", "none"]
@@ -33,10 +43,11 @@ class PrunerConfig(Section):
 
 
 class NarrowConfig(Section):
-    """Search around another stage's best: see `SearchSpace.narrowed`.
+    """Search around the best trial of an earlier stage, see `SearchSpace.narrowed`.
 
-    best_config: its file; null: outputs/hpo_stage1/<task>/best_config.yaml. width: of the new range,
-    as a share of the old one.
+    Args:
+        best_config: its `best_config.yaml`; None: that of the stage before this one.
+        width: of the new range, as a share of the old one.
     """
 
     best_config: str | None
@@ -44,9 +55,13 @@ class NarrowConfig(Section):
 
 
 class RefitConfig(Section):
-    """Train a best configuration and the default one with several seeds, and look at test once each.
+    """Train the best and the default configuration with several seeds, and evaluate each run on test.
 
-    best_config: null: outputs/hpo_stage2/<task>/best_config.yaml.
+    Args:
+        best_config: the `best_config.yaml` of a search; None: that of the stage before this one.
+        seeds: each configuration is trained once per seed.
+        n_randomisations: resamples of the paired randomization test.
+        confidence: level of the intervals.
     """
 
     best_config: str | None
@@ -64,15 +79,24 @@ class RefitConfig(Section):
 class StageConfig(Section):
     """A stage of the search (`configs/hpo/`).
 
-    stage: its number; the results go to `<output_dir>/hpo_stage<N>/<task>`.
-    study: its name in the storage; null: `<task>_<name>`.
-    storage: null: a SQLite file beside the results; or postgresql://[user@]host/database.
-    workers: processes here; more may be started anywhere by the same command.
-    n_trials: of all workers together. max_retries: of a trial whose worker died.
-    heartbeat_seconds: a worker is taken for dead after four without a sign of it.
-    patience_seconds: how long workers wait for a storage that went away.
-    space: what is searched in any task; task_spaces: and in one.
-    reports: whether results are written at the end, by the first of several local workers.
+    Args:
+        name: of the stage.
+        stage: its number N; results are written to `<output_dir>/hpo_stage<N>/<task>`.
+        study: name of the study in the storage; None: `<task>_<name>`.
+        storage: postgresql://[user@]host/database; None: a SQLite file beside the results.
+        workers: local processes; the same command starts more on any machine.
+        n_trials: of all workers together.
+        max_retries: attempts after the first at a trial whose worker died.
+        heartbeat_seconds: between two heartbeats of a worker; one that misses four counts as dead.
+        patience_seconds: how long workers wait for a storage that cannot be reached.
+        sampler: chooses the values of a trial.
+        pruner: ends trials early.
+        settings: of the trainings of this stage; the command line wins over them.
+        space: parameters searched in every task, see `SearchSpace.read`.
+        task_spaces: by task, changes of `space`.
+        narrow: search around the best trial of an earlier stage.
+        refit: train the best trial of an earlier stage again, instead of searching.
+        reports: whether this process writes the results; local workers but the first do not.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -94,7 +118,9 @@ class StageConfig(Section):
     reports: bool = True
 
     @model_validator(mode="after")
-    def _does_one_thing(self) -> "StageConfig":
+    def _narrows_or_refits(self) -> "StageConfig":
         if self.narrow and self.refit:
-            raise ValueError("`hpo.narrow` and `hpo.refit` are of different stages: leave one out.")
+            raise ValueError(
+                "`hpo.narrow` and `hpo.refit` belong to different stages: leave one out."
+            )
         return self

@@ -1,6 +1,5 @@
-"""The story of a stage: from a command line to a study, its trials, and what they came to."""
+"""Run a stage: from a command line to a study, its trials and their results."""
 
-import gc
 import json
 import logging
 import os
@@ -32,9 +31,9 @@ from psy_agents_noaug.config.loading import (
     validate,
 )
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, faults_message
+from psy_agents_noaug.errors import ConfigError, faults_message, not_one_of
 from psy_agents_noaug.hpo.best_config import BestConfig, read_best_config
-from psy_agents_noaug.hpo.objective import Objective, Place
+from psy_agents_noaug.hpo.objective import Objective, OutputSettings
 from psy_agents_noaug.hpo.plans import Plan
 from psy_agents_noaug.hpo.refit import Refit
 from psy_agents_noaug.hpo.search import Search
@@ -43,14 +42,14 @@ from psy_agents_noaug.hpo.storage import StudyLock, StudyStorage, open_storage, 
 from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
 from psy_agents_noaug.run.directory import differences
-from psy_agents_noaug.run.records import tracked
+from psy_agents_noaug.run.records import tracking_status
 from psy_agents_noaug.run.train import RunPreview, preview
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
-from psy_agents_noaug.tracking.process import mlflow_process
+from psy_agents_noaug.tracking.mlflow import MlflowTracker
 
-# Of a single run: a study sets them itself.
-_OF_A_RUN = ("run_name", "resume", "best_config")
+# Settings of a single run, which a study sets for each trial.
+_SET_BY_THE_STUDY = ("run_name", "resume", "best_config")
 _GRACE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
@@ -58,16 +57,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """A stage as it was asked for.
+    """A stage and its settings, as read from a command line.
 
-    given: the overrides of trainings on the command line; base: what all trials have in common, those
-    and the stage's own and inherited ones; config: of a training with the base alone.
-    folder: where the results go. argv: the command line.
+    Args:
+        task: name of the task.
+        stage: settings of the stage.
+        explicit: training settings on the command line, by dotted keys.
+        base: training settings of all trials: those of an earlier stage, of this stage, and `explicit`.
+        config: configuration of a training with `base` only.
+        best: the trial of an earlier stage from which this one starts, if any.
+        folder: of the results.
+        argv: the command line.
     """
 
     task: str
     stage: StageConfig
-    given: dict[str, Any]
+    explicit: dict[str, Any]
     base: dict[str, Any]
     config: TrainConfig
     best: BestConfig | None
@@ -79,17 +84,17 @@ class Request:
         return self.stage.study or f"{self.task}_{self.stage.name}"
 
     @property
-    def runs(self) -> Path:
-        """The folder of the trials' run directories."""
+    def runs_folder(self) -> Path:
+        """Folder of the run directories of the trials."""
         return self.folder / "trials" / self.study_name
 
 
 def run_stage(argv: Sequence[str]) -> str:
-    """Run, or go on with, the stage that a command line asks for; return a table of its results.
+    """Run or resume the stage of a command line. Return a table of its results.
 
     Raises:
-        ConfigError, DataError: the user's to mend.
-        Interrupted: stopped by a signal; the same command goes on.
+        ConfigError, DataError: the user can fix the cause.
+        Interrupted: a signal stopped the stage; the same command resumes it.
     """
     request = read_request(argv)
     plan = _plan(request)
@@ -98,26 +103,24 @@ def run_stage(argv: Sequence[str]) -> str:
     url = storage_url(stage.storage, request.folder)
     _check_workers(stage, url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A trial is told of in one line.
+    # Each trial is logged in one line, without the log of its training.
     logging.getLogger("psy_agents_noaug").setLevel(logging.WARNING)
     logging.getLogger("psy_agents_noaug.hpo").setLevel(logging.INFO)
     request.folder.mkdir(parents=True, exist_ok=True)
-    if request.config.tracking.name == "mlflow":
-        mlflow_process()  # on its way while the data is read
-    with _alone(request, url):
+    with _sqlite_lock(url):
         storage = open_storage(
             url,
             heartbeat_seconds=stage.heartbeat_seconds,
             patience_seconds=stage.patience_seconds,
         )
         run_preview = preview(request.config)
-        # What is to be known of the data has been told now, and is the same for every trial.
+        # `preview` has logged the data reports, which are the same for every trial.
         logging.getLogger("psy_agents_noaug.run.data").setLevel(logging.ERROR)
         lock = StudyLock(url, request.study_name)
         with lock.held(storage):
             study = _open_study(request, plan, storage, run_preview)
             tracker = _open_tracker(request, study)
-        with tracked(tracker):
+        with tracking_status(tracker):
             worker = Worker(
                 study,
                 storage=storage,
@@ -128,68 +131,68 @@ def run_stage(argv: Sequence[str]) -> str:
                 objective=_objective(request, plan, tracker),
                 maximise=run_preview.maximise,
             )
-            # What is there now stays: looking for garbage after a trial need not go through it.
-            gc.freeze()
             with _other_workers(request):
                 worker.work()
             if not stage.reports:
                 return ""
             tracker.close_children()
             report = plan.report(study, request.folder, run_preview)
-            tracker.log_metrics(report.figures, step=0)
+            tracker.log_metrics(report.metrics, step=0)
             for path in report.files:
                 tracker.log_artifact(path)
             return report.summary
 
 
 def read_request(argv: Sequence[str]) -> Request:
-    """Take the command line apart: the stage, the task, and the settings of the trainings.
+    """Read the stage, the task and the training settings from a command line.
 
-    A stage that goes on with another's best inherits the settings that its trials had in common.
+    A stage that starts from the best trial of an earlier one inherits the settings that all trials of
+    that stage have in common.
 
     Raises:
-        ConfigError: naming what is missing or wrong.
+        ConfigError: a setting is missing or wrong.
     """
     values = given([_quoted(item) for item in argv])
     stages = sorted(p.stem for p in (CONFIG_DIR / "hpo").glob("*.yaml") if p.stem[0] != "_")
     name, task = values.pop("hpo", None), values.pop("task", None)
     if name not in stages:
-        raise ConfigError(f"`hpo` must be one of {', '.join(stages)}, but is {name} instead.")
+        raise ConfigError(not_one_of("hpo", stages, name))
     if task not in task_names():
-        raise ConfigError(
-            f"`task` must be one of {', '.join(task_names())}, but is {task} instead."
-        )
+        raise ConfigError(not_one_of("task", task_names(), task))
     own = {key.removeprefix("hpo."): v for key, v in values.items() if key.startswith("hpo.")}
-    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)))
-    of_training = {key: v for key, v in values.items() if not key.startswith("hpo.")}
-    refused = [key for key in _OF_A_RUN if key in of_training]
+    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)), prefix="hpo.")
+    explicit = {key: v for key, v in values.items() if not key.startswith("hpo.")}
+    refused = [key for key in _SET_BY_THE_STUDY if key in explicit]
     if refused:
         raise ConfigError(f"A study sets `{'`, `'.join(refused)}` itself: leave it out.")
-    if stage.workers > 1 and "training.num_threads" not in of_training:
-        of_training["training.num_threads"] = max(1, (os.cpu_count() or 1) // stage.workers)
-    config = load_train_config(task, to_overrides(of_training))
+    if stage.workers > 1 and "training.num_threads" not in explicit:
+        explicit["training.num_threads"] = max(1, (os.cpu_count() or 1) // stage.workers)
+    config = load_train_config(task, to_overrides(explicit))
     folder = Path(config.output_dir) / f"hpo_stage{stage.stage}" / task
-    best = _starts_from(stage, task, folder)
-    base = {**(best.base if best else {}), **flat(stage.settings), **of_training}
+    best = _read_best(stage, task, folder)
+    base = {**(best.base if best else {}), **flat(stage.settings), **explicit}
     config = load_train_config(task, to_overrides(base))
     resolved = config.model_dump()
     base = {key: _resolved(key, value, resolved) for key, value in base.items()}
-    of_training = {key: base[key] for key in of_training}
-    return Request(task, stage, of_training, base, config, best, folder, tuple(argv))
+    explicit = {key: base[key] for key in explicit}
+    return Request(task, stage, explicit, base, config, best, folder, tuple(argv))
 
 
 def _resolved(key: str, value: Any, config: dict[str, Any]) -> Any:
-    """What an interpolation (`${output_dir}`) stands for, as another file cannot know it."""
+    """Return the value of a setting whose text is an interpolation, such as `${output_dir}`.
+
+    `best_config.yaml` records the value, because a later command may resolve the text to another one.
+    """
     if not isinstance(value, str) or "${" not in value:
         return value
-    here: Any = config
-    for part in key.split("."):
-        here = here[part]
-    return here
+    section: Any = config
+    for name in key.split("."):
+        section = section[name]
+    return section
 
 
 def _quoted(item: str) -> str:
-    """Let a storage's URL have parameters (`?sslmode=require`), whose = Hydra's grammar would refuse."""
+    """Quote the URL of `hpo.storage`: Hydra's grammar refuses the = in `?sslmode=require`."""
     key, _, value = item.partition("=")
     return (
         f"{key}='{value}'"
@@ -198,8 +201,8 @@ def _quoted(item: str) -> str:
     )
 
 
-def _starts_from(stage: StageConfig, task: str, folder: Path) -> BestConfig | None:
-    """Read the best configuration that the stage narrows around or trains again."""
+def _read_best(stage: StageConfig, task: str, folder: Path) -> BestConfig | None:
+    """Read the best trial of an earlier stage, for a stage that narrows around it or trains it again."""
     source = stage.narrow or stage.refit
     if source is None:
         return None
@@ -208,11 +211,11 @@ def _starts_from(stage: StageConfig, task: str, folder: Path) -> BestConfig | No
     if not path.is_file():
         key = "narrow" if stage.narrow else "refit"
         raise ConfigError(
-            f"`hpo.{key}.best_config` must be the file of an earlier stage, but {path} is not there. "
+            f"`hpo.{key}.best_config` must be the file of an earlier stage, but {path} does not exist. "
             "Run that stage first, or name another file."
         )
     best = read_best_config(path, task=task)
-    logger.info("Going on with trial %d of %s (%s).", best.trial, best.study, path)
+    logger.info("Starting from trial %d of %s (%s).", best.trial, best.study, path)
     return best
 
 
@@ -223,9 +226,9 @@ def _plan(request: Request) -> Plan:
             request.task,
             request.stage,
             best=request.best,
-            given={**flat(request.stage.settings), **request.given},
+            explicit={**flat(request.stage.settings), **request.explicit},
             config=request.config,
-            runs=request.runs,
+            runs_folder=request.runs_folder,
         )
     return Search(
         request.task, request.stage, base=request.base, config=request.config, best=request.best
@@ -236,14 +239,14 @@ def _check_workers(stage: StageConfig, url: str) -> None:
     if url.startswith("sqlite") and stage.workers > 1:
         raise ConfigError(
             f"`hpo.workers` must be 1 with SQLite, but is {stage.workers} instead: SQLite locks the "
-            "whole file for every write, and cannot tell a dead worker from a slow one. Give "
-            "`hpo.storage=postgresql://...` for more."
+            "whole file for every write, and has no heartbeats to detect a dead worker. Use "
+            "`hpo.storage=postgresql://...` for more workers."
         )
 
 
 @contextmanager
-def _alone(request: Request, url: str) -> Iterator[None]:
-    """Keep a second process from a study in SQLite."""
+def _sqlite_lock(url: str) -> Iterator[None]:
+    """Keep a second process out of a SQLite database; do nothing for PostgreSQL."""
     if not url.startswith("sqlite"):
         yield
         return
@@ -254,7 +257,7 @@ def _alone(request: Request, url: str) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise ConfigError(
-            f"Another process works on {database}, and SQLite is for one. Wait for it, or start "
+            f"Another process uses {database}, and SQLite allows only one. Wait until it ends, or start "
             "both with `hpo.storage=postgresql://...`."
         ) from None
     try:
@@ -266,7 +269,7 @@ def _alone(request: Request, url: str) -> Iterator[None]:
 def _open_study(
     request: Request, plan: Plan, storage: StudyStorage, run_preview: RunPreview
 ) -> optuna.Study:
-    """Begin the study, or go on with it if it is of the same settings; under the lock."""
+    """Create the study, or open it if its settings are the same. The caller holds the lock."""
     name = request.study_name
     with suppress(DuplicatedStudyError):
         optuna.create_study(
@@ -277,7 +280,7 @@ def _open_study(
     study = optuna.load_study(
         storage=storage, study_name=name, pruner=build_pruner(request.stage.pruner)
     )
-    settings = _settings_of_all(request, plan, run_preview)
+    settings = _study_settings(request, plan, run_preview)
     recorded = study.user_attrs.get("settings")
     if recorded is None:
         study.set_user_attr("settings", settings)
@@ -291,8 +294,8 @@ def _open_study(
     if changes:
         raise ConfigError(
             faults_message(
-                f"The study {name} was begun with other settings; go on with those, or begin another by "
-                "`hpo.study=NAME`:",
+                f"The study {name} was started with other settings; use those, or start another study "
+                "with `hpo.study=NAME`:",
                 changes,
             )
         )
@@ -303,8 +306,8 @@ def _open_study(
     return study
 
 
-def _settings_of_all(request: Request, plan: Plan, run_preview: RunPreview) -> dict[str, Any]:
-    """Return what all workers of a study, and who goes on with it, must agree on; JSON-able."""
+def _study_settings(request: Request, plan: Plan, run_preview: RunPreview) -> dict[str, Any]:
+    """Return the settings that all workers and resumptions of a study must share; JSON-able."""
     settings = {
         "hpo.sampler": request.stage.sampler.model_dump(),
         "hpo.pruner": request.stage.pruner.model_dump(),
@@ -314,7 +317,7 @@ def _settings_of_all(request: Request, plan: Plan, run_preview: RunPreview) -> d
         "the data": run_preview.fingerprints,
         "config": yaml.safe_load(to_yaml(request.config)),
     }
-    del settings["config"]["tracking"]  # may hold an address; no result depends on it
+    del settings["config"]["tracking"]  # may hold an address, and no result depends on it
     return dict(json.loads(json.dumps(settings)))
 
 
@@ -330,8 +333,8 @@ def _objective(request: Request, plan: Plan, tracker: Tracker) -> Objective:
         request.task,
         propose=propose,
         monitor=config.training.monitor,
-        place=Place(
-            runs=request.runs,
+        output=OutputSettings(
+            runs_folder=request.runs_folder,
             tracking={"tracking.uri": uri} if config.tracking.name != "none" else {},
             parent_run_id=tracker.run_id,
         ),
@@ -341,11 +344,11 @@ def _objective(request: Request, plan: Plan, tracker: Tracker) -> Objective:
 
 
 def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
-    """Open the stage's run, or the one that the study has; under the lock."""
+    """Open the tracker's run of the study, or start it. The caller holds the lock."""
     tracking = request.config.tracking
     if tracking.name == "none":
         return NullTracker()
-    tracker = mlflow_process().open(
+    tracker = MlflowTracker(
         uri=tracking.uri,
         experiment=tracking.experiment or f"psy_agents_noaug/{request.task}",
         run_name=request.study_name,
@@ -361,13 +364,13 @@ def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
 
 @contextmanager
 def _other_workers(request: Request) -> Iterator[None]:
-    """Start the other local workers, and wait for them; what ends this one ends them too.
+    """Start the other local workers, and wait for them at the end. An error here stops them too.
 
     Raises:
-        ConfigError: one of them stopped for an error.
+        ConfigError: a worker stopped with an error.
     """
-    code = "import sys; from psy_agents_noaug.cli import run_hpo; sys.exit(run_hpo(sys.argv[1:]))"
-    # The settings are the same for all: the number of threads has been decided here.
+    command = [sys.executable, "-m", "psy_agents_noaug", "tune"]
+    # All workers get the number of threads that this process has chosen.
     argv = [*request.argv, "hpo.workers=1", "hpo.reports=false"]
     if request.stage.workers > 1:
         argv.append(f"training.num_threads={request.base['training.num_threads']}")
@@ -375,9 +378,7 @@ def _other_workers(request: Request) -> Iterator[None]:
     for number in range(1, request.stage.workers):
         log = request.folder / f"worker-{number}.log"
         with log.open("wb") as file:
-            processes[log] = subprocess.Popen(
-                [sys.executable, "-c", code, *argv], stdout=file, stderr=file
-            )
+            processes[log] = subprocess.Popen([*command, *argv], stdout=file, stderr=file)
     try:
         yield
         codes = {log: process.wait() for log, process in processes.items()}
@@ -390,13 +391,13 @@ def _other_workers(request: Request) -> Iterator[None]:
     failed = [f"{log} (exit {code})" for log, code in codes.items() if code > 0]
     if failed:
         raise ConfigError(
-            f"Workers stopped for an error, which stands at the end of {', '.join(failed)}. What the "
-            "others did is kept; start the same command again when it is mended."
+            f"Workers stopped with an error; see the end of {', '.join(failed)}. Finished trials are "
+            "kept; fix the cause and start the same command again."
         )
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Let workers save what they are at."""
+    """Stop workers; each may first save the state of its trial."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS

@@ -1,30 +1,34 @@
-"""Where a study is kept: SQLite for one process, PostgreSQL for any number of workers anywhere."""
+"""Where a study is stored: SQLite for one process, PostgreSQL for workers on any number of machines."""
 
-import functools
 import hashlib
 import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import optuna
 import sqlalchemy
+from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.base import without_private_parts
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-# A heartbeat this many intervals old is of a dead worker.
-STALE_AFTER = 4
-# A connection whose other end is gone without a word is given up after about a minute.
+# A trial is stale if its last heartbeat is this many intervals old.
+_STALE_AFTER = 4
+# With these timeouts a broken connection is detected within about a minute.
 _POSTGRESQL = {
     "connect_timeout": 10,
     "keepalives_idle": 30,
@@ -33,115 +37,211 @@ _POSTGRESQL = {
     "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
 }
 _LONGEST_PAUSE_SECONDS = 5.0
-# What a study does to its storage; each is one transaction.
-_OPERATIONS = (
-    "create_new_study",
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "_create_new_trial",
-    "_set_trial_param",
-    "set_trial_state_values",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial_id_from_study_id_trial_number",
-    "get_trial",
-    "get_all_trials",
-    "_get_best_trial_id",
-    "record_heartbeat",
-    "_get_trials",
-    "_get_stale_trial_ids",
-)
 
 logger = logging.getLogger(__name__)
 
 
 class StorageAwayError(ConfigError):
-    """The storage stayed away for longer than patience lasts."""
+    """The storage was unreachable for longer than `hpo.patience_seconds`."""
 
 
-class StudyStorage(RDBStorage):
-    """Optuna's storage, which waits where the database went away.
+class StudyStorage(BaseStorage):
+    """Optuna's `RDBStorage`, with every operation retried while the database is unreachable.
 
-    An operation that the database may have carried out before its answer was lost is repeated: a trial
-    may be created twice so, and `workers` buries the one that nobody works on.
+    An operation is repeated if the connection breaks before its answer arrives, although the database
+    may have carried it out. A trial can be created twice in this way; `workers` withdraws the one that
+    no worker runs.
+
+    Args:
+        rdb: the database.
+        patience_seconds: how long an operation is retried before it fails.
     """
 
-    def __init__(self, url: str, *, heartbeat_seconds: int | None, patience_seconds: float) -> None:
+    def __init__(self, rdb: RDBStorage, *, patience_seconds: float) -> None:
+        self.rdb = rdb
+        self.heartbeat_seconds = rdb.get_heartbeat_interval()
+        # Optuna's cache of finished trials. Without it each read loads every trial of the study.
+        self._inner = optuna.storages.get_storage(rdb)
         self._patience_seconds = patience_seconds
-        self._is_patient = False
-        # Whether others live cannot be told before they had time to say so.
-        self.last_outage = time.monotonic()
-        is_sqlite = url.startswith("sqlite")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(
-                url,
-                engine_kwargs={
-                    # A connection that a restart has cut is replaced, not used.
-                    "pool_pre_ping": True,
-                    "connect_args": {"timeout": 60} if is_sqlite else _POSTGRESQL,
-                },
-                heartbeat_interval=heartbeat_seconds,
-                grace_period=heartbeat_seconds and STALE_AFTER * heartbeat_seconds,
-            )
-        self._is_patient = True
+        # Other workers may have been unable to send heartbeats until now.
+        self._last_outage = time.monotonic()
 
-    def patiently(self, call: Callable[[], T]) -> T:
-        """Call until the database answers, for as long as patience lasts.
+    def retry_while_away(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what `call` returns; repeat it while the database is unreachable.
 
         Raises:
-            StorageAwayError: patience is over.
+            StorageAwayError: the database was unreachable for `patience_seconds`.
         """
-        began, pause, is_told = time.monotonic(), 0.1, False
+        began, pause, is_logged = time.monotonic(), 0.1, False
         while True:
             try:
-                return call()
+                return call(*args, **kwargs)
             except (StorageInternalError, DBAPIError) as error:
-                if not self._is_patient or _lost_connection(error) is None:
+                if _lost_connection(error) is None:
                     raise
                 if time.monotonic() - began > self._patience_seconds:
                     raise StorageAwayError(
                         f"`hpo.storage` has been away for {self._patience_seconds:.0f} s: "
-                        f"{_first_line(error)} Start the same command again when it is back; nothing "
-                        "is lost."
+                        f"{_first_line(error)} Start the same command again when it is back; no "
+                        "result is lost."
                     ) from error
-                if not is_told:
+                if not is_logged:
                     logger.warning("The storage went away (%s): waiting.", _first_line(error))
-                is_told = True
-                self.last_outage = time.monotonic()
+                is_logged = True
+                self._last_outage = time.monotonic()
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    def has_been_back_for(self, seconds: float) -> bool:
-        """Whether the storage has been there for so long since it was opened, or since an outage."""
-        return time.monotonic() - self.last_outage > seconds
+    def has_been_reachable_for(self, seconds: float) -> bool:
+        """Return whether the storage was opened, and last unreachable, more than `seconds` ago."""
+        return time.monotonic() - self._last_outage > seconds
 
+    def fail_stale_trials(self, study_name: str) -> None:
+        """Fail the running trials of a study whose workers stopped sending heartbeats.
 
-def _patient(name: str) -> Callable[..., Any]:
-    method = getattr(RDBStorage, name)
+        Does nothing without heartbeats, or soon after an outage: the heartbeats of live workers were
+        lost in it too.
+        """
+        interval = self.heartbeat_seconds
+        if interval is None:
+            return
 
-    @functools.wraps(method)
-    def call(self: StudyStorage, *arguments: Any, **named: Any) -> Any:
-        return self.patiently(lambda: method(self, *arguments, **named))
+        def fail() -> None:
+            if not self.has_been_reachable_for(_STALE_AFTER * interval):
+                return
+            # Not the worker's study: Optuna looks for stale trials only in storages of its own.
+            study = optuna.load_study(study_name=study_name, storage=self._inner)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                optuna.storages.fail_stale_trials(study)
 
-    return call
+        self.retry_while_away(fail)
 
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record that a worker runs the trial."""
+        self.retry_while_away(self.rdb.record_heartbeat, trial_id)
 
-for _name in _OPERATIONS:
-    setattr(StudyStorage, _name, _patient(_name))
+    @contextmanager
+    def heartbeats(self, trial_id: int) -> Iterator[None]:
+        """Record a heartbeat of the trial at every interval, in a thread; nothing without heartbeats."""
+        if self.heartbeat_seconds is None:
+            yield
+            return
+        stop = threading.Event()
+        thread = threading.Thread(
+            target=self._send_heartbeats, args=(trial_id, stop), name="heartbeat", daemon=True
+        )
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+    def _send_heartbeats(self, trial_id: int, stop: threading.Event) -> None:
+        while not stop.wait(self.heartbeat_seconds):
+            try:
+                # Without retries, or the end of the trial would have to wait for them.
+                self.rdb.record_heartbeat(trial_id)
+            except (StorageInternalError, SQLAlchemyError) as error:
+                self._last_outage = time.monotonic()
+                logger.debug("A heartbeat was lost: %s", _first_line(error))
+
+    # The methods of `BaseStorage`.
+
+    def create_new_study(
+        self, directions: Sequence[StudyDirection], study_name: str | None = None
+    ) -> int:
+        return self.retry_while_away(self._inner.create_new_study, directions, study_name)
+
+    def delete_study(self, study_id: int) -> None:
+        self.retry_while_away(self._inner.delete_study, study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.retry_while_away(self._inner.set_study_user_attr, study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self.retry_while_away(self._inner.set_study_system_attr, study_id, key, value)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return self.retry_while_away(self._inner.get_study_id_from_name, study_name)
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self.retry_while_away(self._inner.get_study_name_from_id, study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self.retry_while_away(self._inner.get_study_directions, study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.retry_while_away(self._inner.get_study_user_attrs, study_id)
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return self.retry_while_away(self._inner.get_study_system_attrs, study_id)
+
+    def get_all_studies(self) -> list[Any]:
+        return self.retry_while_away(self._inner.get_all_studies)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        return self.retry_while_away(self._inner.create_new_trial, study_id, template_trial)
+
+    def set_trial_param(
+        self,
+        trial_id: int,
+        param_name: str,
+        param_value_internal: float,
+        distribution: BaseDistribution,
+    ) -> None:
+        self.retry_while_away(
+            self._inner.set_trial_param, trial_id, param_name, param_value_internal, distribution
+        )
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return self.retry_while_away(
+            self._inner.get_trial_id_from_study_id_trial_number, study_id, trial_number
+        )
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        return self.retry_while_away(self._inner.set_trial_state_values, trial_id, state, values)
+
+    def set_trial_intermediate_value(
+        self, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        self.retry_while_away(
+            self._inner.set_trial_intermediate_value, trial_id, step, intermediate_value
+        )
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.retry_while_away(self._inner.set_trial_user_attr, trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self.retry_while_away(self._inner.set_trial_system_attr, trial_id, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self.retry_while_away(self._inner.get_trial, trial_id)
+
+    def get_all_trials(
+        self,
+        study_id: int,
+        deepcopy: bool = True,
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        return self.retry_while_away(self._inner.get_all_trials, study_id, deepcopy, states)
+
+    def remove_session(self) -> None:
+        self._inner.remove_session()
 
 
 class StudyLock:
-    """What one worker of a study does at a time, on whatever machine: an advisory lock in PostgreSQL.
+    """A lock that at most one worker of a study holds: an advisory lock of PostgreSQL.
 
-    With SQLite there is one worker, and nothing to lock. Held, it may be lost with the connection.
+    With SQLite there is only one worker, and the lock does nothing. The lock is lost if the connection
+    breaks.
+
+    Args:
+        url: SQLAlchemy's URL of the database.
+        study: the name of what is locked.
     """
 
     def __init__(self, url: str, study: str) -> None:
@@ -159,11 +259,11 @@ class StudyLock:
 
     @contextmanager
     def held(self, storage: StudyStorage | None = None) -> Iterator[None]:
-        """Hold the lock; as patiently as `storage`, if one is given."""
+        """Hold the lock; wait for an unreachable database as `storage` does, if it is given."""
         if self._engine is None:
             yield
             return
-        connection = storage.patiently(self._take) if storage else self._take()
+        connection = storage.retry_while_away(self._take) if storage else self._take()
         self._connection = connection
         try:
             yield
@@ -172,10 +272,10 @@ class StudyLock:
             try:
                 connection.close()
             except SQLAlchemyError as error:
-                logger.debug("The lock's connection was gone: %s", _first_line(error))
+                logger.debug("The lock's connection was lost: %s", _first_line(error))
 
     def is_still_held(self) -> bool:
-        """Whether the connection that holds the lock is alive."""
+        """Return whether the connection that holds the lock is still open."""
         if self._engine is None:
             return True
         assert self._connection is not None
@@ -189,7 +289,7 @@ class StudyLock:
         assert self._engine is not None
         connection = self._engine.connect()
         try:
-            # Given back with the connection, also when the process is killed.
+            # Released when the connection closes, also when the process is killed.
             lock = sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)")
             connection.execute(lock, {"key": self._key})
         except BaseException:
@@ -198,46 +298,15 @@ class StudyLock:
         return connection
 
 
-class Heartbeat:
-    """Signs of life of a trial's worker, sent from a thread of its own, also after an outage."""
-
-    def __init__(self, storage: StudyStorage, trial_id: int) -> None:
-        self._storage = storage
-        self._trial_id = trial_id
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        interval = self._storage.get_heartbeat_interval()
-        assert interval is not None
-        while not self._stop.wait(interval):
-            try:
-                # Not patiently: the end of the trial would wait for the end of the outage twice.
-                RDBStorage.record_heartbeat(self._storage, self._trial_id)
-            except (StorageInternalError, SQLAlchemyError) as error:
-                self._storage.last_outage = time.monotonic()
-                logger.debug("A heartbeat was lost: %s", _first_line(error))
-
-
-def heartbeat_of(storage: StudyStorage, trial_id: int) -> AbstractContextManager[None]:
-    """Return the heartbeat of a trial, or nothing where no other worker listens."""
-    return (
-        nullcontext() if storage.get_heartbeat_interval() is None else Heartbeat(storage, trial_id)
-    )
-
-
 def storage_url(storage: str | None, folder: Path) -> str:
-    """Return SQLAlchemy's URL of `hpo.storage`; None is a SQLite file in `folder`.
+    """Return SQLAlchemy's URL of the database of `hpo.storage`.
+
+    Args:
+        storage: `hpo.storage`; None stands for a SQLite file in `folder`.
+        folder: the results folder of the stage.
 
     Raises:
-        ConfigError: neither SQLite nor PostgreSQL, or its driver is not installed.
+        ConfigError: it is neither SQLite nor PostgreSQL, or the driver is not installed.
     """
     if storage is None:
         return f"sqlite:///{(folder / 'study.db').absolute().as_posix()}"
@@ -258,37 +327,51 @@ def storage_url(storage: str | None, folder: Path) -> str:
             url.get_dialect().import_dbapi()
         except (ImportError, SQLAlchemyError) as error:
             raise ConfigError(
-                "A PostgreSQL driver must be installed for `hpo.storage`: pip install 'psycopg[binary]'"
+                "A PostgreSQL driver must be installed for `hpo.storage`: "
+                "pip install 'psy-agents-noaug[postgres]'"
             ) from error
     return url.render_as_string(hide_password=False)
 
 
 def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -> StudyStorage:
-    """Connect, and make the tables if there are none.
+    """Connect to the database, and create the tables if there are none.
+
+    Args:
+        url: SQLAlchemy's URL of the database.
+        heartbeat_seconds: the interval of heartbeats; not used with SQLite.
+        patience_seconds: how long an operation is retried while the database is unreachable.
 
     Raises:
-        ConfigError: the storage cannot be reached.
+        ConfigError: the database cannot be reached.
     """
     is_sqlite = url.startswith("sqlite")
     try:
-        # Two workers that start together would make the tables twice.
-        with StudyLock(url, "tables").held():
-            return StudyStorage(
+        # Two workers that start at the same time must not both create the tables.
+        with StudyLock(url, "tables").held(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            rdb = RDBStorage(
                 url,
-                heartbeat_seconds=None if is_sqlite else heartbeat_seconds,
-                patience_seconds=patience_seconds,
+                engine_kwargs={
+                    # Replaces connections that a restart of the server has closed.
+                    "pool_pre_ping": True,
+                    "connect_args": {"timeout": 60} if is_sqlite else _POSTGRESQL,
+                },
+                heartbeat_interval=None if is_sqlite else heartbeat_seconds,
+                grace_period=None if is_sqlite else _STALE_AFTER * heartbeat_seconds,
             )
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
         raise ConfigError(
             f"`hpo.storage` {without_private_parts(url)} cannot be reached: {_first_line(error)} Start "
             "the server, or leave `hpo.storage` out for a SQLite file and one worker."
         ) from error
+    return StudyStorage(rdb, patience_seconds=patience_seconds)
 
 
 def _lost_connection(error: Exception) -> DBAPIError | None:
-    """Return the failure of the connection, not of what was said over it, that led to `error`, if any.
+    """Return the failure of the connection that led to `error`; None if a statement itself failed.
 
-    Not always its immediate cause: Optuna meets some with another query, which fails in its own way.
+    Searches the whole chain of errors: Optuna handles some by another query, which then fails in its
+    own way.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by their names in the configuration."""
+"""Optuna's samplers and pruners, by their names in the configuration."""
 
 import warnings
 
@@ -17,11 +17,15 @@ from psy_agents_noaug.hpo.settings import PrunerConfig, SamplerConfig
 
 
 def build_sampler(config: SamplerConfig, *, n_trials_before: int) -> BaseSampler:
-    """Return the sampler for the next trial of a study that has so many.
+    """Return a sampler for the next trial of a study.
 
-    It is made anew for each trial, its seed drawn from the configured one and the trial's number:
-    workers do not propose the same values, and a study that is gone on with proposes what it would have.
-    A grid's points are enqueued beforehand, so that nothing is left to sample.
+    Each trial has its own sampler, whose seed depends on the configured seed and the trial's number. So
+    workers do not propose the same values, and a resumed study proposes what it would have proposed
+    without the stop. The points of a `grid` are enqueued when the study begins and need no sampler.
+
+    Args:
+        config: name and seed of the sampler.
+        n_trials_before: trials that the study has already.
     """
     seed = int(np.random.SeedSequence([config.seed, n_trials_before]).generate_state(1)[0])
     with warnings.catch_warnings():
@@ -46,7 +50,7 @@ def build_sampler(config: SamplerConfig, *, n_trials_before: int) -> BaseSampler
 
 
 def build_pruner(config: PrunerConfig) -> BasePruner:
-    """Return the pruner; what it counts are evaluations, from 1, where Optuna's pruners count from 0."""
+    """Return the pruner. Evaluations are counted from 1; Optuna's pruners count steps from 0."""
     match config.name:
         case "median":
             return MedianPruner(

@@ -417,9 +417,9 @@ def _code_points_in(size: int, span: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _detection(predictions: SpanPredictions) -> PairPredictions:
-    """Return labels "has evidence", with the scaled rank of each best span as the probability.
+    """Return "has evidence" as labels and the rank of each best span, in [0, 1], as probabilities.
 
-    Ranks are scaled to [0, 1]. Equal scores share a rank. Pairs without a span have rank 0.
+    Equal scores share a rank. Pairs without a span have rank 0.
     """
     distinct, ranks = np.unique(predictions.best_scores, return_inverse=True)
     return PairPredictions(

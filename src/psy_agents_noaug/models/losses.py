@@ -1,4 +1,4 @@
-"""Losses an example: `[B]`, never reduced, so that the trainer divides by the step's count."""
+"""Losses per example, `[B]`. They are not reduced: the trainer divides by the examples of the step."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,18 @@ def classification_loss(
     class_weights: Tensor | None = None,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of each example `[B]` from logits `[B, C]` and labels `[B]`.
+    """Return the cross-entropy or focal loss of each example, `[B]`.
 
-    `class_weights` `[C]` multiply an example's loss by its class's weight. `focal_gamma` > 0 gives the
-    focal loss of Lin et al. (2017), (1 - p)^gamma * cross-entropy; 0 is plain cross-entropy.
+    Args:
+        logits: `[B, C]`.
+        labels: int64 `[B]`.
+        class_weights: `[C]`; the loss of an example is multiplied by the weight of its class.
+        focal_gamma: of the focal loss of Lin et al. (2017), (1 - p)^gamma * cross-entropy; 0 is plain
+            cross-entropy.
     """
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
     if focal_gamma > 0.0:
-        # Above 0, where a power below 1 has no slope.
+        # Above 0, because a power below 1 has an infinite slope at 0.
         missed = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
         loss = missed.pow(focal_gamma) * loss
     if class_weights is not None:
@@ -28,11 +32,14 @@ def classification_loss(
 
 
 def span_loss(logits: Tensor, gold: Tensor) -> Tensor:
-    """Negative log likelihood of the gold borders of each window, `[W]`.
+    """Return the negative log likelihood of the gold borders of each window, `[W]`.
 
-    `logits` are `[W, T, 2]` for starts and ends, -inf where no span may begin or end; `gold` bool of
-    the same shape marks the gold ones, at least one a window. The likelihood is the summed probability
-    of all gold starts, and of all gold ends (Clark & Gardner 2018, eq. 1); the two are averaged.
+    The likelihood of the starts is the summed probability of all gold starts (Clark & Gardner 2018,
+    eq. 1), that of the ends likewise. The two losses are averaged.
+
+    Args:
+        logits: `[W, T, 2]` for starts and ends; -inf where no span may start or end.
+        gold: bool `[W, T, 2]`, the gold starts and ends; at least one of each per window.
     """
     log_probabilities = logits.float().log_softmax(dim=1)
     likelihood = log_probabilities.masked_fill(~gold, float("-inf")).logsumexp(dim=1)

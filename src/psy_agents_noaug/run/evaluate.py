@@ -21,7 +21,7 @@ from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.hardware import prepare_hardware
-from psy_agents_noaug.run.records import open_tracker, tracked
+from psy_agents_noaug.run.records import open_tracker, tracking_status
 from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
@@ -102,7 +102,7 @@ def evaluate(
         parent_run_id=parent,
     )
     context = RunContext(config, hardware, directory, data, tracker)
-    with tracked(tracker):
+    with tracking_status(tracker):
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return report_split(
             context, task, split, rule=checkpoint.decision_rule, step=checkpoint.step
@@ -142,7 +142,7 @@ def report_split(
     predicted = evaluator.evaluate(task.model, split, rule=rule).predicted
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
     figures = task.evaluation.report(predicted)
-    figures |= task.input_figures(predicted, lambda source: evaluator.predict(task.model, source))
+    figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
     metrics = {f"{split}/{key}": value for key, value in figures.items()}
     if context.is_main:
         directory, tracker = context.directory, context.tracker

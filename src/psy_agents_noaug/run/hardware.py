@@ -1,11 +1,13 @@
 """The hardware, prepared as a configuration wants it used."""
 
 import logging
+import os
 
 import torch
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.run.launcher import check_launcher
 from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.precision import Precision
@@ -24,7 +26,8 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
     """Seed everything, choose device, kernels and precision, and log the choice.
 
     Raises:
-        ConfigError: a device or precision that this machine does not have.
+        ConfigError: a device or precision that this machine does not have, or an option of
+            `accelerate launch` that would be ignored.
     """
     training = config.training
     set_seed(
@@ -48,6 +51,10 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
         supports_bf16=info.supports_bf16,
         supports_fp16=info.supports_fp16,
     )
+    check_launcher(os.environ, amp=precision.mode)
+    processes = DistributedContext(device=info.device)
+    if processes.count > 1:
+        logger.info("%d processes train together.", processes.count)
     logger.info("%s; mixed precision %s (%s).", info.describe(), precision.mode, precision.reason)
     if info.device.type == "cpu":
         logger.info(
@@ -64,7 +71,7 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
         prefetch_factor=training.prefetch_factor,
     )
     return Hardware(
-        DistributedContext(device=info.device),
+        processes,
         precision,
         loader_options,
         configured_tokens=training.micro_batch_tokens,

@@ -1,4 +1,4 @@
-"""What a run writes down of itself: the tracker's run, the manifest, the history."""
+"""Records of a run: the tracker's run, the manifest, the history."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.manifest import write_manifest
-from psy_agents_noaug.tracking.process import mlflow_process
+from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.files import write_json, write_text
 
@@ -31,9 +31,22 @@ def open_tracker(
     run_name: str | None = None,
     parent_run_id: str | None = None,
 ) -> Tracker:
+    """Open the tracker that the config asks for; in all but the main process, a `NullTracker`.
+
+    Args:
+        config: the run's configuration.
+        hardware: its processes.
+        directory: the run's directory. A new run gets its name; if its manifest names an MLflow run,
+            that run is continued.
+        run_name: start a new run of this name instead.
+        parent_run_id: parent of a new run.
+
+    Raises:
+        ConfigError: MLflow cannot be used; the message says why.
+    """
     if config.tracking.name == "none" or not hardware.distributed.is_main:
         return NullTracker()
-    return mlflow_process().open(
+    return MlflowTracker(
         uri=config.tracking.uri,
         experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
         run_name=run_name or directory.path.name,
@@ -45,8 +58,8 @@ def open_tracker(
 
 
 @contextmanager
-def tracked(tracker: Tracker) -> Iterator[None]:
-    """End the tracker's run with the status that is true."""
+def tracking_status(tracker: Tracker) -> Iterator[None]:
+    """Close the tracker's run as FINISHED, KILLED (interrupted or stopped) or FAILED (an error)."""
     try:
         yield
     except (Interrupted, KeyboardInterrupt, StoppedError):
@@ -58,14 +71,10 @@ def tracked(tracker: Tracker) -> Iterator[None]:
     tracker.finish("FINISHED")
 
 
-def write_beginning(context: RunContext) -> None:
-    """Record what a training begins with."""
-    config, directory, data, tracker = (
-        context.config,
-        context.directory,
-        context.data,
-        context.tracker,
-    )
+def write_start_records(context: RunContext) -> None:
+    """Write splits, alignment and the first manifest, and send them and the config to the tracker."""
+    config, data, tracker = context.config, context.data, context.tracker
+    directory = context.directory
     write_splits(directory.splits, data.splits)
     write_json(directory.alignment, data.report())
     record_manifest(context, status="running", weights=None, extra={})
@@ -78,13 +87,13 @@ def write_beginning(context: RunContext) -> None:
 def record_manifest(
     context: RunContext, *, status: str, weights: str | None, extra: Mapping[str, object]
 ) -> None:
-    """Write the manifest; the time at which the run was created stays.
+    """Write the run's manifest; a resumed run keeps its `created_at`.
 
     Args:
         context: the run.
         status: running or finished.
-        weights: hash of the best weights, None while there are none.
-        extra: further entries.
+        weights: SHA-256 of the best weights, None while there are none.
+        extra: further top-level entries.
     """
     config, directory, data = context.config, context.directory, context.data
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -108,6 +117,7 @@ def record_manifest(
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """Write history.csv, one row per evaluation."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in history for key in row))
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -21,15 +21,15 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
     open_tracker,
     record_manifest,
-    tracked,
-    write_beginning,
+    tracking_status,
     write_history,
+    write_start_records,
 )
 from psy_agents_noaug.tasks.base import Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders, rebuild_encoders
 from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from psy_agents_noaug.training.hardware import Hardware
-from psy_agents_noaug.training.progress import ConsoleProgress, NullProgress
+from psy_agents_noaug.training.progress import ConsoleProgress
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
 
 logger = logging.getLogger(__name__)
@@ -78,13 +78,15 @@ def train(
         if checkpoint is not None:
             check_resumed_data(checkpoint, data, directory.path)
         task = _build(config, hardware, data, checkpoint)
-        maximise = check_monitor(config.training.monitor, task) == "max"
+        trainer = _trainer(config, hardware, directory, data, task)
+        if checkpoint is not None:
+            trainer.restore(checkpoint)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
         context = RunContext(config, hardware, directory, data, tracker)
-        with tracked(tracker):
+        with tracking_status(tracker):
             if context.is_main:
-                write_beginning(context)
-            outcome = _fit(context, task, checkpoint, maximise, on_evaluation)
+                write_start_records(context)
+            outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 
 
@@ -136,41 +138,42 @@ def _build(
     return build_task(config, inputs)
 
 
-def _fit(
-    context: RunContext,
+def _trainer(
+    config: TrainConfig,
+    hardware: Hardware,
+    directory: RunDirectory,
+    data: PreparedData,
     task: Task,
-    checkpoint: Checkpoint | None,
-    maximise: bool,
-    on_evaluation: Callable[[History], None],
-) -> TrainingOutcome:
+) -> Trainer:
     for split in ("train", "val"):
-        for note in task.input_notes(split):
+        for note in task.input_summary(split):
             logger.info(note)
-    trainer = Trainer(
+    return Trainer(
         task,
-        context.config,
-        context.hardware,
-        maximise=maximise,
-        checkpoint_dir=context.directory.checkpoints,
+        config,
+        hardware,
+        maximise=check_monitor(config.training.monitor, task) == "max",
+        checkpoint_dir=directory.checkpoints,
         metadata={
             **task.metadata(),
-            "fingerprints": context.data.fingerprints(),
-            "seen_texts": sorted(context.data.text_hashes("train", "val").values()),
+            "fingerprints": data.fingerprints(),
+            "seen_texts": sorted(data.text_hashes("train", "val").values()),
         },
     )
-    if checkpoint is not None:
-        trainer.restore(checkpoint)
+
+
+def _observer(
+    context: RunContext, trainer: Trainer, on_evaluation: Callable[[History], None]
+) -> TrainingObserver:
+    if not context.is_main:
+        return TrainingObserver()
 
     def record(history: History) -> None:
         write_history(context.directory.history, history)
         on_evaluation(history)
 
-    progress = (
-        ConsoleProgress(total_steps=trainer.total_steps, first_step=trainer.step)
-        if context.is_main
-        else NullProgress()
-    )
-    return trainer.fit(TrainingObserver(context.tracker, progress, record))
+    progress = ConsoleProgress(total_steps=trainer.total_steps, first_step=trainer.step)
+    return TrainingObserver(context.tracker, progress, record)
 
 
 def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunResult:

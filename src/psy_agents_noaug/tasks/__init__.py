@@ -1,1 +1,1 @@
-"""What differs between tasks: tensors, model, loss, predictions, metrics."""
+"""What differs between tasks: tensors, model, loss, predictions and metrics."""

@@ -1,7 +1,7 @@
-"""A task: how examples become tensors, a loss, predictions, decisions and figures.
+"""A task: how examples become tensors, a loss, predictions, decisions and metrics.
 
-`Task` and `TaskEvaluation` are all that training, evaluation and the search know of a task. A new task
-derives from both; `tasks/registry.py` says how it is found.
+Training, evaluation and the search use a task through `Task` and `TaskEvaluation` only. A new task
+derives from both; `tasks/registry.py` describes how it is found.
 """
 
 from abc import ABC, abstractmethod
@@ -24,16 +24,16 @@ from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_posi
 from psy_agents_noaug.tasks.negatives import NegativeSampler
 
 Batch = dict[str, Tensor]
-# Name to array, whose first dimension counts examples.
+# Arrays by name; the first dimension is the number of examples.
 Predictions = dict[str, np.ndarray]
-# What turns predictions into decisions (thresholds and the like), fitted on val; JSON-able.
+# Parameters that turn predictions into decisions, such as thresholds. Fitted on val; JSON-able.
 DecisionRule = dict[str, Any]
-# Flat metric name to figure; None is undefined and has a reason under `<name>_undefined`.
+# Values by metric name. None is an undefined metric; `<name>_undefined` holds the reason.
 MetricValues = dict[str, float | int | str | None]
-# Encoder by the part that it plays in a task.
+# Encoders by the part of the model that they are, such as `encoder` or `criteria_encoder`.
 Encoders = Mapping[str, Encoder]
 
-ONLY = "encoder"  # the part of an encoder that a task has one of
+ENCODER = "encoder"  # the part, in a task with a single encoder
 
 
 class ExampleSource(Protocol):
@@ -41,24 +41,24 @@ class ExampleSource(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """The identifier of each example, as error messages and predictions name it."""
+        """Identifier of each example, for error messages and predictions."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, `[examples]`; of several rows, as padded to the longest."""
+        """Tokens of each example, `[examples]`; several rows count as padded to the longest of them."""
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the padded batch of these examples, in this order; an example may have several rows."""
+        """Return a padded batch of these examples, in this order. An example may have several rows."""
 
 
 @dataclass(frozen=True)
 class SplitPredictions:
-    """What a model predicted on a split, and the rule that makes decisions of it.
+    """The predictions of a model on a split, and the rule that turns them into decisions.
 
     Args:
         split: train, val or test.
         values: the outputs of `Task.predict`, one row per example, in the split's order.
-        rule: of `TaskEvaluation.fit_decision_rule`.
+        rule: from `TaskEvaluation.fit_decision_rule`.
     """
 
     split: str
@@ -68,13 +68,13 @@ class SplitPredictions:
 
 @dataclass(frozen=True)
 class TaskInputs:
-    """What a task is made of besides its configuration.
+    """The inputs of a task besides its configuration.
 
     Args:
-        encoders: by part, as `Task.encoder_sources` names them.
-        criteria: what posts are judged against.
-        examples: of each split that may be looked at.
-        max_tokens: padded tokens whose activations may be held at once.
+        encoders: by part, see `Task.encoder_sources`.
+        criteria: those of the examples.
+        examples: by split; splits that must not be read are absent.
+        max_tokens: padded tokens of one example whose activations may be held at once.
     """
 
     encoders: Encoders
@@ -84,31 +84,31 @@ class TaskInputs:
 
 
 class TaskEvaluation(ABC):
-    """Turns predictions into decisions and figures. Needs no model."""
+    """Turns predictions into decisions and metrics, without a model."""
 
     @abstractmethod
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        """Return the keys of `metrics` that training may steer by, and which way is better."""
+        """Return the keys of `metrics` that may be `training.monitor`, and which direction is better."""
 
     @abstractmethod
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
-        """Fit thresholds and the like on predictions of val."""
+        """Fit the decision rule, such as thresholds, on predictions of val."""
 
     @abstractmethod
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
-        """Return the figures of a whole split; keys without the split's name."""
+        """Return the metrics of a whole split. Keys do not contain the name of the split."""
 
     @abstractmethod
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, their intervals, and the baselines on the same split."""
+        """Return `metrics`, their confidence intervals, and the baselines on the same split."""
 
     @abstractmethod
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
-        """Yield a JSON-able line per example: ids, offsets and numbers, no text."""
+        """Yield one JSON-able record per example: ids, offsets and numbers, no text."""
 
     @abstractmethod
     def summary(self, metrics: MetricValues) -> str:
-        """Render the figures of a report as a table for the console."""
+        """Render the metrics of `report` as a table for the console."""
 
 
 class Task(ABC):
@@ -120,13 +120,13 @@ class Task(ABC):
 
     Attributes:
         name: as in `task=NAME` and in checkpoints.
-        settings: the model of the section `task`.
-        labels: which values of the column `status` the task reads.
-        loss_parts: what the columns of `loss` are called in the history; empty where it has one.
-        model: what is trained.
-        evaluation: how its predictions are judged.
+        settings: the settings model of the section `task`.
+        labels: the values of the column `status` that the task reads.
+        loss_parts: names of the columns of `loss` in the history; empty if it has one column.
+        model: the trained model.
+        evaluation: computes the metrics.
         encoder_modules: the pretrained parts of `model`.
-        packs: whether padding costs nothing, so that a token budget counts real tokens alone.
+        packs: whether batches are packed, so that token budgets count no padding.
     """
 
     name: ClassVar[str]
@@ -154,8 +154,8 @@ class Task(ABC):
 
     @classmethod
     def encoder_sources(cls, model: ModelConfig) -> dict[str, tuple[str, str | None]]:
-        """Return which pretrained encoders the task needs: name and revision by part."""
-        return {ONLY: (model.pretrained_model, model.revision)}
+        """Return the pretrained encoders that the task needs: name and revision, by part."""
+        return {ENCODER: (model.pretrained_model, model.revision)}
 
     @abstractmethod
     def encode(self, split: str, examples: Sequence[Example]) -> ExampleSource:
@@ -163,18 +163,22 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Run `model` (`self.model`, perhaps wrapped for several processes) on a batch of B examples.
+        """Run `model` on a batch of B examples and return the loss of each.
+
+        Args:
+            model: `self.model`, which may be wrapped for several processes.
+            batch: from `ExampleSource.collate`.
 
         Returns:
-            The loss of each example, `[B]`, or `[B, parts]`, of which the loss is the sum.
+            `[B]`, or `[B, parts]`, where the loss of an example is the sum over its parts.
         """
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Run `model` on a batch. Return what it says of each example, first dimension B."""
+        """Run `model` on a batch of B examples. Return its outputs, each with first dimension B."""
 
     def source(self, split: str) -> Any:
-        """Return the encoded examples of a split, an `ExampleSource`; made when first asked for.
+        """Return the encoded examples of a split, an `ExampleSource`. They are encoded once.
 
         Raises:
             DataError: the split has no example.
@@ -186,33 +190,33 @@ class Task(ABC):
         return self._sources[split]
 
     def empty_split(self, split: str) -> str:
-        """Return the message of the error that a split has no example."""
+        """Return the error message for a split without examples."""
         return f"The split {split} has no pair; see the label report."
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
-        """Return the indices of the training examples seen in `epoch`, in any order.
+        """Return the indices of the training examples of `epoch`, in any order.
 
-        A pure function of the epoch and the seed; every epoch has equally many.
+        They depend on the epoch and the seed only. Every epoch has the same number of examples.
         """
         return self._negative_sampler.pool(epoch)
 
-    def input_notes(self, split: str) -> list[str]:
-        """Return what a user should know of how the model reads `split`, a line each."""
+    def input_summary(self, split: str) -> list[str]:
+        """Return log lines on how the model reads `split`: truncation, windows, unknown evidence."""
         return []
 
-    def input_figures(
+    def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
-        """Return the figures of a report that need the encoded inputs or further predictions.
+        """Return the metrics that need the encoded inputs or predictions on other inputs.
 
         Args:
-            predicted: the predictions that are reported.
+            predicted: the reported predictions.
             predict: runs the model on other inputs.
         """
         return {}
 
     def metadata(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to rebuild the model and read its outputs; JSON-able."""
+        """Return what a checkpoint needs to rebuild the model and interpret its outputs; JSON-able."""
         return {
             "criteria": [
                 {"criterion_id": c.criterion_id, "name": c.name, "text": c.text}
@@ -225,15 +229,15 @@ class Task(ABC):
         }
 
     def network(self, part: str) -> nn.Module:
-        """Return the network of an encoder for the task's model, with the adapters of `model.lora`.
+        """Return the network of an encoder, with the adapters of `model.lora`, for use in `model`.
 
-        It learns at `training.learning_rate`; what else the model has, at the head's rate.
+        It is trained at `training.learning_rate`, other modules at `training.head_learning_rate`.
         """
         self.encoder_modules.append(adapted_encoder(self.inputs.encoders[part], self._lora))
         return self.encoder_modules[-1]
 
     def criterion_texts(self, examples: Sequence[Example]) -> list[str]:
-        """Return the text of each example's criterion, which the encoder reads beside the post."""
+        """Return the text of the criterion of each example; the encoder reads it with the post."""
         texts = {criterion.criterion_id: criterion.text for criterion in self.inputs.criteria}
         return [texts[example.criterion_id] for example in examples]
 
@@ -243,7 +247,7 @@ class Task(ABC):
 
 
 def example_ids(example: Example) -> dict[str, str]:
-    """Return how a prediction line begins."""
+    """Return the first keys of a prediction line."""
     return {
         "example_id": example.example_id,
         "post_id": example.post_id,
@@ -252,6 +256,6 @@ def example_ids(example: Example) -> dict[str, str]:
 
 
 def flat_metrics(metrics: Metrics) -> MetricValues:
-    """Put the reason of an undefined figure beside it."""
+    """Return the values, with the reason for each undefined metric under `<name>_undefined`."""
     reasons = {f"{key}_undefined": reason for key, reason in metrics.undefined.items()}
     return {**metrics.values, **reasons}

@@ -1,4 +1,4 @@
-"""From a configuration to its encoders and its task."""
+"""Load the encoders of a configuration and build its task."""
 
 import logging
 from collections.abc import Mapping
@@ -12,12 +12,15 @@ from psy_agents_noaug.models.encoder import (
     rebuild_encoder,
     recompute_activations,
 )
-from psy_agents_noaug.models.kernels.dropout import use_fast_dropout
-from psy_agents_noaug.models.kernels.packing import FAMILIES, can_pack, enable_packing
+from psy_agents_noaug.models.execution import (
+    enable_packing,
+    packing_obstacle,
+    use_fast_dropout,
+)
 from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.registry import task_class
 
-_FILES = "_files"  # what `Task.metadata` appends to an encoder's part
+_FILES = "_files"  # suffix of an encoder's part in `Task.metadata`
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ def load_encoders(config: TrainConfig) -> dict[str, Encoder]:
     """Load the pretrained encoders of the task that `config` names, by part.
 
     Raises:
-        ConfigError: the weights cannot be had.
+        ConfigError: the weights cannot be loaded.
     """
     sources = task_class(config.task.name).encoder_sources(config.model)
     return {
@@ -36,7 +39,7 @@ def load_encoders(config: TrainConfig) -> dict[str, Encoder]:
 
 
 def rebuild_encoders(metadata: Mapping[str, Any]) -> dict[str, Encoder]:
-    """Build the encoders that a checkpoint describes, their weights still to be filled in."""
+    """Build the encoders of a checkpoint from its metadata, without their weights."""
     return {
         key.removesuffix(_FILES): rebuild_encoder(files)
         for key, files in metadata.items()
@@ -45,11 +48,11 @@ def rebuild_encoders(metadata: Mapping[str, Any]) -> dict[str, Encoder]:
 
 
 def build_task(config: TrainConfig, inputs: TaskInputs) -> Task:
-    """Build the task that `config` names, and choose how its encoders run."""
+    """Build the task that `config` names, and choose how its encoders run (packed or padded)."""
     packs = choose_execution(config, inputs.encoders)
     task = task_class(config.task.name)(config, inputs)
     task.packs = packs
-    if not config.training.compile:  # cannot trace where its masks come from
+    if not config.training.compile:  # it cannot trace the source of the masks
         use_fast_dropout(task.model)
     if config.training.gradient_checkpointing:
         for encoder in inputs.encoders.values():
@@ -63,19 +66,12 @@ def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
     """Make the encoders run packed if `training.execution` and they allow it. Return whether they do.
 
     Raises:
-        ConfigError: `packed` where it is not possible.
+        ConfigError: `training.execution=packed`, which the encoders or `training.compile` exclude.
     """
     wanted = config.training.execution
-    others = sorted(
-        {_family(encoder) for encoder in encoders.values() if not can_pack(encoder.model)}
-    )
-    obstacle = (
-        f"{', '.join(others)} cannot be packed; {', '.join(FAMILIES)} can"
-        if others
-        else "`training.compile` needs batches of few shapes"
-        if config.training.compile
-        else None
-    )
+    obstacle = packing_obstacle(encoder.model for encoder in encoders.values())
+    if obstacle is None and config.training.compile:
+        obstacle = "`training.compile` needs batches of few shapes"
     if wanted == "packed" and obstacle:
         raise ConfigError(
             f"`training.execution=packed` is not possible: {obstacle}. Use `training.execution=auto`."
@@ -84,11 +80,6 @@ def choose_execution(config: TrainConfig, encoders: Encoders) -> bool:
     if packed:
         for encoder in encoders.values():
             enable_packing(encoder.model)
-    reason = "as configured" if wanted == "padded" else obstacle or "no work for padding"
+    reason = "as configured" if wanted == "padded" else obstacle or "without padding"
     logger.info("Execution: %s (%s).", "packed" if packed else "padded", reason)
     return packed
-
-
-def _family(encoder: Encoder) -> str:
-    config: Any = encoder.model.config
-    return str(config.model_type)

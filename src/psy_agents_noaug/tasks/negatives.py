@@ -1,4 +1,4 @@
-"""Which training pairs an epoch sees."""
+"""The training pairs of an epoch."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,15 +8,15 @@ import numpy as np
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.utils.reproducibility import derived_seed
 
-_SAMPLING = 1  # keeps the draws of negatives apart from the shuffles of the same epoch
+_SAMPLING = 1  # a seed other than that of the shuffle of the same epoch
 
 
 class NegativeSampler:
-    """All annotated pairs in every epoch, and a fresh sample of the unannotated negatives.
+    """Selects all annotated pairs for every epoch, and a new sample of the unannotated negatives.
 
     Args:
         examples: the training pairs.
-        negatives: `all`, or how many unannotated negatives per positive an epoch draws.
+        negatives: unannotated negatives per positive in an epoch, or `all` of them.
         seed: of the run.
     """
 
@@ -33,7 +33,7 @@ class NegativeSampler:
             self._n_drawn = min(round(negatives * n_positive), self._n_drawn)
 
     def pool(self, epoch: int) -> np.ndarray:
-        """Return the sorted indices of the pairs of `epoch`, a pure function of it and the seed."""
+        """Return the sorted indices of the pairs of `epoch`. They depend on it and the seed only."""
         if self._n_drawn == len(self._unannotated):
             return np.arange(len(self._kept) + len(self._unannotated))
         generator = np.random.default_rng(derived_seed(self._seed, epoch, _SAMPLING))

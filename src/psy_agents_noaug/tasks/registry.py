@@ -1,9 +1,8 @@
-"""Every task there is: the folders beside this file, and the entry points of other packages.
+"""All tasks: the folders beside this file, and the entry points of other packages.
 
 A folder `tasks/<name>/` has `<Name>TaskConfig` in `config.py` and `<Name>Task` in `task.py`. Another
-package names its `Task` class as an entry point of the group `psy_agents_noaug.tasks`; the class has its
-settings model as `settings`, and the package its values in `configs/task/<name>.yaml`. torch is imported
-only when the class of a task is asked for.
+package names its subclass of `Task` as an entry point of the group `psy_agents_noaug.tasks`, and has the
+values of its settings in `configs/task/<name>.yaml`. Only `task_class` imports torch.
 """
 
 import importlib
@@ -28,7 +27,7 @@ def task_names() -> list[str]:
 
 
 def settings_model(name: str) -> "type[TaskSettings]":
-    """Return the model of the section `task` of the task `name`.
+    """Return the settings model of the task `name`, for the section `task`.
 
     Raises:
         ConfigError: there is no such task, or its package cannot be imported.
@@ -66,13 +65,13 @@ def task_class(name: str) -> "type[Task]":
     if not (isinstance(loaded, type) and issubclass(loaded, Base)):
         raise ConfigError(
             f"The entry point {name} of the group {ENTRY_POINTS} must name a subclass of "
-            f"psy_agents_noaug.tasks.base.Task, but {entry.value} is none."
+            f"psy_agents_noaug.tasks.base.Task, but {entry.value} is not."
         )
     return loaded
 
 
 def config_folders() -> list[Path]:
-    """Return the `configs` folders of the packages that bring tasks of their own."""
+    """Return the `configs` folders of other packages that have tasks."""
     folders = []
     for entry in _installed().values():
         package = importlib.util.find_spec(entry.module.partition(".")[0])
@@ -88,5 +87,5 @@ def _folders() -> list[str]:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    """The entry points of other packages, by task; a name of ours is ours."""
+    """Return the entry points of other packages, by task. A folder here wins over an entry point."""
     return {e.name: e for e in entry_points(group=ENTRY_POINTS) if e.name not in _folders()}

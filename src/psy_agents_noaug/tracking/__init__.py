@@ -1,1 +1,1 @@
-"""Recording what a run does: MLflow while it runs, a manifest for afterwards."""
+"""Records of a run: MLflow while it runs, and a manifest that stays with its results."""

@@ -1,4 +1,4 @@
-"""What a training run tells the outside world, and a listener that ignores it all."""
+"""The interface by which a run is recorded, and a tracker that records nothing."""
 
 import re
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """Receives the progress of one run: ids, numbers and settings, never the text of a post."""
+    """Records one run: ids, numbers and settings, never the text of a post."""
 
     @property
     def run_id(self) -> str | None:
-        """The id to resume this run by, or None where nothing is kept."""
+        """The id by which this run can be resumed, or None if nothing is recorded."""
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings, nested as they are in the config."""
@@ -22,52 +22,41 @@ class Tracker(Protocol):
         """Record metrics after `step` optimizer steps; None means undefined and is skipped."""
 
     def log_artifact(self, path: Path) -> None:
-        """Keep a copy of a file, or of a folder with all it holds."""
+        """Store a copy of a file, or of a folder with everything in it."""
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Label the run; a later value replaces an earlier one."""
+        """Set tags of the run; a later value replaces an earlier one."""
 
     def close_children(self) -> None:
-        """Call those runs below this one KILLED that no process is at any more."""
+        """Set child runs that are still RUNNING to KILLED. Their processes must have ended."""
 
     def finish(self, status: Status) -> None:
         """Close the run. A second call does nothing."""
 
 
 class NullTracker:
-    """Tracks nothing (`tracking=none`, and every process but the first)."""
+    """Records nothing: for `tracking=none`, and for every process but the main one."""
 
     run_id: str | None = None
 
-    def log_params(self, params: Mapping[str, object]) -> None:
-        """Ignore."""
-
-    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
-        """Ignore."""
-
-    def log_artifact(self, path: Path) -> None:
-        """Ignore."""
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Ignore."""
-
-    def close_children(self) -> None:
-        """Ignore."""
-
-    def finish(self, status: Status) -> None:
-        """Ignore."""
+    def log_params(self, params: Mapping[str, object]) -> None: ...
+    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None: ...
+    def log_artifact(self, path: Path) -> None: ...
+    def set_tags(self, tags: Mapping[str, str]) -> None: ...
+    def close_children(self) -> None: ...
+    def finish(self, status: Status) -> None: ...
 
 
 def without_private_parts(text: str) -> str:
     """Shorten the working directory to `.` and the home directory to `~`, and hide credentials.
 
-    What leaves the machine (a manifest next to published weights, a shared MLflow server) must
-    not carry a user name in a path, or the password in `postgresql://user:password@host/db`.
+    A manifest may be published with the weights, and an MLflow server may be shared. Neither may
+    hold a user name in a path, or the password in `postgresql://user:password@host/db`.
     """
     text = re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
     text = re.sub(r"([?&]\w*password\w*=)[^&\s'\"]+", r"\1***", text)
     for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
         if folder != Path(folder.anchor):
-            # Whole path components only: /root is not a part of /data/root or /rootfs.
+            # Whole path components only: /root must not match in /data/root or /rootfs.
             text = re.sub(rf"(?<![\w.~-]){re.escape(str(folder))}(?![\w.-])", short, text)
     return text

@@ -1,4 +1,4 @@
-"""The manifest: what code, machine, data and weights a run's numbers came from."""
+"""The manifest: the code, machine, data and weights that a run's numbers came from."""
 
 import functools
 import os
@@ -17,7 +17,6 @@ MANIFEST_FORMAT = 1
 
 _PACKAGES = (
     "psy-agents-noaug",
-    "accelerate",
     "datasets",
     "hydra-core",
     "mlflow",
@@ -40,8 +39,8 @@ def environment() -> dict[str, Any]:
     """Describe the code and the machine: versions, git commit, hardware.
 
     `packages` maps a distribution to its version, or to None where it isn't installed. `git` has
-    `commit`, `dirty` (does the package's folder differ from that commit?) and `reason`, which says
-    why the first two are None.
+    `commit`, `dirty` (whether the package's folder differs from that commit) and `reason` (why the
+    first two are None).
     """
     return {
         "python": platform.python_version(),
@@ -125,7 +124,7 @@ def _version(distribution: str) -> str | None:
 
 def _git_state(folder: Path) -> dict[str, Any]:
     try:
-        # A package installed somewhere inside another project's checkout is not of that checkout.
+        # If the package is installed inside another project's checkout, that commit is not its own.
         tracked = _git(folder, "ls-files", "--", "__init__.py")
         if not tracked:
             return _no_git("the package's files are not tracked by git")
@@ -145,7 +144,7 @@ def _no_git(reason: str) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    # GIT_DIR and its like, set inside a git hook, would answer for another repository.
+    # Inside a git hook, GIT_DIR and similar variables name another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     finished = subprocess.run(
         ["git", "-C", str(folder), *arguments],

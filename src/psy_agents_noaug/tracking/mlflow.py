@@ -1,4 +1,4 @@
-"""Runs recorded in MLflow: a SQLite file by default, any MLflow store or server otherwise."""
+"""Record runs in MLflow: in a SQLite file by default, else in any MLflow store or server."""
 
 import hashlib
 import json
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.base import Status, without_private_parts
+from psy_agents_noaug.utils.extras import require
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,38 +24,40 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_SECONDS = 10
-# Database drivers that take `connect_timeout`; others refuse arguments that they don't know.
+# Only these database drivers accept `connect_timeout`.
 _DRIVERS_WITH_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
-# Room in a key for "resumed." before it and a chunk number after it.
+# Characters kept free in a key for the prefix "resumed." and the number of a chunk.
 _KEY_MARGIN = 16
 
 
 class MlflowTracker:
-    """Records one run; knows nothing of MLflow's global "active run", so several can coexist.
+    """Records one run. MLflow's global "active run" is not used, so several trackers can be open.
 
-    Params are flattened to dotted keys (`training.learning_rate`) and written as JSON, except
-    that strings stay bare. A value longer than MLflow takes continues under `key.1`, `key.2`, ...
-    A key with characters that MLflow refuses gets `_` for them, and a hash of the original.
+    MLflow is imported when the first tracker is opened.
 
-    An MLflow param cannot change. When a resumed run's settings differ, the new value becomes the
+    Params are flattened to dotted keys (`training.learning_rate`). Values are written as JSON, but
+    strings without quotes. A value that is too long for MLflow continues under `key.1`, `key.2`, ...
+    In a key, characters that MLflow refuses are replaced by `_`, and a hash of the key is added.
+
+    An MLflow param cannot be changed. If a resumed run has another value, that value becomes the
     tag `resumed.<key>`.
 
-    When the store stops answering half-way, training goes on: a warning is logged, and what was
-    not delivered is sent along with the next call.
+    If the store fails during a training, a warning is logged and training continues. Metrics,
+    params and tags that were not delivered are sent again with the next call.
 
     Args:
         uri: MLflow tracking URI; None for `sqlite:///<output_dir>/mlflow.db`.
-        experiment: name of the experiment, created if new. With a database as `uri`, its
-            artifacts go below `<output_dir>/mlartifacts`; a server has its own place.
-        run_name: name shown for a new run.
+        experiment: name of the experiment, created if new. If `uri` is a database, artifacts are
+            stored in `<output_dir>/mlartifacts`; a server stores them itself.
+        run_name: name of a new run.
         output_dir: folder for the default store and artifacts.
-        run_id: reopen this run. If the store doesn't have it, a new one starts, with a warning.
-        parent_run_id: show a new run below this one (trials of a study).
+        run_id: run to reopen. If the store does not have it, a new run starts, with a warning.
+        parent_run_id: parent of a new run (the study of a trial).
         system_metrics: sample CPU, memory, disk, network and (with `nvidia-ml-py`) GPU use every
-            10 s in a background thread.
+            10 s in a background thread, which ends with `finish`.
 
     Raises:
-        ConfigError: if MLflow isn't installed, the store cannot be reached, or the experiment has
+        ConfigError: MLflow is not installed, the store cannot be reached, or the experiment has
             been deleted.
     """
 
@@ -105,10 +108,9 @@ class MlflowTracker:
                 else:
                     self._client.update_run(run.info.run_id, status="RUNNING")
         except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 "`tracking.uri` must be an MLflow store that can be reached, but is "
-                f"{without_private_parts(uri)} instead ({without_private_parts(cause)}). "
+                f"{without_private_parts(uri)} instead ({without_private_parts(_first_line(error))}). "
                 "Start the server, set another `tracking.uri=...`, leave it unset for a local "
                 "file, or train without tracking: `tracking=none`."
             ) from error
@@ -125,7 +127,7 @@ class MlflowTracker:
         return self._run_id
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Record settings (see the class for how); again, or changed, after a resume is fine."""
+        """Record settings as the class describes. A resumed run may repeat or change them."""
         from mlflow.entities import Param
 
         changed: dict[str, str] = {}
@@ -136,7 +138,7 @@ class MlflowTracker:
             if key not in self._params:
                 self._params.update(chunks)
                 self._pending["params"] += [Param(*chunk) for chunk in chunks.items()]
-            # A tag from an earlier resume is brought up to date even when the value is back.
+            # A tag from an earlier resume is updated even if the first value is back.
             elif (
                 f"resumed.{key}" in self._tags or {k: self._params.get(k) for k in chunks} != chunks
             ):
@@ -156,17 +158,17 @@ class MlflowTracker:
         self._send_pending()
 
     def log_artifact(self, path: Path) -> None:
-        """Copy a file, or a folder with all it holds, to the run's artifacts.
+        """Copy a file, or a folder with everything in it, to the run's artifacts.
 
         Raises:
-            FileNotFoundError: if `path` isn't there.
+            FileNotFoundError: `path` does not exist.
         """
         if not path.exists():
             raise FileNotFoundError(f"`path` must be a file or folder, but {path} is not there.")
         self._deliver(partial(self._client.log_artifact, self._run_id, str(path)))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Label the run; long values are cut into chunks as params are."""
+        """Set tags of the run. Long values are split into chunks, as those of params are."""
         from mlflow.entities import RunTag
 
         for name, value in tags.items():
@@ -178,22 +180,22 @@ class MlflowTracker:
         self._send_pending()
 
     def close_children(self) -> None:
-        """Call those runs below this one KILLED that no process is at any more."""
+        """Set child runs that are still RUNNING to KILLED. Their processes must have ended."""
 
         def close() -> None:
             own = self._client.get_run(self._run_id)
-            left = self._client.search_runs(
+            running = self._client.search_runs(
                 [own.info.experiment_id],
                 filter_string=f"tags.`mlflow.parentRunId` = '{self._run_id}' "
                 "and attributes.status = 'RUNNING'",
             )
-            for run in left:
+            for run in running:
                 self._client.set_terminated(run.info.run_id, status="KILLED")
 
         self._deliver(close)
 
     def finish(self, status: Status) -> None:
-        """Stop sampling, send what is left, and close the run. A second call does nothing."""
+        """Stop sampling, send what is pending, and close the run. A second call does nothing."""
         if self._finished:
             return
         self._finished = True
@@ -212,57 +214,63 @@ class MlflowTracker:
                 del queue[: len(batch)]
 
     def _deliver(self, send: Callable[[], object]) -> bool:
-        """Call `send`; False, and a warning, if the store failed (and not what we asked of it)."""
+        """Call `send`. If the store fails, log a warning and return False.
+
+        Raises:
+            MlflowException: the store works, but refuses the request.
+        """
         from mlflow.exceptions import MlflowException
 
         try:
             send()
-        except MlflowException as error:
-            if error.get_http_status_code() < 500:
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
                 raise
             logger.warning(
-                "MLflow does not answer; the run directory still has everything (%s).",
-                without_private_parts(str(error).splitlines()[0]),
+                "MLflow could not record this; the run directory has all results (%s).",
+                without_private_parts(_first_line(error)),
             )
             return False
         return True
 
     def _valid_key(self, key: str) -> str:
         valid = re.sub(r"[^/\w.\- ]", "_", key)
-        # MLflow also refuses what would be another path, such as "a//b" or "../a".
+        # MLflow also refuses keys that are not normal paths, such as "a//b" or "../a".
         if posixpath.normpath(valid) != valid or valid == "." or valid.startswith(("/", "..")):
             valid = "_" + valid.replace("/", "_")
         if valid == key and len(key) <= self._max_key:
             return key
-        # The hash keeps two criteria whose names differ in such a character apart.
+        # The hash distinguishes two keys that differ only in such characters.
         return f"{valid[: self._max_key - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def import_mlflow() -> None:
-    """Import MLflow such that it tells nobody but us.
+    """Import MLflow without usage statistics, output on stdout and messages below WARNING.
 
     Raises:
-        ConfigError: it isn't installed.
+        ConfigError: MLflow is not installed.
     """
-    # Usage statistics would tell a third party that somebody trains here.
+    for module in ("mlflow", "sqlalchemy"):  # the small mlflow-skinny comes without the second
+        require(
+            module, extra="mlflow", purpose="`tracking=mlflow` (`tracking=none` trains without it)"
+        )
+    # Usage statistics go to a third party, and the import starts them.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # It prints to stdout when a run on a server ends.
+    # Else MLflow prints a URL to stdout when a run on a server ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    try:
-        import mlflow  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "MLflow must be installed for `tracking=mlflow`: pip install mlflow, or train "
-            "without: `tracking=none`."
-        ) from error
+    import mlflow  # noqa: F401
+
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        # At INFO it reports each migration of a new SQLite file.
+        # At INFO, MLflow logs every migration of a new SQLite file.
         logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 @contextmanager
 def _brief_http_retries() -> Iterator[None]:
-    """Fail within seconds, where MLflow would retry for minutes; the user's settings win."""
+    """Let HTTP requests fail within seconds; by default MLflow retries for minutes.
+
+    Environment variables that the user has set are kept.
+    """
     brief = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_CONNECT_TIMEOUT_SECONDS),
@@ -291,7 +299,7 @@ def _connect(uri: str) -> "MlflowClient":
 
 
 def _check_database(uri: str) -> None:
-    """Connect once; MLflow itself would retry for 100 s, logging each exception."""
+    """Connect once. MLflow itself retries for 100 s and logs every exception."""
     import sqlalchemy
 
     url = sqlalchemy.make_url(uri)
@@ -332,7 +340,7 @@ def _experiment_id(client: "MlflowClient", name: str, *, artifacts: str | None) 
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another process was faster
+            found = client.get_experiment_by_name(name)  # another process has just created it
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"`tracking.experiment` must not be a deleted experiment, but {name!r} is one. "
@@ -349,6 +357,10 @@ def _start_monitor(uri: str, run_id: str, *, resume: bool) -> Any:
     return monitor
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _flattened(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     for key, value in params.items():
         if isinstance(value, Mapping) and value:
@@ -360,7 +372,7 @@ def _flattened(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple
 
 
 def _chunked(key: str, value: str, *, limit: int) -> dict[str, str]:
-    """Cut `value` into entries of at most `limit` characters: key, key.1, key.2, ..."""
+    """Split `value` into entries of at most `limit` characters: key, key.1, key.2, ..."""
     starts = range(0, max(len(value), 1), limit)
     return {
         key if number == 0 else f"{key}.{number}": value[start : start + limit]

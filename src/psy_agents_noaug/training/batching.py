@@ -1,6 +1,6 @@
-"""Which examples an update sees, and how they are cut into micro-batches.
+"""The examples of each update, and how they are cut into micro-batches.
 
-Everything is a pure function of (seed, epoch, position): nothing of it needs saving to resume.
+Both depend only on the seed and the number of the update, so resuming needs no saved state of them.
 """
 
 import signal
@@ -16,11 +16,15 @@ from psy_agents_noaug.utils.reproducibility import derived_seed
 
 
 class Step(NamedTuple):
-    """One process's share of one update.
+    """The share of one process in one update.
 
-    batches: the collated micro-batches; indices: their examples; weights: 1, or 0 for a stand-in
-    that keeps a process without examples in step with the others; n_examples: those of the whole
-    update, over all processes; n_tokens: real tokens of this share.
+    Args:
+        batches: the collated micro-batches.
+        indices: the examples of each micro-batch.
+        weight: 1.0; or 0.0 for a placeholder example, which a process without examples computes to stay
+            synchronised with the others.
+        n_examples: examples of the whole update, over all processes.
+        n_tokens: tokens of this share, by `ExampleSource.lengths`.
     """
 
     batches: list[Batch]
@@ -31,7 +35,10 @@ class Step(NamedTuple):
 
 
 def leave_signals_to_main(worker: int) -> None:
-    """Let a loader's worker outlive a signal to the whole process group, until the state is saved."""
+    """Make a data loader's worker ignore SIGTERM and SIGINT, which the main process handles.
+
+    A signal to the whole process group must not end workers before the state is saved.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -44,25 +51,32 @@ def cut_by_tokens(
     max_examples: int | None = None,
     packed: bool = False,
 ) -> list[list[int]]:
-    """Sort by length, longest first, and cut so that a micro-batch fits the token budget.
+    """Sort examples by length, longest first, and cut them into micro-batches within a token budget.
 
-    That budget counts padding too, unless they are `packed`. A single example above the budget gets a
-    micro-batch of its own. Ties keep the given order.
+    An example that exceeds the budget gets a micro-batch of its own. Examples of equal length keep their
+    order.
+
+    Args:
+        indices: the examples.
+        lengths: tokens of each example, by index.
+        max_tokens: the budget per micro-batch.
+        max_examples: maximum examples per micro-batch.
+        packed: whether the budget counts no padding.
     """
     ordered = sorted(indices, key=lambda index: -int(lengths[index]))
     batches: list[list[int]] = []
     cost = 0
     for index in ordered:
-        # The first of a micro-batch is its longest, so it sets the padded width.
-        width = int(lengths[index if packed or not batches else batches[-1][0]])
+        # The first example of a micro-batch is the longest and determines the padded length.
+        length = int(lengths[index if packed or not batches else batches[-1][0]])
         fits = (
             batches
-            and cost + width <= max_tokens
+            and cost + length <= max_tokens
             and (max_examples is None or len(batches[-1]) < max_examples)
         )
         if fits:
             batches[-1].append(index)
-            cost += width
+            cost += length
         else:
             batches.append([index])
             cost = int(lengths[index])
@@ -70,10 +84,23 @@ def cut_by_tokens(
 
 
 class TrainingSteps(Dataset[Step]):
-    """The whole training as a sequence: item k is update k, for one of `world_size` processes.
+    """The updates of a training as a sequence, for one of `world_size` processes: item k is update k.
 
-    An epoch's pool is shuffled by (seed, epoch); update k takes the next `train_batch_size` examples,
-    sorts them by length, deals them to the processes in turn, and cuts each share into micro-batches.
+    The examples of an epoch are shuffled by seed and epoch. An update takes the next `train_batch_size`
+    examples, sorts them by length, distributes them to the processes in turn, and cuts each share into
+    micro-batches.
+
+    Args:
+        task: has the training examples.
+        seed: of the run.
+        train_batch_size: examples per update, over all processes.
+        max_tokens: per micro-batch, see `cut_by_tokens`.
+        max_examples: per micro-batch.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        DataError: there is no training example.
     """
 
     def __init__(
@@ -100,13 +127,13 @@ class TrainingSteps(Dataset[Step]):
         n_examples = len(task.epoch_pool(0))
         if n_examples == 0:
             raise DataError(
-                "No pair is left to train on: see the alignment and label reports for what was lost, "
-                "and `data.negatives`."
+                "There is no pair to train on: see the alignment and label reports for lost pairs, and "
+                "`data.negatives`."
             )
         self.steps_per_epoch = -(-n_examples // train_batch_size)
 
     def indices(self, step: int) -> list[int]:
-        """Return the examples of update `step` (from 0), over all processes, longest first."""
+        """Return the examples of update `step` (from 0) over all processes, longest first."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             pool = self._task.epoch_pool(epoch)
@@ -120,9 +147,9 @@ class TrainingSteps(Dataset[Step]):
         return order
 
     def __getitem__(self, step: int) -> Step:
-        everyone = self.indices(step)
-        mine = everyone[self._rank :: self._world_size]
-        share = mine or everyone[-1:]
+        indices = self.indices(step)
+        own = indices[self._rank :: self._world_size]
+        share = own or indices[-1:]
         cut = cut_by_tokens(
             share,
             self._source.lengths,
@@ -131,9 +158,9 @@ class TrainingSteps(Dataset[Step]):
             packed=self._task.packs,
         )
         return Step(
-            batches=[self._source.collate(indices) for indices in cut],
+            batches=[self._source.collate(micro_batch) for micro_batch in cut],
             indices=cut,
-            weight=1.0 if mine else 0.0,
-            n_examples=len(everyone),
-            n_tokens=int(self._source.lengths[mine].sum()),
+            weight=1.0 if own else 0.0,
+            n_examples=len(indices),
+            n_tokens=int(self._source.lengths[own].sum()),
         )

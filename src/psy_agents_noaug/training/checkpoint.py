@@ -1,7 +1,7 @@
-"""Checkpoints that are whole, verified and safe to read.
+"""Checkpoints: written atomically, verified by a checksum, and safe to read.
 
 A checkpoint is an ordinary `torch.save` archive, so `torch.load(path, weights_only=True)` reads it
-anywhere; the SHA-256 of the archive stands in the archive's own comment field.
+anywhere. The archive's comment field holds the SHA-256 of the rest.
 """
 
 import hashlib
@@ -20,25 +20,25 @@ from psy_agents_noaug.utils.files import write_atomically
 FORMAT_VERSION = 4
 _MAGIC = b"psy-agents-noaug sha256:"
 _ZIP_MAGIC = b"PK\x03\x04"
-# What follows the hashed bytes: the comment's length, and the comment up to the digest.
+# The bytes after the hashed ones: the length of the comment, and the comment before the digest.
 _TAIL = (len(_MAGIC) + 64).to_bytes(2, "little") + _MAGIC
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Args:
-        task: the task's name.
-        step: updates behind the weights.
+        task: name of the task.
+        step: number of updates of the weights.
         config: the resolved configuration.
-        metadata: what rebuilds the model and reads its outputs (encoder files, criteria, fingerprints).
-        weights: the model's state dict.
+        metadata: rebuilds the model and describes its data: encoder files, criteria, fingerprints.
+        weights: state dict of the model.
         decision_rule: fitted on val at this step.
-        metrics: figures on val at this step.
-        resume: the loop's own state (optimizer, scheduler, scaler, early stopping, trainer state); None
-            in a best checkpoint.
+        metrics: on val at this step.
+        resume: state of optimizer, scheduler, scaler, early stopping and trainer; None in a best
+            checkpoint.
     """
 
     task: str
@@ -52,12 +52,12 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` atomically with its checksum."""
+    """Write `checkpoint` atomically, with its checksum."""
     payload = {"format_version": FORMAT_VERSION, **vars(checkpoint)}
 
     def write(file: BinaryIO) -> None:
         torch.save(payload, file)
-        # The archive ends with the two-byte length of its comment, which is empty so far.
+        # The archive ends with the length of its comment (two bytes); the comment is empty so far.
         file.flush()
         end = file.tell()
         digest = _digest(file, end - 2)
@@ -68,14 +68,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
-    """Read and verify a checkpoint; nothing in it is ever executed.
+    """Read and verify a checkpoint. Code in it is never executed.
 
     Args:
         path: the file.
-        task: the task that it must be of; None takes any.
+        task: the required task; None accepts any.
 
     Raises:
-        CheckpointError: missing, truncated, altered, unsafe, of another format or of another task.
+        CheckpointError: the file is missing, truncated, altered, unsafe, or of another format or task.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
@@ -106,7 +106,7 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
 
 
 def _from_format_3(payload: dict[str, Any]) -> dict[str, Any]:
-    """Give the parts of a checkpoint of version 0.1.0 their names of today."""
+    """Rename the parts of a checkpoint of version 0.1.0 to their current names."""
     payload["decision_rule"] = payload.pop("calibration", None)
     resume = payload.get("resume")
     if isinstance(resume, dict) and "position" in resume:
@@ -133,7 +133,7 @@ def _verify(path: Path) -> None:
         tail = file.read()
         if tail_start < 0 or not tail.startswith(_TAIL):
             raise CheckpointError(
-                f"{path} is truncated, or is no checkpoint of this project: its checksum is missing."
+                f"{path} is truncated, or is not a checkpoint of this project: its checksum is missing."
             )
         if _digest(file, tail_start) != tail[len(_TAIL) :].decode("ascii", "replace"):
             raise CheckpointError(
@@ -141,7 +141,7 @@ def _verify(path: Path) -> None:
             )
         file.seek(0)
         if file.read(len(_ZIP_MAGIC)) != _ZIP_MAGIC:
-            raise CheckpointError(f"{path} is refused: it is no archive of tensors.")
+            raise CheckpointError(f"{path} is refused: it is not an archive of tensors.")
 
 
 def _digest(file: BinaryIO, size: int) -> str:

@@ -1,15 +1,18 @@
-"""Which evaluation was best, and whether to go on."""
+"""The best evaluation so far, and whether training should stop."""
 
 from typing import Any
 
 
 class EarlyStopping:
-    """Keeps the best value of the monitor (ties keep the earliest step) and counts the patience.
+    """Records the best value of the monitor, and counts evaluations without improvement.
+
+    Of equal values the earliest is the best.
 
     Args:
         mode: `max` or `min`.
-        patience: evaluations in a row without a gain of more than `min_delta`; None never stops.
-        min_delta: the gain over the last such gain that resets the count.
+        patience: consecutive evaluations without an improvement of more than `min_delta` after which to
+            stop; None never stops.
+        min_delta: the improvement over the last such improvement that resets the count.
     """
 
     def __init__(self, *, mode: str, patience: int | None, min_delta: float = 0.0) -> None:
@@ -22,12 +25,12 @@ class EarlyStopping:
         self._waited = 0
 
     def update(self, value: float | None, *, step: int) -> bool:
-        """Take an evaluation's monitor; an undefined one is no gain. Return whether it is the best."""
-        if self._gains(value, self._reference, self._min_delta):
+        """Record the monitor of an evaluation; None is no improvement. Return whether it is the best."""
+        if self._improves(value, self._reference, self._min_delta):
             self._reference, self._waited = value, 0
         else:
             self._waited += 1
-        is_best = self._gains(value, self.best, 0.0)
+        is_best = self._improves(value, self.best, 0.0)
         if is_best:
             self.best, self.best_step = value, step
         return is_best
@@ -48,7 +51,7 @@ class EarlyStopping:
         self.best, self.best_step = state["best"], state["best_step"]
         self._reference, self._waited = state["reference"], state["waited"]
 
-    def _gains(self, value: float | None, over: float | None, delta: float) -> bool:
+    def _improves(self, value: float | None, over: float | None, delta: float) -> bool:
         if value is None:
             return False
         return over is None or self._sign * (value - over) > delta

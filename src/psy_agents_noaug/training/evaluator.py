@@ -1,4 +1,4 @@
-"""The evaluation loop: a whole split through the model, without gradients."""
+"""The evaluation loop: predict a whole split without gradients, and compute its metrics."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -32,19 +32,19 @@ logger = logging.getLogger(__name__)
 
 
 class Evaluation(NamedTuple):
-    """What a model predicted on a split, and the figures of it."""
+    """The predictions of a model on a split, and their metrics."""
 
     predicted: SplitPredictions
     metrics: MetricValues
 
 
 class Evaluator:
-    """Predicts and evaluates a split, in batches of similar length, shared by all processes.
+    """Predicts and evaluates a split in batches of similar length, which all processes share.
 
     Args:
-        task: what is evaluated.
-        hardware: processes, precision and the tokens of a batch.
-        eval_batch_size: examples of a batch at most.
+        task: the evaluated task.
+        hardware: processes, precision and the tokens per batch.
+        eval_batch_size: maximum examples per batch.
     """
 
     def __init__(self, task: Task, hardware: Hardware, *, eval_batch_size: int) -> None:
@@ -62,17 +62,17 @@ class Evaluator:
         *,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Predictions:
-        """Return what the task predicts for each example of `source`, in its order.
+        """Return the predictions of the task for each example of `source`, in its order.
 
-        Out of memory halves the batches, from then on, and predicts everything anew.
+        If memory runs out, the token budget is halved for good, and all examples are predicted again.
 
         Args:
-            model: the task's model.
+            model: the model of the task.
             source: the encoded examples.
-            on_batch: called before every batch; may raise to break off.
+            on_batch: called before every batch; may raise to stop the prediction.
 
         Raises:
-            OutOfMemoryError: not even one example fits in memory.
+            OutOfMemoryError: a batch of one example does not fit in memory.
         """
         while True:
             try:
@@ -83,14 +83,15 @@ class Evaluator:
                 shortest = int(source.lengths.min())
                 if self._max_tokens <= shortest or self._distributed.count > 1:
                     raise OutOfMemoryError(
-                        "Memory ran out in a prediction; lower `training.micro_batch_tokens` or "
+                        "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
                         "`model.max_length`."
                     ) from error
                 self._max_tokens //= 2
-            # Outside of the handler, whose traceback holds on to the failed batch.
+            # Outside of the handler, because its traceback references the tensors of the failed batch.
             give_memory_back()
             logger.warning(
-                "Out of memory in a prediction: batches are cut to %d tokens.", self._max_tokens
+                "Out of memory during a prediction: batches now have at most %d tokens.",
+                self._max_tokens,
             )
 
     def _predict(
@@ -126,19 +127,19 @@ class Evaluator:
         rule: DecisionRule | None = None,
         on_batch: Callable[[], None] = lambda: None,
     ) -> Evaluation:
-        """Predict `split` and return its figures.
+        """Predict `split` and compute its metrics.
 
         Args:
-            model: the task's model.
+            model: the model of the task.
             split: train, val or test.
-            rule: makes decisions of the predictions; None fits one on them.
+            rule: turns the predictions into decisions; None fits one on them, on val only.
             on_batch: see `predict`.
 
         Raises:
-            ValueError: no rule for a split other than val, on which alone one may be fitted.
+            ValueError: `rule` is None for a split other than val.
         """
         if rule is None and split != "val":
-            raise ValueError(f"A decision rule is fitted on val alone, not on {split}.")
+            raise ValueError(f"A decision rule is fitted on val only, not on {split}.")
         values = self.predict(model, self._task.source(split), on_batch=on_batch)
         if rule is None:
             rule = self._task.evaluation.fit_decision_rule(values)
@@ -151,7 +152,7 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        # Not `inference_mode`, in which autocast would cast the weights for every batch.
+        # Not `inference_mode`: in it autocast would cast the weights again for every batch.
         with torch.no_grad():
             yield
     finally:
@@ -171,7 +172,7 @@ class _Batches(Dataset[Batch]):
 
 
 def _in_order(shares: list[tuple[list[list[int]], list[dict[str, np.ndarray]]]]) -> Predictions:
-    """Put the batches of all processes back into the split's order."""
+    """Return the predictions of all processes, in the order of the split."""
     indices = np.concatenate([np.asarray(c, dtype=np.int64) for cut, _ in shares for c in cut])
     order = np.argsort(indices)
     names = next(parts[0] for _, parts in shares if parts)

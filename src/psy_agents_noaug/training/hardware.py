@@ -1,4 +1,4 @@
-"""What the loops compute on, and how they cut and load batches for it."""
+"""The hardware of the loops, and the batch sizes that suit it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,25 +6,26 @@ from typing import Any
 from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.precision import Precision
 
-# A CPU computes small batches as fast as large ones, in less memory, and padded ones have less padding.
-_ON_A_CPU = 1024
-# Packed batches have none, and bf16 products are so fast that the casts of each batch count.
-_ON_A_CPU_IN_BF16 = 4096
-_ON_A_GPU = 16384
-# Without gradients only one layer's activations are held.
-_EVAL_ON_A_GPU = 65536
-# Of one example of many windows, which would be encoded twice beyond this.
-_MAX_TOKENS_HELD = 4096
+# Tokens per batch.
+# A CPU is as fast with small batches as with large ones; small ones need less memory and less padding.
+_CPU_TOKENS = 1024
+# With bf16 the cast of the weights for each batch takes a noticeable share of the time.
+_CPU_BF16_TOKENS = 4096
+_GPU_TOKENS = 16384
+# Without gradients, only the activations of one layer are held.
+_GPU_EVAL_TOKENS = 65536
+# Of one example with many windows on a CPU; a longer one is encoded twice to save memory.
+_CPU_TOKENS_HELD = 4096
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """The processes of the run, what they compute in, and how batches are cut and loaded.
+    """The processes of a run, their precision, and how batches are cut and loaded.
 
-    Padding counts against all token budgets, unless the encoders run packed.
+    Token budgets count padding, unless the encoders run packed.
 
     Args:
-        distributed: the processes; `distributed.device` is this one's device.
+        distributed: the processes; `distributed.device` is the device of this one.
         precision: of the forward passes.
         loader_options: keyword arguments of `DataLoader`.
         configured_tokens: `training.micro_batch_tokens`.
@@ -37,21 +38,21 @@ class Hardware:
 
     @property
     def max_tokens_held(self) -> int:
-        """Tokens of one example whose activations are held at once."""
+        """Maximum tokens of one example whose activations are held at once."""
         if self.configured_tokens is not None:
             return self.configured_tokens
-        return _MAX_TOKENS_HELD if self.distributed.device.type == "cpu" else _ON_A_GPU
+        return _CPU_TOKENS_HELD if self.distributed.device.type == "cpu" else _GPU_TOKENS
 
     def micro_batch_tokens(self, *, packed: bool) -> int:
-        """Tokens of a micro-batch."""
+        """Return the maximum tokens of a micro-batch."""
         if self.configured_tokens is not None:
             return self.configured_tokens
         if self.distributed.device.type != "cpu":
-            return _ON_A_GPU
-        return _ON_A_CPU_IN_BF16 if packed and self.precision.mode == "bf16" else _ON_A_CPU
+            return _GPU_TOKENS
+        return _CPU_BF16_TOKENS if packed and self.precision.mode == "bf16" else _CPU_TOKENS
 
     def eval_tokens(self, *, packed: bool) -> int:
-        """Tokens of a batch that is only predicted."""
+        """Return the maximum tokens of a batch in an evaluation."""
         if self.configured_tokens is None and self.distributed.device.type == "cuda":
-            return _EVAL_ON_A_GPU
+            return _GPU_EVAL_TOKENS
         return self.micro_batch_tokens(packed=packed)

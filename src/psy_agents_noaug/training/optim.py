@@ -1,6 +1,6 @@
 """AdamW with decay where it belongs, and schedules by name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -9,13 +9,11 @@ from transformers.trainer_utils import SchedulerType
 
 from psy_agents_noaug.errors import ConfigError
 
-# Where models keep what was pretrained.
-_ENCODERS = ("encoder.", "criteria_encoder.", "evidence.encoder.")
-
 
 def build_optimizer(
     model: nn.Module,
     *,
+    encoders: Sequence[nn.Module],
     learning_rate: float,
     head_learning_rate: float | None,
     weight_decay: float,
@@ -24,14 +22,20 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Return fused AdamW (Loshchilov and Hutter 2019) over the weights that train.
 
-    Biases and the parameters of norms (all vectors) are not decayed. Modules outside
-    the encoders learn at `head_learning_rate` where one is given.
+    Args:
+        encoders: the pretrained modules of `model`; every other parameter belongs to the head.
+        learning_rate: of the encoders, and of the head unless it has its own.
+        head_learning_rate: of the head; None for `learning_rate`.
+        weight_decay: of matrices; biases and the parameters of norms (all vectors) have none.
+        betas: decay rates of the running means of the gradient and of its square.
+        epsilon: added to the denominator of an update.
     """
+    pretrained = {parameter for encoder in encoders for parameter in encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
-        is_head = not name.startswith(_ENCODERS)
+        is_head = parameter not in pretrained
         rate = head_learning_rate if is_head and head_learning_rate else learning_rate
         decay = weight_decay if parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

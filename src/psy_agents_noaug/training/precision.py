@@ -11,13 +11,21 @@ from psy_agents_noaug.errors import ConfigError
 
 
 class Precision:
-    """What to compute in; weights stay fp32.
+    """The number format of forward and backward passes. Weights stay fp32.
 
-    mode: `off`, `bf16`, `fp16`, or `auto`: bf16 where the hardware is fast at it, else fp16 on CUDA,
-    else off. `reason` says why in words.
+    Args:
+        mode: `off`, `bf16`, `fp16` or `auto`: bf16 if the hardware has fast bf16, else fp16 on CUDA,
+            else off.
+        device: of the computation.
+        supports_bf16: whether the hardware has fast bf16.
+        supports_fp16: whether the hardware has fast fp16.
+
+    Attributes:
+        mode: `off`, `bf16` or `fp16`.
+        reason: why this mode was chosen, in words.
 
     Raises:
-        ConfigError: fp16 on a device without fp16 arithmetic worth the name.
+        ConfigError: `fp16` on a device without fast fp16.
     """
 
     def __init__(
@@ -43,28 +51,28 @@ class Precision:
 
     @property
     def skips_overflow(self) -> bool:
-        """Whether an infinite gradient is answered with a smaller scale rather than an error."""
+        """Whether an infinite gradient lowers the loss scale and skips the update, without an error."""
         return self._scaler.is_enabled()
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context for forward passes with the same weights, which casts trained ones once."""
+        """Return the context for forward passes with the same weights; weights are cast once in it."""
         if self._dtype is None:
             return nullcontext()
         return torch.autocast(self._device.type, dtype=self._dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Backpropagate `loss`, scaled where fp16 needs it, within `autocast` or not."""
+        """Backpropagate `loss`, scaled for fp16. May be called within `autocast`."""
         with torch.autocast(self._device.type, enabled=False):
             torch.autograd.backward(self._scaler.scale(loss))
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients back to the loss's scale, before clipping."""
+        """Divide the gradients by the loss scale, before clipping."""
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Update the weights; with fp16 an overflow skips that and lowers the scale.
+        """Update the weights and return whether they changed.
 
-        Return whether the weights were updated.
+        With fp16, a gradient that overflows skips the update and lowers the loss scale.
         """
         scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
@@ -73,7 +81,7 @@ class Precision:
 
     @property
     def has_collapsed(self) -> bool:
-        """Whether gradients stayed infinite however small fp16 made the loss: they are really so."""
+        """Whether the loss scale is so small that fp16 cannot be the cause of infinite gradients."""
         return self.skips_overflow and self._scaler.get_scale() < 1.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a training: a bar on a terminal, otherwise a log line every few seconds."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingProgress(Protocol):
-    """Is told of every update; rates are over the updates of this process's lifetime."""
+    """Shows the progress of a training. Rates are averages since this process started."""
 
     def __enter__(self) -> "TrainingProgress": ...
 
@@ -26,7 +26,14 @@ class TrainingProgress(Protocol):
     ) -> None: ...
 
     def update(self, *, step: int, loss: float, examples: int, tokens: int) -> None:
-        """Take note of update number `step`, its loss, and the examples and real tokens in it."""
+        """Show an update.
+
+        Args:
+            step: number of the update.
+            loss: mean loss of its examples.
+            examples: in the update.
+            tokens: in the update, without padding.
+        """
 
 
 class NullProgress:
@@ -48,11 +55,14 @@ class NullProgress:
 
 
 class ConsoleProgress:
-    """Loss, examples/s, tokens/s and the time left; a bar on a terminal, else a log line.
+    """Shows loss, examples/s, tokens/s and the remaining time.
 
     Args:
-        total_steps: updates of the whole run; first_step: those done before this process began.
-        seconds_between_lines: how often a log line is written where there is no terminal.
+        total_steps: updates of the whole run.
+        first_step: updates done before this process started.
+        console: where the bar is drawn, if it is a terminal; None is standard error.
+        seconds_between_lines: between two log lines, if there is no terminal.
+        clock: returns the time in seconds.
     """
 
     def __init__(

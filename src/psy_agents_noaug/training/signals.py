@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a polite request to stop."""
+"""SIGTERM and SIGINT as requests to stop after the current update."""
 
 import signal
 import threading
@@ -7,10 +7,11 @@ from typing import Any
 
 
 class StopSignals:
-    """While entered, the first SIGTERM or SIGINT is noted in `received`; a later SIGINT acts at once.
+    """A context that records the first SIGTERM or SIGINT in `received`, instead of ending the process.
 
-    A later SIGTERM does not: launchers (torchrun, Slurm) send several, and the state is being saved.
-    Does nothing outside the main thread, where Python allows no handlers.
+    A second SIGINT has its usual effect. A second SIGTERM has none: launchers (torchrun, Slurm) send
+    several while the state is being saved. Outside of the main thread, where Python allows no signal
+    handlers, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -20,7 +21,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -31,7 +32,7 @@ class StopSignals:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
         if signal.SIGINT in self._previous:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))

@@ -1,4 +1,4 @@
-"""The training loop: one for every task, exact, interruptible, and the same update however cut."""
+"""The training loop of every task: reproducible, resumable, and independent of the micro-batches."""
 
 import logging
 import time
@@ -46,11 +46,17 @@ LAST = "last_checkpoint.pt"
 
 @dataclass
 class TrainerState:
-    """Where the loop is. With the weights and the optimizer it is all that resuming needs.
+    """The state of the loop that a resumed run needs, besides weights, optimizer and scheduler.
 
-    step: updates done; evaluated_step: the last step that was evaluated; loss_sums (of each part of
-    the loss), loss_count: over the examples since then; max_tokens: the micro-batches' token budget,
-    halved when memory ran out; seconds: spent training; history: a row an evaluation.
+    Args:
+        max_tokens: token budget of a micro-batch; halved when memory runs out.
+        step: number of updates done.
+        evaluated_step: step of the last evaluation.
+        loss_sums: of each part of the loss, over the examples since the last evaluation.
+        loss_count: examples since the last evaluation.
+        token_count: tokens since the last evaluation, without padding.
+        seconds: training time since the last evaluation.
+        history: one row per evaluation.
     """
 
     max_tokens: int
@@ -64,7 +70,15 @@ class TrainerState:
 
 
 class TrainingOutcome(NamedTuple):
-    """best_step, best_value: of the monitor (None where no evaluation defined it)."""
+    """The result of a training.
+
+    Args:
+        step: number of updates done.
+        best_step: step of the best evaluation by the monitor; None if the monitor was never defined.
+        best_value: of the monitor; None as for `best_step`.
+        stopped_early: whether early stopping ended the training.
+        history: one row per evaluation.
+    """
 
     step: int
     best_step: int | None
@@ -75,12 +89,12 @@ class TrainingOutcome(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingObserver:
-    """Who hears of a training. Only the main process has any.
+    """Receives the events of a training, in the main process only.
 
     Args:
-        tracker: gets the figures of every evaluation.
-        progress: gets every update.
-        on_evaluation: gets the rows of history.csv after every evaluation; may raise StoppedError.
+        tracker: receives the metrics of every evaluation.
+        progress: receives every update.
+        on_evaluation: receives the rows of history.csv after every evaluation; may raise StoppedError.
     """
 
     tracker: Tracker = field(default_factory=NullTracker)
@@ -96,11 +110,11 @@ class Trainer:
     """Runs updates until the last step, early stopping or a signal.
 
     Args:
-        task: what to train.
+        task: the trained task.
         config: of the run; stored in checkpoints.
-        hardware: processes, precision and the tokens of a micro-batch.
-        maximise: whether more of `training.monitor` is better.
-        checkpoint_dir: where `best_checkpoint.pt` and `last_checkpoint.pt` are written.
+        hardware: processes, precision and the tokens per micro-batch.
+        maximise: whether a higher `training.monitor` is better.
+        checkpoint_dir: folder of `best_checkpoint.pt` and `last_checkpoint.pt`.
         metadata: stored in checkpoints.
     """
 
@@ -132,6 +146,7 @@ class Trainer:
         self._parameters = list(trainable(self._model))
         self._optimizer = build_optimizer(
             task.model,
+            encoders=task.encoder_modules,
             learning_rate=settings.learning_rate,
             head_learning_rate=settings.head_learning_rate,
             weight_decay=settings.weight_decay,
@@ -158,11 +173,11 @@ class Trainer:
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Number of updates done."""
         return self._state.step
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up the state of a last checkpoint; what follows is as if there had been no stop."""
+        """Restore the state of a last checkpoint. Training continues as if it had not been stopped."""
         assert checkpoint.resume is not None
         self._task.model.load_state_dict(checkpoint.weights)
         self._optimizer.load_state_dict(checkpoint.resume["optimizer"])
@@ -173,15 +188,16 @@ class Trainer:
         self._rule, self._metrics = checkpoint.decision_rule, checkpoint.metrics
 
     def fit(self, observer: TrainingObserver) -> TrainingOutcome:
-        """Train to the end.
+        """Train until the last step or early stopping.
 
         Args:
-            observer: hears of every update and evaluation.
+            observer: receives every update and evaluation.
 
         Raises:
-            Interrupted: a signal came; the state is saved.
-            NonFiniteError: a loss or gradient is NaN or infinite; the weights are untouched by it.
-            OutOfMemoryError: not even one example fits in memory.
+            Interrupted: a signal stopped the training; its state is saved.
+            NonFiniteError: a loss or gradient is NaN or infinite; the weights are not updated with it.
+            OutOfMemoryError: a micro-batch of one example does not fit in memory.
+            StoppedError: `observer.on_evaluation` stopped the training.
         """
         self._observer = observer
         with observer.progress, StopSignals() as signals:
@@ -189,16 +205,17 @@ class Trainer:
                 self._run(signals)
             except _StopRequested:
                 self._save_last()
-                # A process that ends early would have the launcher end the one that still saves.
+                # Otherwise the launcher would end the main process, which is still saving, when another
+                # process ends.
                 self._distributed.wait()
                 raise Interrupted(
                     f"Stopped at step {self._state.step} by signal {self._stop_signal}; the state "
-                    "is saved. Go on with resume=auto.",
+                    "is saved. Continue with resume=auto.",
                     exit_code=128 + self._stop_signal,
                 ) from None
         if self._early_stopping.best_step is None:
             logger.warning(
-                "%s was undefined throughout: the last weights stand in for the best.",
+                "%s was undefined in every evaluation: the last weights are saved as the best.",
                 self._settings.monitor,
             )
             self._save(BEST, resume=None)
@@ -237,7 +254,7 @@ class Trainer:
                 self._save_last()
 
     def _steps(self) -> TrainingSteps:
-        """The updates, cut by the token budget of now."""
+        """Return the updates, cut into micro-batches by the current token budget."""
         return TrainingSteps(
             self._task,
             seed=self._config.seed,
@@ -260,11 +277,11 @@ class Trainer:
         )
 
     def _train_step(self, step: Step, signals: StopSignals) -> tuple[float, int, int]:
-        """Make one update. Return its mean loss, examples and real tokens, over all processes."""
+        """Make one update. Return its mean loss and its numbers of examples and tokens."""
         losses = self._gradients_within_memory(step)
-        mine = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
-        counts = mine.new_tensor([step.n_tokens, signals.received])
-        totals = self._distributed.sum(torch.cat([mine * step.weight, counts]))
+        own_sums = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
+        counts = own_sums.new_tensor([step.n_tokens, signals.received])
+        totals = self._distributed.sum(torch.cat([own_sums * step.weight, counts]))
         *loss_sums, n_tokens, was_signalled = totals.tolist()
         loss = sum(loss_sums) / step.n_examples
         if not torch.isfinite(totals).all():
@@ -279,7 +296,7 @@ class Trainer:
             self._scheduler.step()
         elif self._precision.has_collapsed:
             self._refuse_update(step, None)
-        # All processes stop at the step at which any of them was asked to, and at no other.
+        # If any process has received a signal, all of them stop after this step.
         if was_signalled:
             self._stop_signal = signals.received or SIGTERM
         before = self._state.loss_sums or [0.0] * len(loss_sums)
@@ -289,7 +306,7 @@ class Trainer:
         return loss, step.n_examples, int(n_tokens)
 
     def _gradients_within_memory(self, step: Step) -> list[Tensor]:
-        """Accumulate the step's gradients; out of memory halves the budget and repeats the step."""
+        """Accumulate the gradients of a step. Out of memory halves the budget and repeats the step."""
         while True:
             try:
                 return self._gradients(step)
@@ -297,16 +314,16 @@ class Trainer:
                 if not is_out_of_memory(error):
                     raise
                 self._shrink_micro_batches(step, error)
-            # Outside of the handler, whose traceback holds on to the failed step's activations.
+            # Outside of the handler, because its traceback references the activations of the step.
             self._optimizer.zero_grad(set_to_none=True)
             give_memory_back()
             step = self._steps()[self._state.step]
 
     def _gradients(self, step: Step) -> list[Tensor]:
-        """Backpropagate all micro-batches. Return each one's losses, `[B]`, detached."""
+        """Backpropagate all micro-batches. Return the detached losses of each, `[B]` or `[B, parts]`."""
         torch.manual_seed(derived_seed(self._config.seed, self._state.step, self._distributed.rank))
         self._optimizer.zero_grad(set_to_none=True)
-        # Data-parallel training averages gradients over processes; the loss is a sum over them.
+        # Data-parallel training averages gradients over processes; the loss is a sum over processes.
         scale = step.weight * self._distributed.count / step.n_examples
         collected: list[Tensor] = []
         with self._precision.autocast():
@@ -323,22 +340,30 @@ class Trainer:
         if single or self._distributed.count > 1:
             raise OutOfMemoryError(
                 "Memory ran out with one example at a time; lower `training.micro_batch_tokens` (which "
-                "bounds what a post of many windows holds) or `model.max_length`, or set "
+                "limits the memory of a post with many windows) or `model.max_length`, or set "
                 "`training.gradient_checkpointing=true`."
                 if single
-                else "Memory ran out; lower `training.micro_batch_tokens` (several processes cannot "
-                "agree on it while they run)."
+                else "Memory ran out; lower `training.micro_batch_tokens` (with several processes it is "
+                "not lowered automatically)."
             ) from error
         self._state.max_tokens //= 2
         logger.warning(
-            "Out of memory at step %d: micro-batches are cut to %d tokens and the step is repeated. "
-            "Set training.micro_batch_tokens to this to start there.",
+            "Out of memory at step %d: micro-batches now have at most %d tokens, and the step is "
+            "repeated. Set training.micro_batch_tokens to this number to start with it.",
             self._state.step,
             self._state.max_tokens,
         )
 
     def _refuse_update(self, step: Step, losses: list[Tensor] | None) -> None:
-        """Name the examples whose loss is not finite, or all of the step's where the gradient isn't."""
+        """Raise an error that names the examples with a non-finite loss.
+
+        Args:
+            step: this process's share of the update.
+            losses: of its micro-batches; None if the gradient is not finite, which names all examples.
+
+        Raises:
+            NonFiniteError: always.
+        """
         ids = self._task.source("train").ids
         bad = [
             ids[index]
@@ -346,14 +371,14 @@ class Trainer:
             for row, index in enumerate(indices)
             if losses is None or not all_finite([losses[number][row]])
         ]
-        everywhere = sorted(name for share in self._distributed.gather(bad) for name in share)
+        bad_anywhere = sorted(name for share in self._distributed.gather(bad) for name in share)
         what = "gradient" if losses is None else "loss"
         raise NonFiniteError(
             faults_message(
-                f"The {what} is NaN or infinite at step {self._state.step}; the weights are as they "
-                "were before it. Lower `training.learning_rate`, or use `training.amp=off` or bf16. "
+                f"The {what} is NaN or infinite at step {self._state.step}; the weights were not "
+                "updated. Lower `training.learning_rate`, or use `training.amp=off` or bf16. "
                 "Examples:",
-                everywhere,
+                bad_anywhere,
             )
         )
 
@@ -364,14 +389,14 @@ class Trainer:
         return state.step % self._eval_steps == 0 or state.step == self.total_steps
 
     def _evaluate(self, signals: StopSignals) -> None:
-        def stop_if_asked() -> None:
-            # Several processes would not break off at the same batch; they stop after the next step.
+        def stop_on_signal() -> None:
+            # Several processes would not stop at the same batch, so they stop after the next step.
             if signals.received and self._distributed.count == 1:
                 self._stop_signal = signals.received
                 raise _StopRequested
 
         state = self._state
-        evaluation = self._evaluator.evaluate(self._task.model, "val", on_batch=stop_if_asked)
+        evaluation = self._evaluator.evaluate(self._task.model, "val", on_batch=stop_on_signal)
         state.evaluated_step = state.step
         self._rule, self._metrics = evaluation.predicted.rule, evaluation.metrics
         metrics: MetricValues = {f"val/{key}": value for key, value in evaluation.metrics.items()}

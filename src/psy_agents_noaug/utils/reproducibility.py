@@ -6,9 +6,10 @@ import platform
 import random
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import psutil
@@ -102,23 +103,32 @@ class DeviceInfo:
     memory_bytes: int
     device_count: int
 
+    @property
+    def fast_precisions(self) -> list[str]:
+        """The number formats that the device computes fast in."""
+        supported = {
+            "fp32": True,
+            "bf16": self.supports_bf16,
+            "fp16": self.supports_fp16,
+            "tf32": self.supports_tf32,
+        }
+        return [name for name, is_fast in supported.items() if is_fast]
+
     def describe(self) -> str:
         """Say in one line what the device is and which precisions it is fast at."""
-        precisions = [
-            name
-            for name, supported in (
-                ("bf16", self.supports_bf16),
-                ("fp16", self.supports_fp16),
-                ("tf32", self.supports_tf32),
-            )
-            if supported
-        ]
         parts = [f"{self.device}: {self.name}", _gibibytes(self.memory_bytes)]
         if self.compute_capability is not None:
             parts.append("compute capability {}.{}".format(*self.compute_capability))
             parts.append(f"{self.device_count} GPU(s) in this machine")
-        parts.append("fast precisions: " + ", ".join(["fp32", *precisions]))
+        parts.append("fast precisions: " + ", ".join(self.fast_precisions))
         return ", ".join(parts)
+
+
+def device_names() -> list[str]:
+    """Return the names of this machine's devices: `cpu`, `mps` and `cuda:<index>`."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    return ["cpu", *mps, *(f"cuda:{index}" for index in range(gpus))]
 
 
 def get_device(preferred: str = "auto") -> DeviceInfo:
@@ -132,16 +142,13 @@ def get_device(preferred: str = "auto") -> DeviceInfo:
     Raises:
         ValueError: if this machine has no such device.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_mps = torch.backends.mps.is_available()
+    present = device_names()
+    gpus = sum(name.startswith("cuda") for name in present)
     wanted = preferred
     if wanted == "auto":
-        wanted = "cuda" if gpus else "mps" if has_mps else "cpu"
+        wanted = "cuda" if gpus else "mps" if "mps" in present else "cpu"
     if wanted == "cuda":
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-
-    gpu_names = [f"cuda:{index}" for index in range(gpus)]
-    present = ["cpu", *(["mps"] if has_mps else []), *gpu_names]
     if wanted not in present:
         source = f" (from LOCAL_RANK: {wanted})" if wanted != preferred else ""
         raise ValueError(
@@ -181,14 +188,15 @@ def _cuda_info(device: torch.device, *, device_count: int) -> DeviceInfo:
 
 def _cpu_has_fast_bf16() -> bool:
     # Without these instructions PyTorch emulates bf16, about a hundred times slower than fp32.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_tile"))
 
 
 def set_tf32(enabled: bool) -> None:
     """Allow or forbid TF32 (10-bit mantissa) in fp32 matrix products and convolutions.
 
     Uses the switches that every PyTorch from 2.8 on has. The newer `torch.backends.fp32_precision`
-    makes reading the older ones an error, and `torch.compile` and accelerate still read them.
+    makes reading the older ones an error, and `torch.compile` still reads them.
     """
     torch.set_float32_matmul_precision("high" if enabled else "highest")
     torch.backends.cudnn.allow_tf32 = enabled
@@ -288,13 +296,8 @@ def system_info() -> dict[str, Any]:
     }
 
 
-def print_system_info(file: TextIO | None = None) -> None:
-    """Write `system_info()` as plain text for people.
-
-    Args:
-        file: where to; standard output by default.
-    """
-    info = system_info()
+def describe_system(info: Mapping[str, Any]) -> str:
+    """Return what `system_info()` found as lines for people."""
     cpu, torch_info = info["cpu"], info["torch"]
     lines = [
         f"Python        {info['python']}",
@@ -314,7 +317,7 @@ def print_system_info(file: TextIO | None = None) -> None:
         f"compute capability {gpu['compute_capability']}"
         for index, gpu in enumerate(info["gpus"])
     ] or ["GPU           none"]
-    (sys.stdout if file is None else file).write("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 def _cpu_model() -> str:

@@ -187,7 +187,7 @@ def test_a_source_names_the_settings_it_lacks(overrides, missing):
 
 def test_an_unknown_choice_lists_the_known_ones():
     message = fault_of("model=gpt")
-    assert "model/gpt" in message
+    assert "but is gpt instead" in message
     assert "minilm" in message
 
 

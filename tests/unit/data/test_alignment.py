@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,8 +5,6 @@ from hypothesis import strategies as st
 from psy_agents_noaug.data.alignment import Span, align, align_corpus, fold
 from psy_agents_noaug.data.corpus import Annotation, Corpus, Post, load_corpus
 from psy_agents_noaug.errors import ConfigError
-
-REAL_SAMPLE = Path(__file__).resolve().parents[4] / "shared" / "data" / "redsm5_public_sample"
 
 
 def aligned(evidence: str, text: str, threshold: float = 80) -> tuple[str, str | None]:
@@ -137,28 +133,27 @@ def test_the_report_counts_each_kind_and_names_the_rows():
     assert report.to_json() == {"counts": counts, "ids": ids, "hard_negatives": 2}
 
 
-@pytest.mark.skipif(not REAL_SAMPLE.is_dir(), reason=f"the ReDSM5 sample is not at {REAL_SAMPLE}")
-def test_the_paraphrased_redsm5_sample_loses_all_evidence_but_one_sentence():
+def test_a_paraphrased_corpus_loses_all_evidence_but_one_sentence(paraphrased_corpus):
     corpus = load_corpus(
-        posts=REAL_SAMPLE / "redsm5_posts.csv",
-        annotations=REAL_SAMPLE / "redsm5_annotations.csv",
+        posts=paraphrased_corpus / "redsm5_posts.csv",
+        annotations=paraphrased_corpus / "redsm5_annotations.csv",
         criteria=None,
         columns={"annotations": {"criterion_id": "DSM5_symptom", "evidence_text": "sentence_text"}},
         ignored_criteria=["SPECIAL_CASE"],
     )
-    assert (len(corpus.posts), len(corpus.annotations), corpus.ignored) == (17, 25, {})
+    assert (len(corpus.posts), len(corpus.annotations), corpus.ignored) == (15, 22, {})
     assert sum(annotation.status == 0 for annotation in corpus.annotations) == 4
     texts = {post.post_id: post.text for post in corpus.posts}
     for threshold in (80, 90):
         spans, report = align_corpus(corpus, fuzzy_threshold=threshold)
-        # Read by hand: row 17 is right; all others are paraphrases.
-        counts = {"given": 0, "verbatim": 0, "folded": 0, "fuzzy": 1, "lost": 24}
+        # Row 5 differs in one word; all others are paraphrases.
+        counts = {"given": 0, "verbatim": 0, "folded": 0, "fuzzy": 1, "lost": 21}
         assert report.counts == counts
-        assert list(spans) == [17]
-        span = spans[17]
-        found = texts["s_993_557"][span.start_char : span.end_char]
-        assert found == "I feel incredibly guilty about it."
-    # Just below, where a match is a paraphrase: in the right place, but row 19 too short.
+        assert list(spans) == [5]
+        span = spans[5]
+        found = texts["x_03"][span.start_char : span.end_char]
+        assert found == "I feel terribly guilty about that."
+    # Just below, where a match is a paraphrase: row 16 in the right place, but too short.
     spans, report = align_corpus(corpus, fuzzy_threshold=75)
-    assert report.counts["fuzzy"] == 3
-    assert sorted(spans) == [2, 17, 19]
+    assert report.counts["fuzzy"] == 2
+    assert sorted(spans) == [5, 16]

@@ -1,6 +1,7 @@
 import csv
 import json
 import random
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -8,7 +9,6 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
-from pandera.config import config_context
 
 from psy_agents_noaug.data.corpus import Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.tables import read_hub, read_table
@@ -208,11 +208,6 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
 def test_a_bad_annotation_is_found(tmp_path, cells, fault):
     rows = [annotation(), annotation(**cells)]
     assert faults(tmp_path, annotations=rows) == [f"annotations.csv, row 2, {fault}"]
-
-
-def test_the_rules_hold_where_pandera_is_switched_off(tmp_path):
-    with config_context(validation_enabled=False):
-        assert len(faults(tmp_path, annotations=[annotation(status=2)])) == 1
 
 
 def test_offsets_that_fit_the_text_and_the_evidence_are_accepted(tmp_path):
@@ -443,6 +438,12 @@ def test_a_hub_data_set_of_two_configurations_is_the_same_corpus(hub_folder):
         "utf-8",
     )
     assert load_hub(hub_folder) == expected
+
+
+def test_the_hub_without_datasets_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'psy-agents-noaug\[hub\]'"):
+        read_hub("irlab-udc/redsm5", revision=None, columns={})
 
 
 def test_hub_tables_that_are_not_recognised_are_described(hub_folder):

@@ -1,29 +1,44 @@
 """The bundled synthetic corpus: its bank, its splits, and that the generator made it."""
 
 import csv
+import importlib.util
 import json
 import re
+import sys
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from psy_agents_noaug.data.sample import generate
+from psy_agents_noaug.data import sample
 
-SAMPLE = Path(generate.__file__).parent
+TOOL = Path(__file__).parents[3] / "tools" / "sample_corpus"
+SAMPLE = Path(sample.__path__[0])
 OUTPUTS = ("redsm5_posts.csv", "redsm5_annotations.csv", "splits.json")
 NEGATIVE_KINDS = ("past_recovered", "someone_else", "figurative", "denied")
 
 
-def read_rows(name: str) -> list[dict[str, str]]:
-    with (SAMPLE / name).open(encoding="utf-8", newline="") as handle:
+def _import_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", TOOL / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+generate = _import_tool()
+
+
+def read_rows(name: str, *, folder: Path = SAMPLE) -> list[dict[str, str]]:
+    with (folder / name).open(encoding="utf-8", newline="") as handle:
         return list(csv.DictReader(handle))
 
 
 @pytest.fixture(scope="module")
 def bank() -> list[dict[str, str]]:
-    return read_rows("sentence_bank.csv")
+    return read_rows("sentence_bank.csv", folder=TOOL)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from optuna.exceptions import TrialPruned
 
 from psy_agents_noaug.errors import ConfigError, NonFiniteError, OutOfMemoryError, StoppedError
 from psy_agents_noaug.hpo import objective as module
-from psy_agents_noaug.hpo.objective import Objective, Place, Reporter
+from psy_agents_noaug.hpo.objective import Objective, OutputSettings, Reporter
 from psy_agents_noaug.hpo.workers import FailedTrialError
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.run.train import train
@@ -34,7 +34,7 @@ def make(base, tmp_path):
         settings = {
             "propose": lambda trial: dict(base),
             "monitor": MONITOR,
-            "place": Place(runs=tmp_path / "trials", tracking={}, parent_run_id=None),
+            "output": OutputSettings(tmp_path / "trials", tracking={}, parent_run_id=None),
         }
         return Objective("criteria", **(settings | changes))
 

@@ -23,7 +23,7 @@ def storage(tmp_path):
         f"sqlite:///{tmp_path / 'study.db'}", heartbeat_seconds=1, patience_seconds=1.0
     )
     yield storage
-    storage.engine.dispose()
+    storage.rdb.engine.dispose()
 
 
 @pytest.fixture
@@ -193,12 +193,13 @@ def test_a_worker_that_was_taken_for_dead_goes_on_with_other_trials(work, study,
     def objective(trial):
         value = value_of(trial)
         if trial.number == 0:
-            storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            trial_id = storage.get_trial_id_from_study_id_trial_number(1, trial.number)
+            storage.set_trial_state_values(trial_id, TrialState.FAIL)
             trial.report(value, step=1)
         return value
 
     standing = work(objective)
-    assert "Trial 0 was taken for lost" in caplog.text
+    assert "Trial 0 was declared lost" in caplog.text
     assert len(standing.complete) == standing.n_begun == 4
     assert 0 in [original_number(trial) for trial in standing.complete]
 

@@ -1,7 +1,9 @@
 import importlib.util
 import shutil
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
@@ -211,15 +213,16 @@ def test_bundled_weights_with_another_sha256_are_refused(monkeypatch):
 def test_an_altered_copy_of_the_bundled_weights_is_refused(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"altered")
-    spec = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
-    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: spec)
+    package = ModuleType(BUNDLED_PACKAGE)
+    package.__spec__ = ModuleSpec(BUNDLED_PACKAGE, None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setitem(sys.modules, BUNDLED_PACKAGE, package)
     with pytest.raises(ConfigError, match="sha256"):
         load_encoder(BUNDLED)
 
 
 def test_a_bundle_that_is_not_installed_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(encoder_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install -e '\.\[offline\]'"):
+    monkeypatch.setitem(sys.modules, BUNDLED_PACKAGE, None)
+    with pytest.raises(ConfigError, match=r"pip install 'psy-agents-noaug\[offline\]'"):
         load_encoder(BUNDLED)
 
 
@@ -231,6 +234,13 @@ def test_nothing_else_is_bundled():
 def _lora(encoder, **changes):
     options = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "target_modules": "all-linear"}
     return add_lora(encoder.model, **(options | changes))
+
+
+def test_lora_without_peft_says_how_to_install_it(tiny_encoder, monkeypatch):
+    encoder = load_encoder(str(tiny_encoder))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ConfigError, match=r"pip install 'psy-agents-noaug\[lora\]'"):
+        _lora(encoder)
 
 
 def test_lora_trains_few_parameters_and_starts_as_the_encoder(tiny_encoder, encode):

@@ -138,8 +138,10 @@ def test_learned_weights_are_two_parameters_that_start_at_one(tiny_encoder):
 
 def test_a_rate_of_its_own_is_for_the_heads_alone(tiny_encoder):
     model = make_model(tiny_encoder, shared=False, fusion="concat", learned_weights=True)
+    encoders = (model.criteria_encoder, model.evidence.encoder)
     optimizer = build_optimizer(
         model,
+        encoders=encoders,
         learning_rate=1e-5,
         head_learning_rate=1e-3,
         weight_decay=0.0,
@@ -148,6 +150,5 @@ def test_a_rate_of_its_own_is_for_the_heads_alone(tiny_encoder):
     )
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     slow = {name for name, p in model.named_parameters() if rates[id(p)] == 1e-5}
-    encoders = (model.criteria_encoder, model.evidence.encoder)
     assert len(slow) == sum(len(list(encoder.parameters())) for encoder in encoders)
     assert not [name for name in slow if "head." in name or "log_variances" in name]

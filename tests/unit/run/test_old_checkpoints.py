@@ -47,7 +47,9 @@ def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     settings = load_checkpoint(run.best_checkpoint).config | {"resume": str(run.path)}
     result = train(settings | {"task.name": "criteria"}, task="criteria", verbose=False)
     assert result.directory == run.path
-    assert result.metrics["val/f1_macro"] == pytest.approx(FIGURES["criteria"]["f1_macro"], abs=1e-4)
+    assert result.metrics["val/f1_macro"] == pytest.approx(
+        FIGURES["criteria"]["f1_macro"], abs=1e-4
+    )
 
 
 def test_evaluations_recorded_under_the_old_name_are_counted(tmp_path):

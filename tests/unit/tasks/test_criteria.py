@@ -11,7 +11,7 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.losses import classification_loss
-from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
+from psy_agents_noaug.tasks.base import ENCODER, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 
@@ -73,7 +73,9 @@ def make_task(make_config, encoder):
             settings[name if section is None else f"{section}.{name}"] = value
         config = make_config(*to_overrides(settings))
         examples = examples or {"train": TRAIN, "val": VAL, "test": TEST}
-        return CriteriaTask(config, TaskInputs({ONLY: encoder}, CRITERIA, examples, max_tokens=1))
+        return CriteriaTask(
+            config, TaskInputs({ENCODER: encoder}, CRITERIA, examples, max_tokens=1)
+        )
 
     return make
 
@@ -306,7 +308,7 @@ def test_truncated_texts_are_counted(make_task):
     task = make_task(examples={"val": examples}, max_length=96)
     assert longest < 96
     predicted = SplitPredictions("val", _predictions([0.1] * 18), RULE)
-    assert task.input_figures(predicted, predict=None) == {
+    assert task.input_metrics(predicted, predict=None) == {
         "n_truncated_texts": 1,
         "share_of_truncated_texts": pytest.approx(1 / 18),
     }
@@ -335,7 +337,7 @@ def test_a_task_is_built_as_configured(make_config, tiny_encoder):
     examples = {"train": TRAIN, "val": VAL}
     built = CriteriaTask(
         config,
-        TaskInputs({ONLY: load_encoder(str(tiny_encoder))}, CRITERIA, examples, max_tokens=1),
+        TaskInputs({ENCODER: load_encoder(str(tiny_encoder))}, CRITERIA, examples, max_tokens=1),
     )
     assert built.model.pooling.kind == "attention"
     assert [tuple(p.shape) for p in built.model.head.parameters()] == [(7, 32), (7,), (2, 7), (2,)]
@@ -361,7 +363,7 @@ def test_focal_gamma_is_ignored_by_cross_entropy(make_config, tiny_encoder):
     built = CriteriaTask(
         config,
         TaskInputs(
-            {ONLY: load_encoder(str(tiny_encoder))}, CRITERIA, {"train": TRAIN}, max_tokens=1
+            {ENCODER: load_encoder(str(tiny_encoder))}, CRITERIA, {"train": TRAIN}, max_tokens=1
         ),
     )
     batch = built.source("train").collate([0, 1])

@@ -13,7 +13,7 @@ from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.evidence import NULL_POSITION, log_odds
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
+from psy_agents_noaug.tasks.base import ENCODER, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.evidence.task import EvidenceTask
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:2]
@@ -68,7 +68,7 @@ def make_task(make_config, tiny_encoder):
     def make(*overrides, train=TRAIN, val=VAL, max_tokens=4096):
         config = make_config("model.head_dropout=0.0", "model.encoder_dropout=0.0", *overrides)
         torch.manual_seed(5)
-        encoders = {ONLY: load_encoder(str(tiny_encoder), dropout=0.0)}
+        encoders = {ENCODER: load_encoder(str(tiny_encoder), dropout=0.0)}
         examples = {"train": train, "val": val}
         return EvidenceTask(config, TaskInputs(encoders, CRITERIA, examples, max_tokens))
 
@@ -109,7 +109,7 @@ def test_a_span_on_a_status_0_row_is_a_hard_negative_and_always_trained_on(make_
 def test_met_pairs_whose_evidence_is_unknown_are_left_out_and_counted(make_task):
     task = make_task()
     assert task.source("train").ids == [e.example_id for e in TRAIN if e is not TRAIN[3]]
-    assert "of 1 met pairs the evidence is unknown" in task.input_notes("train")[0]
+    assert "1 met pairs have unknown evidence" in task.input_summary("train")[0]
     with pytest.raises(DataError, match="no pair whose evidence is known"):
         make_task(train=[TRAIN[3]]).source("train")
 
@@ -146,8 +146,8 @@ def test_evidence_that_no_window_holds_is_named_with_the_setting_that_reaches_it
     source = task.source("train")
     lost = source.ids.index("p7/A.1")
     assert lost not in task.epoch_pool(0)
-    told = "\n".join(task.input_notes("train"))
-    assert "1 gold spans of train are whole in no window" in told
+    told = "\n".join(task.input_summary("train"))
+    assert "1 gold spans of train fit into no window" in told
     assert "p7/A.1" in told
     stride, length = (
         int(told.split(f"{key}=")[1].split()[0].rstrip(".")) for key in ("stride", "max_length")
@@ -158,10 +158,10 @@ def test_evidence_that_no_window_holds_is_named_with_the_setting_that_reaches_it
 
 
 def test_evidence_longer_than_an_answer_may_be_is_told(make_task):
-    assert "it can't be predicted" in "\n".join(
-        make_task("task.max_answer_length=2").input_notes("train")
+    assert "it cannot be predicted" in "\n".join(
+        make_task("task.max_answer_length=2").input_summary("train")
     )
-    assert "it can't be predicted" not in "\n".join(make_task().input_notes("train"))
+    assert "it cannot be predicted" not in "\n".join(make_task().input_summary("train"))
 
 
 def test_a_loss_over_all_gold_spans_is_the_summed_likelihood_and_first_span_the_firsts(make_task):
@@ -249,7 +249,7 @@ def test_a_report_has_intervals_baselines_and_what_was_left_out(make_task):
     found = everything(task)
     rule = task.evaluation.fit_decision_rule(found)
     report = task.evaluation.report(SplitPredictions("val", found, rule))
-    figures = task.input_figures(SplitPredictions("val", found, rule), predict=None)
+    figures = task.input_metrics(SplitPredictions("val", found, rule), predict=None)
     assert figures["n_pairs_with_unknown_evidence"] == 1
     assert figures["n_unreachable_gold_spans"] == 0
     assert report["hard_negatives/n_pairs"] == 1

@@ -9,7 +9,7 @@ from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.models.encoder import load_encoder
-from psy_agents_noaug.tasks.base import ONLY, SplitPredictions, TaskInputs
+from psy_agents_noaug.tasks.base import ENCODER, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.build import build_task
 from psy_agents_noaug.tasks.joint.task import CRITERIA, EVIDENCE
 
@@ -65,7 +65,7 @@ def make_task(make_config, tiny_encoder):
             *overrides,
         )
         torch.manual_seed(5)
-        parts = (ONLY,) if shared else (CRITERIA, EVIDENCE)
+        parts = (ENCODER,) if shared else (CRITERIA, EVIDENCE)
         encoders = encoders or {
             part: load_encoder(str(tiny_encoder), dropout=0.0) for part in parts
         }
@@ -86,7 +86,7 @@ def make_single(overrides_for, tmp_path, tiny_encoder):
         own = overrides_for(tmp_path / name, name)
         config = load_train_config(name, [*own, *fixed])
         torch.manual_seed(6)
-        encoders = {ONLY: load_encoder(str(tiny_encoder), dropout=0.0)}
+        encoders = {ENCODER: load_encoder(str(tiny_encoder), dropout=0.0)}
         examples = {"train": TRAIN, "val": VAL}
         return build_task(config, TaskInputs(encoders, CRITERIA_USED, examples, max_tokens=4096))
 
@@ -254,7 +254,7 @@ def test_faithfulness_reads_the_post_without_the_spans_and_the_spans_alone(make_
         "null_score_diff_threshold": 1e9,
     }
     predict = Recorder(task)
-    figures = task.input_figures(SplitPredictions("val", found, rule), predict)
+    figures = task.input_metrics(SplitPredictions("val", found, rule), predict)
     without, alone = predict.sources
     for index, example in enumerate(VAL):
         kept = list(zip(found["span_starts"][index], found["span_ends"][index], strict=True))
@@ -274,7 +274,7 @@ def test_without_a_positive_decision_faithfulness_is_undefined(make_task):
         "null_score_diff_threshold": 0.0,
     }
     predict = Recorder(task)
-    figures = task.input_figures(SplitPredictions("val", everything(task), rule), predict)
+    figures = task.input_metrics(SplitPredictions("val", everything(task), rule), predict)
     assert predict.sources == []
     assert figures["comprehensiveness"] is None
     assert figures["sufficiency_undefined"]
@@ -296,7 +296,7 @@ def test_a_report_has_both_tasks_figures_and_the_joint_ones(make_task):
     rule = task.evaluation.fit_decision_rule(found)
     predicted = SplitPredictions("val", found, rule)
     report = task.evaluation.report(predicted)
-    report |= task.input_figures(predicted, Recorder(task))
+    report |= task.input_metrics(predicted, Recorder(task))
     assert report["joint_score"] == pytest.approx(
         (report["f1_macro"] + report["evidence_iou_f1"]) / 2
     )

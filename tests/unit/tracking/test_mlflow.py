@@ -1,9 +1,13 @@
-import builtins
 import logging
+import os
 import socket
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -13,6 +17,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH, MAX_TAG_VAL_LENGTH
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 
+SQLALCHEMY_POOL_SIZE = 5
 # MLflow's own use of SQLAlchemy; its first SQLite store warns once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
@@ -278,12 +283,37 @@ def test_what_the_store_missed_arrives_when_it_answers_again(start, stored, monk
         patch.setattr(tracker._client, "log_batch", no_answer)
         tracker.log_params({"seed": 1})
         tracker.log_metrics({"loss": 1.0}, step=1)
-    assert "MLflow does not answer" in caplog.text
+    assert "MLflow could not record this" in caplog.text
     assert stored(tracker).data.metrics == {}
     tracker.finish("FINISHED")
 
     assert stored(tracker).data.metrics == {"loss": 1.0}
     assert stored(tracker).data.params == {"seed": "1"}
+
+
+def test_a_folder_that_takes_no_artifact_does_not_end_the_training(start, monkeypatch, caplog):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    tracker = start()
+    monkeypatch.setattr(tracker._client, "log_artifact", full)
+    tracker.log_artifact(Path(__file__))
+    assert "No space left on device" in caplog.text
+
+
+def test_an_interrupted_call_is_made_up_for_when_the_run_is_closed(start, stored, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    tracker = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker._client, "log_batch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tracker.log_metrics({"loss": 1.0}, step=1)
+    tracker.finish("KILLED")
+
+    assert stored(tracker).data.metrics == {"loss": 1.0}
+    assert stored(tracker).info.status == "KILLED"
 
 
 def test_a_metric_that_is_no_number_is_an_error_and_not_an_outage(start):
@@ -314,6 +344,19 @@ def test_system_metrics_are_sampled_until_the_run_finishes(start, stored, monkey
     assert not thread.is_alive()
 
 
+def test_ten_runs_in_one_process_leave_no_thread_and_no_open_file_behind(start):
+    def used():
+        return threading.active_count(), len(psutil.Process().open_files())
+
+    threads, files = used()
+    for _ in range(10):
+        start(system_metrics=True).finish("FINISHED")
+
+    assert used()[0] == threads
+    # SQLAlchemy keeps a few connections to a database open for the next call.
+    assert used()[1] - files <= SQLALCHEMY_POOL_SIZE
+
+
 def test_params_carry_neither_a_password_nor_a_home_directory(start, stored, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/ada"))
     tracker = start()
@@ -327,6 +370,24 @@ def test_a_run_names_neither_its_user_nor_its_host(start, stored):
 
     assert run.info.user_id == "unknown"
     assert set(run.data.tags) == {"mlflow.runName"}
+
+
+def test_mlflow_reports_no_usage_and_leaves_the_signals_alone():
+    code = (
+        "import signal\n"
+        "def handlers(): return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]\n"
+        "before = handlers()\n"
+        "from psy_agents_noaug.tracking.mlflow import import_mlflow\n"
+        "import_mlflow()\n"
+        "from mlflow.telemetry import get_telemetry_client\n"
+        "assert handlers() == before and get_telemetry_client() is None\n"
+    )
+    # MLflow reports nothing under pytest or in CI anyway.
+    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def free_port():
@@ -356,14 +417,10 @@ def test_a_store_that_cannot_be_used_is_a_config_error_within_seconds(start, tmp
     assert "secret" not in str(caught.value)
 
 
-def test_without_mlflow_the_error_says_how_to_install_it(start, monkeypatch):
-    original = builtins.__import__
-
-    def without_mlflow(name, *args, **kwargs):
-        if name == "mlflow":
-            raise ImportError(name)
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_mlflow)
-    with pytest.raises(ConfigError, match="pip install mlflow"):
+@pytest.mark.parametrize("missing", ["mlflow", "sqlalchemy"])
+def test_without_mlflow_the_error_says_how_to_install_it_or_do_without(start, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(
+        ConfigError, match=r"`tracking=none`.*pip install 'psy-agents-noaug\[mlflow\]'"
+    ):
         start()

@@ -80,13 +80,13 @@ def test_a_truncated_file_is_refused(path, share):
 @pytest.mark.parametrize("more", [b"\0", b"appended"])
 def test_a_file_with_something_appended_is_refused(path, more):
     path.write_bytes(path.read_bytes() + more)
-    with pytest.raises(CheckpointError, match="truncated, or is no checkpoint"):
+    with pytest.raises(CheckpointError, match="truncated, or is not a checkpoint"):
         load_checkpoint(path, task="criteria")
 
 
 def test_a_file_of_plain_torch_is_no_checkpoint(path):
     torch.save({"weights": {}}, path)
-    with pytest.raises(CheckpointError, match="no checkpoint of this project"):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
         load_checkpoint(path, task="criteria")
 
 

@@ -132,7 +132,7 @@ def test_a_decision_rule_is_fitted_on_val_alone(task):
     assert found.metrics == {"n": 23, "split": "val", "mean": 11.0}
     assert found.predicted.values["rows"].tolist() == list(range(23))
     for split in ("test", "train"):
-        with pytest.raises(ValueError, match="fitted on val alone"):
+        with pytest.raises(ValueError, match="fitted on val only"):
             evaluator(task).evaluate(nn.Identity(), split)
 
 

@@ -369,9 +369,10 @@ def test_two_processes_make_the_update_of_one(
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
         "accelerate": [
             "accelerate.commands.launch",
-            "--cpu",
+            "--multi_gpu",  # also what starts several processes on a machine without GPUs
             "--num_processes=2",
             "--num_machines=1",
+            "--main_process_port=0",
             "--mixed_precision=no",
             "--dynamo_backend=no",
         ],
@@ -393,6 +394,31 @@ def test_two_processes_make_the_update_of_one(
     assert _relative_difference(_last_weights(one), _last_weights(two)) < 1e-4
     assert {path.name for path in folder.parent.iterdir()} == {"one", "two"}
     assert done.stdout.count("run directory:") == 1
+    assert done.stderr.count("2 processes train together") == 1
+
+
+@pytest.mark.slow
+def test_a_precision_in_the_launchers_configuration_is_not_ignored(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    asked = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "NO",
+        "mixed_precision": "bf16",
+        "num_machines": 1,
+        "num_processes": 1,
+        "use_cpu": True,
+    }
+    (tmp_path / "accelerate.yaml").write_text(json.dumps(asked))
+    script = str(Path(__file__).parents[3] / "scripts" / "train_criteria.py")
+    command = [sys.executable, "-m", "accelerate.commands.launch"]
+    command += [f"--config_file={tmp_path / 'accelerate.yaml'}", script, *overrides]
+    done = subprocess.run(
+        [*command, "training.amp=off"], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode != 0
+    assert "ConfigError: `accelerate launch` was asked for bf16" in done.stderr
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_a_signal_to_the_whole_process_group_saves_despite_worker_processes(

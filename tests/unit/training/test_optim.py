@@ -13,15 +13,23 @@ ALLOWED = sorted({kind.value for kind in SchedulerType} - REFUSED)
 
 
 class Tiny(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, encoder_name: str = "encoder") -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+        encoder = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+        self.add_module(encoder_name, encoder)
         self.head = nn.Linear(4, 2)
 
 
-def groups(model: nn.Module, head_learning_rate: float | None = None) -> dict:
+def groups(
+    model: nn.Module, head_learning_rate: float | None = None, encoder_name: str = "encoder"
+) -> dict:
     """Return the learning rate and the decay of each parameter by its name."""
-    optimizer = build_optimizer(model, head_learning_rate=head_learning_rate, **SETTINGS)
+    optimizer = build_optimizer(
+        model,
+        encoders=[model.get_submodule(encoder_name)],
+        head_learning_rate=head_learning_rate,
+        **SETTINGS,
+    )
     found = {
         id(parameter): (group["lr"], group["weight_decay"])
         for group in optimizer.param_groups
@@ -50,6 +58,14 @@ def test_the_head_learns_at_its_own_rate_where_one_is_given():
         assert decay == (0.1 if name.endswith(("0.weight", "1.weight", "head.weight")) else 0.0)
 
 
+def test_an_encoder_of_any_name_learns_at_the_encoders_rate():
+    found = groups(Tiny("backbone"), head_learning_rate=5e-3, encoder_name="backbone")
+    assert {name for name, (rate, _) in found.items() if rate == 1e-3} == {
+        name for name in found if name.startswith("backbone.")
+    }
+    assert len(found) == 7
+
+
 def test_frozen_weights_are_left_out():
     model = Tiny()
     model.encoder.requires_grad_(False)
@@ -58,7 +74,7 @@ def test_frozen_weights_are_left_out():
 
 
 def test_betas_and_epsilon_are_those_given():
-    optimizer = build_optimizer(Tiny(), head_learning_rate=None, **SETTINGS)
+    optimizer = build_optimizer(Tiny(), encoders=[], head_learning_rate=None, **SETTINGS)
     assert {(g["betas"], g["eps"]) for g in optimizer.param_groups} == {((0.8, 0.95), 1e-6)}
 
 

@@ -1,4 +1,3 @@
-import io
 import json
 import logging
 import os
@@ -14,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from psy_agents_noaug.utils import reproducibility
 from psy_agents_noaug.utils.reproducibility import (
+    describe_system,
     get_device,
     get_optimal_dataloader_kwargs,
-    print_system_info,
     set_seed,
     set_tf32,
     system_info,
@@ -206,8 +205,8 @@ def test_bf16_and_tf32_need_an_ampere_gpu(four_gpus, monkeypatch):
     [(False, False, False), (True, False, True), (False, True, True)],
 )
 def test_bf16_on_a_cpu_needs_its_instructions(monkeypatch, avx512_bf16, amx, fast):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    found = {"avx2": True, "avx512_bf16": avx512_bf16, "amx_tile": amx}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
 
     assert get_device("cpu").supports_bf16 is fast
 
@@ -285,21 +284,14 @@ def test_system_info_is_json_without_host_user_or_path():
 
 
 @pytest.mark.usefixtures("four_gpus")
-def test_the_printed_system_info_names_versions_cores_and_every_gpu(monkeypatch, capsys):
-    file = io.StringIO()
-    print_system_info(file)
-    text = file.getvalue()
-    print_system_info()
+def test_the_described_system_names_versions_cores_and_every_gpu():
+    text = describe_system(system_info())
 
     assert f"PyTorch       {torch.__version__}, {torch.get_num_threads()} threads\n" in text
-    assert "GPU 3         Tesla T4, 16.0 GiB, compute capability 7.5\n" in text
+    assert text.endswith("GPU 3         Tesla T4, 16.0 GiB, compute capability 7.5")
     assert re.search(r"^  cores +\S+ physical, \d+ logical, \d+ for this process$", text, re.M)
-    assert capsys.readouterr().out == text
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_the_printed_system_info_says_when_there_is_no_gpu():
-    file = io.StringIO()
-    print_system_info(file)
-
-    assert file.getvalue().endswith("GPU           none\n")
+def test_the_described_system_says_when_there_is_no_gpu():
+    assert describe_system(system_info()).endswith("GPU           none")

@@ -1,1 +1,4 @@
-"""Fast paths of the encoder, which it also runs without."""
+"""Optional fast paths: packed execution and a cheaper dropout.
+
+`models/execution.py` alone imports this folder. Without it every encoder runs padded.
+"""

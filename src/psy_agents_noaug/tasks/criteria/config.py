@@ -8,7 +8,7 @@ from psy_agents_noaug.config.schema import Positive, TaskSettings
 
 
 class CriteriaTaskConfig(TaskSettings):
-    """Loss and decision rule of the criteria task (`configs/task/criteria.yaml`)."""
+    """Loss, decision rule and intervals of the criteria task."""
 
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
 

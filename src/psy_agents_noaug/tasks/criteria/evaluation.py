@@ -1,4 +1,4 @@
-"""Figures of predicted probabilities, whichever model predicted them."""
+"""Metrics of predicted probabilities, from any model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -28,19 +28,19 @@ from psy_agents_noaug.tasks.base import (
 )
 from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
 
-_HIGH_IS_GOOD = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
-_LOW_IS_GOOD = ("brier", "ece")
-_BASELINE_FIGURES = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
+_HIGHER_IS_BETTER = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
+_LOWER_IS_BETTER = ("brier", "ece")
+_BASELINE_METRICS = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
 
 
 class CriteriaEvaluation(TaskEvaluation):
     """Compares p(met) with the labels of each split. Predictions hold `probabilities`, `[pairs]`.
 
     Args:
-        settings: how thresholds are fitted, and how often intervals resample.
+        settings: how thresholds are fitted, and the number of bootstrap resamples.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        seed: of the resamples.
+        seed: of the resamples and the TF-IDF baseline.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CriteriaEvaluation(TaskEvaluation):
         return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
-        """Return the figures of `metrics.classification`."""
+        """Return the metrics of `metrics.classification`."""
         return flat_metrics(
             classification_metrics(
                 self._pairs(predicted.split, predicted.values["probabilities"]),
@@ -90,11 +90,11 @@ class CriteriaEvaluation(TaskEvaluation):
                 dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
             ),
         }
-        for name, figures in baselines.items():
+        for name, baseline in baselines.items():
             metrics |= {
                 f"baseline_{name}/{key}": value
-                for key, value in figures.items()
-                if key.startswith(_BASELINE_FIGURES)
+                for key, value in baseline.items()
+                if key.startswith(_BASELINE_METRICS)
             }
         return metrics
 
@@ -105,7 +105,7 @@ class CriteriaEvaluation(TaskEvaluation):
             yield {**example_ids(example), **decision}
 
     def decisions(self, predicted: SplitPredictions) -> list[dict[str, Any]]:
-        """Return what the prediction line of each pair says of its label."""
+        """Return the entries of each pair's prediction line that concern its label."""
         thresholds = predicted.rule["thresholds"]
         return [
             {
@@ -122,20 +122,20 @@ class CriteriaEvaluation(TaskEvaluation):
         ]
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        """Return the keys of `metrics` that tell better from worse, and which way is better."""
+        """Return the keys of `metrics` that may be monitored, and which direction is better."""
         halves = np.full(len(self._examples["val"]), 0.5)
         thresholds = dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)
         names = classification_metrics(
             self._pairs("val", halves), criteria=self._criterion_ids, thresholds=thresholds
         ).values
-        monitors: dict[str, Literal["max", "min"]] = dict.fromkeys(_LOW_IS_GOOD, "min")
+        monitors: dict[str, Literal["max", "min"]] = dict.fromkeys(_LOWER_IS_BETTER, "min")
         for name in names:
-            if name.split("/")[-1].startswith(_HIGH_IS_GOOD):
+            if name.split("/")[-1].startswith(_HIGHER_IS_BETTER):
                 monitors[name] = "max"
         return monitors
 
     def summary(self, metrics: MetricValues) -> str:
-        """Render the figures by criterion, and the model beside the baselines."""
+        """Render the metrics per criterion, and a comparison with the baselines."""
         per_criterion = classification_report(
             {key: value for key, value in metrics.items() if not isinstance(value, str)},
             criteria=self._criterion_ids,
@@ -169,7 +169,7 @@ class CriteriaEvaluation(TaskEvaluation):
         self, pairs: PairPredictions, thresholds: Mapping[str, float]
     ) -> MetricValues:
         criteria = self._criterion_ids
-        figures = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
+        metrics = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
         intervals = bootstrap_intervals(
             pairs,
             criteria=criteria,
@@ -177,7 +177,7 @@ class CriteriaEvaluation(TaskEvaluation):
             n_resamples=self._settings.bootstrap_resamples,
             seed=self._seed,
         )
-        return flat_metrics(figures) | flat_metrics(intervals)
+        return flat_metrics(metrics) | flat_metrics(intervals)
 
     def _tfidf_lr(self, split: str) -> PairPredictions:
         return self._pairs(
@@ -194,7 +194,7 @@ class CriteriaEvaluation(TaskEvaluation):
 
 
 def _comparison(metrics: MetricValues) -> str:
-    """The model beside the baselines, one row per system; 95 % intervals over resampled posts."""
+    """Render one row for the model and one per baseline; 95 % intervals over resampled posts."""
     systems = {
         "model": "",
         "TF-IDF + LR": "baseline_tfidf_lr/",

@@ -14,7 +14,7 @@ from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.base import (
-    ONLY,
+    ENCODER,
     Batch,
     ExampleSource,
     MetricValues,
@@ -30,7 +30,7 @@ CLASSES = ("not met", "met")
 
 
 class PairSource:
-    """Labelled pairs, tokenised once, collated in any grouping."""
+    """Labelled pairs, tokenised once, that can be collated in any grouping."""
 
     def __init__(self, examples: Sequence[Example], encoded: EncodedPairs) -> None:
         self.examples = examples
@@ -58,9 +58,9 @@ class CriteriaTask(Task):
         super().__init__(config, inputs)
         settings = config.task
         assert isinstance(settings, CriteriaTaskConfig)
-        encoder = inputs.encoders[ONLY]
+        encoder = inputs.encoders[ENCODER]
         self.model = CriteriaModel(
-            self.network(ONLY),
+            self.network(ENCODER),
             hidden_size=encoder.hidden_size,
             pooling=config.model.pooling,
             head_layers=config.model.head_layers,
@@ -75,7 +75,7 @@ class CriteriaTask(Task):
 
     def encode(self, split: str, examples: Sequence[Example]) -> PairSource:
         encoded = encode_pairs(
-            self.inputs.encoders[ONLY].tokenizer,
+            self.inputs.encoders[ENCODER].tokenizer,
             self.criterion_texts(examples),
             [example.text for example in examples],
             max_length=self.max_length,
@@ -97,14 +97,14 @@ class CriteriaTask(Task):
         """Return `probabilities`, float32 `[B]`: p(met)."""
         return {"probabilities": model(**_inputs(batch)).float().softmax(dim=-1)[:, 1]}
 
-    def input_notes(self, split: str) -> list[str]:
+    def input_summary(self, split: str) -> list[str]:
         truncated = self.source(split).encoded.truncated
         return [
             f"{truncated.sum()} of {len(truncated)} texts of {split} are truncated at "
             f"{self.max_length} tokens ({100 * truncated.mean():.1f} %)."
         ]
 
-    def input_figures(
+    def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
         truncated = self.source(predicted.split).encoded.truncated
@@ -120,18 +120,22 @@ class CriteriaTask(Task):
 def epoch_class_weights(
     task: Task, class_weights: Sequence[float] | Literal["none", "balanced"]
 ) -> Tensor | None:
-    """Return the weights of not met and met for the pairs of an epoch; None without training pairs."""
+    """Return the class weights for the training pairs of an epoch, `[2]`; None without such pairs."""
     if "train" not in task.examples:
         return None
-    # Every epoch has equally many of each class.
-    seen = [task.examples["train"][index].label for index in task.epoch_pool(0)]
-    return resolve_class_weights(class_weights, labels=np.asarray(seen))
+    # Every epoch has the same number of pairs of each class.
+    labels = [task.examples["train"][index].label for index in task.epoch_pool(0)]
+    return resolve_class_weights(class_weights, labels=np.asarray(labels))
 
 
 def resolve_class_weights(
     class_weights: Sequence[float] | Literal["none", "balanced"], *, labels: np.ndarray
 ) -> Tensor | None:
-    """Return the weights of not met and met, `[2]`; `labels` are those of the pairs of an epoch.
+    """Return the weights of not met and met, `[2]`; None weights nothing.
+
+    Args:
+        class_weights: the setting; `balanced` weights a class inversely to its number of pairs.
+        labels: of the pairs of an epoch, `[pairs]`.
 
     Raises:
         DataError: `balanced` without pairs of both classes.

@@ -1,7 +1,7 @@
-"""What evidence extraction has to beat: rules that need no encoder.
+"""Baselines of evidence extraction: rules without an encoder.
 
-Those that answer do so for every pair, with one span and a score, so that whether it counts is decided
-for them as for the model, by a threshold fitted on val.
+All but `no_evidence` predict one span with a score for every pair. As for the model, a threshold fitted
+on val decides whether the span counts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,58 +15,68 @@ from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 
 def no_evidence(examples: Sequence[Example]) -> SpanCandidates:
-    """No span at all, which is right for most pairs where evidence is rare."""
+    """Predict no span, which is correct for most pairs if evidence is rare."""
     shape = (len(examples), 1)
     return SpanCandidates(np.full(shape, NO_SPAN), np.full(shape, NO_SPAN), np.full(shape, -np.inf))
 
 
 def whole_post(examples: Sequence[Example]) -> SpanCandidates:
-    """The whole post, always with score 0."""
-    return _answers([Span(0, len(example.text)) for example in examples], np.zeros(len(examples)))
+    """Predict the whole post, with score 0."""
+    return _one_span_per_pair(
+        [Span(0, len(example.text)) for example in examples], np.zeros(len(examples))
+    )
 
 
 def first_sentence(examples: Sequence[Example]) -> SpanCandidates:
-    """The first sentence, always with score 0."""
-    return _answers([_sentences(example)[0] for example in examples], np.zeros(len(examples)))
+    """Predict the first sentence, with score 0."""
+    return _one_span_per_pair(
+        [_sentences(example)[0] for example in examples], np.zeros(len(examples))
+    )
 
 
 def similar_sentence(
-    examples: Sequence[Example], *, train: Sequence[Example], reads: Mapping[str, str]
+    examples: Sequence[Example], *, train: Sequence[Example], criterion_texts: Mapping[str, str]
 ) -> SpanCandidates:
-    """The sentence whose TF-IDF vector is nearest to the criterion's; the score is their cosine.
+    """Predict the sentence whose TF-IDF vector is most similar to that of the criterion.
 
-    Document frequencies are those of the criteria (`reads`: text by criterion id) and of the sentences
-    of the training posts. Of equally near sentences the first counts.
+    The score is the cosine of both. Of equally similar sentences the first is predicted. Document
+    frequencies are counted over the criteria and the sentences of the training posts.
+
+    Args:
+        examples: the pairs.
+        train: the training pairs.
+        criterion_texts: by criterion id.
     """
-    # Imported late: it takes most of a second, which a training need not wait for.
+    # Imported here, because the import takes most of a second and training does not need it.
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    fitted_on = dict.fromkeys(
+    train_sentences = dict.fromkeys(
         example.text[slice(*span)]
         for example in {e.post_id: e for e in train}.values()
         for span in map(_borders, _sentences(example))
     )
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
-    vectorizer.fit([*reads.values(), *fitted_on])
-    criteria = {name: vectorizer.transform([text]) for name, text in reads.items()}
+    vectorizer.fit([*criterion_texts.values(), *train_sentences])
+    criteria = {name: vectorizer.transform([text]) for name, text in criterion_texts.items()}
     posts = {example.post_id: example for example in examples}
-    divided = {post_id: _sentences(example) for post_id, example in posts.items()}
+    sentences_by_post = {post_id: _sentences(example) for post_id, example in posts.items()}
     vectors = {
         post_id: vectorizer.transform(
             [posts[post_id].text[slice(*_borders(span))] for span in spans]
         )
-        for post_id, spans in divided.items()
+        for post_id, spans in sentences_by_post.items()
     }
     spans, scores = [], []
     for example in examples:
         cosines = (vectors[example.post_id] @ criteria[example.criterion_id].T).toarray()[:, 0]
         best = int(np.argmax(cosines))
-        spans.append(divided[example.post_id][best])
+        spans.append(sentences_by_post[example.post_id][best])
         scores.append(float(cosines[best]))
-    return _answers(spans, np.asarray(scores))
+    return _one_span_per_pair(spans, np.asarray(scores))
 
 
 def _sentences(example: Example) -> list[Span]:
+    """Return the sentences of the post, or the whole post if it has none."""
     return sentences(example.text) or [Span(0, len(example.text))]
 
 
@@ -74,6 +84,6 @@ def _borders(span: Span) -> tuple[int, int]:
     return span.start_char, span.end_char
 
 
-def _answers(spans: Sequence[Span], scores: np.ndarray) -> SpanCandidates:
+def _one_span_per_pair(spans: Sequence[Span], scores: np.ndarray) -> SpanCandidates:
     borders = np.asarray([_borders(span) for span in spans], dtype=np.int64).reshape(-1, 2)
     return SpanCandidates(borders[:, :1], borders[:, 1:], scores[:, None])

@@ -8,7 +8,7 @@ from psy_agents_noaug.config.schema import DataConfig, ModelConfig, Positive, Ta
 
 
 class EvidenceTaskConfig(TaskSettings):
-    """Windows, loss and decoding of the evidence task (`configs/task/evidence.yaml`)."""
+    """Windows, loss, decoding and intervals of the evidence task."""
 
     headline_metrics = (
         "evidence_iou_f1",
@@ -25,16 +25,16 @@ class EvidenceTaskConfig(TaskSettings):
     snap_to_sentences: bool
     bootstrap_resamples: Annotated[int, Field(ge=100)]
 
-    def misfits(self, data: DataConfig, model: ModelConfig) -> list[str]:
-        """Return what in other sections does not fit the task, a sentence each."""
-        return super().misfits(data, model) + whole_posts_only(self.name, data)
+    def conflicts(self, data: DataConfig, model: ModelConfig) -> list[str]:
+        """Return the settings of other sections that conflict with the task, one sentence each."""
+        return super().conflicts(data, model) + requires_whole_posts(self.name, data)
 
 
-def whole_posts_only(task: str, data: DataConfig) -> list[str]:
-    """Return the misfit of a task that finds evidence in posts but is given something else."""
+def requires_whole_posts(task: str, data: DataConfig) -> list[str]:
+    """Return the conflict of a task that finds evidence in posts with another `data.unit`, if any."""
     if data.unit == "post":
         return []
     return [
-        f"`data.unit` must be post for the {task} task, which finds the evidence in it, but is "
+        f"`data.unit` must be post for the {task} task, which finds the evidence in a post, but is "
         f"{data.unit} instead."
     ]

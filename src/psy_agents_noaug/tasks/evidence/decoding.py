@@ -1,4 +1,7 @@
-"""From border scores to spans of the post."""
+"""Decode scores of span borders to spans of the post.
+
+Shapes: B pairs with K spans each; W windows of T tokens.
+"""
 
 from typing import NamedTuple
 
@@ -10,11 +13,13 @@ NO_SPAN = -1
 
 
 class SpanCandidates(NamedTuple):
-    """The best non-overlapping spans of each pair, best first; whether they count is decided later.
+    """The best spans of each pair that do not overlap, best first; a threshold decides which count.
 
-    starts, ends: int64 `[B, K]`, code points of the post, NO_SPAN where there are fewer than K.
-    scores: float64 `[B, K]`, a model's are log odds against no evidence in the span's window; -inf
-        without a span.
+    Args:
+        starts: int64 `[B, K]`, code points of the post; NO_SPAN if a pair has fewer than K spans.
+        ends: as `starts`, exclusive.
+        scores: float64 `[B, K]`; those of a model are log odds of the span against no evidence in its
+            window. -inf without a span.
     """
 
     starts: np.ndarray
@@ -32,22 +37,23 @@ def decode_spans(
     max_answer_length: int,
     max_spans: int,
 ) -> SpanCandidates:
-    """Take the best spans of each pair, over all its windows, that do not overlap.
+    """Return the best spans of each pair, over all its windows, that do not overlap.
 
     Args:
-        log_odds: `[W, T, 2]` of starts and ends (`models.evidence.log_odds`), -inf where none may be.
-        offsets: `[W, T, 2]` code points of the post that each token stands for.
+        log_odds: `[W, T, 2]` of starts and ends (`models.evidence.log_odds`); -inf where not allowed.
+        offsets: `[W, T, 2]`, start and end of each token in code points of the post.
         pairs: `[W]`, the pair (0 to n_pairs - 1) of each window.
-        n_best_size: so many starts and ends of a window are combined.
-        max_answer_length: tokens of a span at most.
+        n_pairs: B.
+        n_best_size: number of starts and of ends of a window that are combined.
+        max_answer_length: maximum tokens of a span.
         max_spans: K.
 
     Raises:
-        NonFiniteError: a score is NaN or plus infinity.
+        NonFiniteError: a score is NaN or +inf.
     """
     if np.isnan(log_odds).any() or np.isposinf(log_odds).any():
         raise NonFiniteError(
-            "The model's span scores are NaN or infinite, so that its figures would mean nothing. "
+            "The span scores of the model are NaN or infinite, so its metrics would be meaningless. "
             "Evaluate with `training.amp=off`, or train with a lower `training.learning_rate`."
         )
     starts = np.full((n_pairs, max_spans), NO_SPAN, dtype=np.int64)
@@ -63,7 +69,7 @@ def decode_spans(
         )
     for pair, found in enumerate(candidates):
         taken: list[tuple[int, int]] = []
-        # Equal scores: the earliest and shortest span, whatever window it came from.
+        # Of equal scores, the earliest and shortest span comes first, from any window.
         for negative_score, start, end in sorted(found):
             if len(taken) == max_spans:
                 break
@@ -78,7 +84,7 @@ def decode_spans(
 def _candidates(
     log_odds: np.ndarray, offsets: np.ndarray, *, n_best_size: int, max_answer_length: int
 ) -> list[tuple[float, int, int]]:
-    """Spans of one window as (negative score, start, end in code points)."""
+    """Return the spans of one window: (negative score, start and end in code points)."""
     first, last = (_best(log_odds[:, border], n_best_size) for border in (0, 1))
     length = last[None, :] - first[:, None] + 1
     total = log_odds[first, 0][:, None] + log_odds[last, 1][None, :]
@@ -94,7 +100,7 @@ def _candidates(
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the highest finite scores; the earlier one first where they are equal."""
+    """Return the positions of the highest finite scores, best first; of equal ones the earlier first."""
     order = np.argsort(-scores, kind="stable")[:count]
     finite: np.ndarray = order[np.isfinite(scores[order])]
     return finite

@@ -1,4 +1,4 @@
-"""Figures of predicted evidence, whichever model predicted it."""
+"""Metrics of predicted evidence, from any model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 THRESHOLD = "null_score_diff_threshold"
-_COMPARED = {
+_COMPARED_METRICS = {
     "IOU F1": "evidence_iou_f1",
     "token F1": "answerable/evidence_token_f1",
     "exact": "answerable/evidence_exact_match",
@@ -54,11 +54,11 @@ _BASELINES = {
 class EvidenceEvaluation(TaskEvaluation):
     """Compares span candidates with the gold spans of each split.
 
-    Predictions hold `span_starts`, `span_ends` and `span_scores`, `[pairs, spans]`, as
-    `SpanCandidates` has them.
+    Predictions hold `span_starts`, `span_ends` and `span_scores`, `[pairs, spans]`, see
+    `SpanCandidates`.
 
     Args:
-        settings: how often intervals resample.
+        settings: the number of bootstrap resamples.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions; their evidence is known.
         seed: of the resamples.
@@ -84,29 +84,35 @@ class EvidenceEvaluation(TaskEvaluation):
         return {THRESHOLD: fit_null_threshold(spans, criteria=self._criterion_ids)}
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
-        """Return the figures of `metrics.spans`, and those on explicitly unmet pairs with a span."""
+        """Return the metrics of `metrics.spans`, and the false alarms on hard negatives."""
         spans = self._spans(predicted.split, _candidates(predicted.values))
         threshold = predicted.rule[THRESHOLD]
-        figures = span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
+        metrics = span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
         kept = spans.kept(threshold)
-        hard = [
+        false_alarms = [
             bool(found)
             for example, found in zip(self._examples[predicted.split], kept, strict=True)
             if example.hard_negative_spans and not example.evidence
         ]
         return {
-            **flat_metrics(figures),
+            **flat_metrics(metrics),
             THRESHOLD: threshold,
-            "hard_negatives/n_pairs": len(hard),
-            "hard_negatives/false_alarm_rate": float(np.mean(hard)) if hard else None,
-            **({} if hard else {"hard_negatives/false_alarm_rate_undefined": "no such pair"}),
+            "hard_negatives/n_pairs": len(false_alarms),
+            "hard_negatives/false_alarm_rate": float(np.mean(false_alarms))
+            if false_alarms
+            else None,
+            **(
+                {}
+                if false_alarms
+                else {"hard_negatives/false_alarm_rate_undefined": "no hard negative"}
+            ),
         }
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, bootstrap intervals, and the baselines with theirs."""
+        """Return `metrics`, their bootstrap intervals, and the baselines with intervals."""
         split = predicted.split
-        figures = self.metrics(predicted)
-        figures |= self._intervals(
+        metrics = self.metrics(predicted)
+        metrics |= self._intervals(
             self._spans(split, _candidates(predicted.values)), predicted.rule[THRESHOLD]
         )
         for name in _BASELINES:
@@ -114,31 +120,33 @@ class EvidenceEvaluation(TaskEvaluation):
             threshold = fit_null_threshold(
                 self._spans("val", self._baseline(name, "val")), criteria=self._criterion_ids
             )
-            of_baseline = flat_metrics(
+            baseline = flat_metrics(
                 span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
             )
-            of_baseline |= self._intervals(spans, threshold)
-            figures |= {
+            baseline |= self._intervals(spans, threshold)
+            metrics |= {
                 f"baseline_{name}/{key}": value
-                for key, value in of_baseline.items()
+                for key, value in baseline.items()
                 if not key.startswith("per_criterion/")
             }
-        return figures
+        return metrics
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        """Return the keys of `metrics` that training may steer by; of all of them more is better."""
+        """Return the keys of `metrics` that may be monitored; higher is better for all."""
         n_pairs = len(self._examples["val"])
-        nothing: Predictions = {
+        no_spans: Predictions = {
             "span_starts": np.full((n_pairs, 1), NO_SPAN),
             "span_ends": np.full((n_pairs, 1), NO_SPAN),
             "span_scores": np.full((n_pairs, 1), -np.inf),
         }
-        names = self.metrics(SplitPredictions("val", nothing, {THRESHOLD: 0.0}))
-        high_is_good = ("f1", "precision", "recall", "exact_match", "average_precision")
-        return {name: "max" for name in names if name.removesuffix("_micro").endswith(high_is_good)}
+        names = self.metrics(SplitPredictions("val", no_spans, {THRESHOLD: 0.0}))
+        higher_is_better = ("f1", "precision", "recall", "exact_match", "average_precision")
+        return {
+            name: "max" for name in names if name.removesuffix("_micro").endswith(higher_is_better)
+        }
 
-    def right(self, predicted: SplitPredictions) -> np.ndarray:
-        """Return for each pair whether a predicted span is right (IOU >= 0.5), bool `[pairs]`."""
+    def has_right_span(self, predicted: SplitPredictions) -> np.ndarray:
+        """Return whether a predicted span of each pair is right (IOU >= 0.5), bool `[pairs]`."""
         spans = self._spans(predicted.split, _candidates(predicted.values))
         kept = spans.kept(predicted.rule[THRESHOLD])
         return np.asarray(
@@ -156,7 +164,7 @@ class EvidenceEvaluation(TaskEvaluation):
             yield {**example_ids(example), **line}
 
     def summary(self, metrics: MetricValues) -> str:
-        """Render the figures by criterion, and the model beside the baselines."""
+        """Render the metrics per criterion, and a comparison with the baselines."""
         columns = {
             "IOU F1": "evidence_iou_f1",
             "precision": "evidence_iou_precision",
@@ -170,8 +178,8 @@ class EvidenceEvaluation(TaskEvaluation):
         for criterion in self._criteria:
             key = f"per_criterion/{criterion.criterion_id}/"
             answerable = f"{metrics[key + 'n_answerable']}/{metrics[key + 'evidence_n_pairs']}"
-            figures = [format_value(metrics[key + name]) for name in columns.values()]
-            rows.append([criterion.criterion_id, criterion.name, answerable, *figures])
+            values = [format_value(metrics[key + name]) for name in columns.values()]
+            rows.append([criterion.criterion_id, criterion.name, answerable, *values])
         averaged = (
             f"mean of {metrics['evidence_n_criteria_in_macro']}/{len(self._criteria)} criteria"
         )
@@ -184,34 +192,38 @@ class EvidenceEvaluation(TaskEvaluation):
                 *(format_value(metrics[name]) for name in columns.values()),
             ]
         )
-        systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED)[1:]]]
+        systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED_METRICS)[1:]]]
         prefixes = {"model": ""} | {name: f"baseline_{key}/" for key, name in _BASELINES.items()}
         for name, prefix in prefixes.items():
             low, high = (
                 format_value(metrics[f"{prefix}evidence_iou_f1_ci_{end}"])
                 for end in ("low", "high")
             )
-            first, *rest = (format_value(metrics[prefix + key]) for key in _COMPARED.values())
+            first, *rest = (
+                format_value(metrics[prefix + key]) for key in _COMPARED_METRICS.values()
+            )
             systems.append([name, f"{first} [{low}, {high}]", *rest])
         return (
             f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
             f"{render_table(systems, left=2)}\n"
-            "token F1 and exact: pairs with evidence; all: pairs without it too, where none is right"
+            "token F1 and exact: pairs with evidence; all: all pairs; without evidence no span is right"
         )
 
     def _baseline(self, name: str, split: str) -> SpanCandidates:
         examples = self._examples[split]
         match name:
             case "tfidf_sentence":
-                reads = {criterion.criterion_id: criterion.text for criterion in self._criteria}
-                return similar_sentence(examples, train=self._examples["train"], reads=reads)
+                texts = {criterion.criterion_id: criterion.text for criterion in self._criteria}
+                return similar_sentence(
+                    examples, train=self._examples["train"], criterion_texts=texts
+                )
             case "first_sentence":
                 return first_sentence(examples)
             case "whole_post":
                 return whole_post(examples)
         return no_evidence(examples)
 
-    def _spans(self, split: str, answers: SpanCandidates) -> SpanPredictions:
+    def _spans(self, split: str, candidates: SpanCandidates) -> SpanPredictions:
         examples = self._examples[split]
         return SpanPredictions(
             texts=[example.text for example in examples],
@@ -219,9 +231,9 @@ class EvidenceEvaluation(TaskEvaluation):
                 [(span.start_char, span.end_char) for span in example.evidence]
                 for example in examples
             ],
-            starts=answers.starts,
-            ends=answers.ends,
-            scores=answers.scores,
+            starts=candidates.starts,
+            ends=candidates.ends,
+            scores=candidates.scores,
             criterion_ids=np.asarray([example.criterion_id for example in examples]),
             group_ids=np.asarray([example.post_id for example in examples]),
         )
@@ -241,18 +253,19 @@ class EvidenceEvaluation(TaskEvaluation):
 def evidence_lines(
     examples: Sequence[Example], predicted: SplitPredictions
 ) -> list[dict[str, Any]]:
-    """Return what the prediction line of each pair says of its evidence; unknown gold is None.
+    """Return the entries of each pair's prediction line that concern its evidence.
 
-    `right` and `found` tell which predicted and gold spans fit each other by the IOU that figures use.
+    `right` (of a predicted span) and `found` (of a gold span) are true if the IOU with a span of the
+    other kind is at least 0.5, as in the metrics. Unknown gold evidence is None.
     """
     starts, ends, scores = _candidates(predicted.values)
     threshold = predicted.rule[THRESHOLD]
     lines: list[dict[str, Any]] = []
-    for example, kept, own in zip(
+    for example, kept, pair_scores in zip(
         examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
     ):
         gold = [(span.start_char, span.end_char) for span in example.evidence]
-        fits = span_overlaps(example.text, kept, gold)
+        matches = span_overlaps(example.text, kept, gold)
         is_unknown = example.label == 1 and not example.evidence
         lines.append(
             {
@@ -261,17 +274,17 @@ def evidence_lines(
                         "start_char": start,
                         "end_char": end,
                         "score": float(score),
-                        "right": None if is_unknown else bool(fit.any()),
+                        "right": None if is_unknown else bool(match.any()),
                     }
-                    for (start, end), score, fit in zip(kept, own, fits, strict=False)
+                    for (start, end), score, match in zip(kept, pair_scores, matches, strict=False)
                 ],
                 "gold_evidence": None
                 if is_unknown
                 else [
-                    {"start_char": start, "end_char": end, "found": bool(fit.any())}
-                    for (start, end), fit in zip(gold, fits.T, strict=True)
+                    {"start_char": start, "end_char": end, "found": bool(match.any())}
+                    for (start, end), match in zip(gold, matches.T, strict=True)
                 ],
-                "null_score_diff": float(-own[0]) if np.isfinite(own[0]) else None,
+                "null_score_diff": float(-pair_scores[0]) if np.isfinite(pair_scores[0]) else None,
                 THRESHOLD: threshold,
             }
         )

@@ -14,7 +14,7 @@ from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_wind
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
 from psy_agents_noaug.models.losses import span_loss
 from psy_agents_noaug.tasks.base import (
-    ONLY,
+    ENCODER,
     Batch,
     ExampleSource,
     MetricValues,
@@ -31,11 +31,15 @@ ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class WindowSource:
-    """Pairs as windows, tokenised once, collated in any grouping; an example is all of its windows.
+    """Pairs cut into windows, tokenised once, that can be collated in any grouping.
+
+    An example is a pair with all of its windows.
 
     Args:
-        snap_to_sentences: let a predicted span begin and end where the sentences do that it touches.
-        first_span: train on the first gold span of a window alone.
+        examples: the pairs.
+        windows: of the pairs.
+        snap_to_sentences: extend predicted spans to the borders of the sentences that they touch.
+        first_span: train on only the first gold span of each window.
     """
 
     def __init__(
@@ -50,16 +54,18 @@ class WindowSource:
         self.windows = windows
         self.ids = [example.example_id for example in examples]
         counts = np.diff(windows.starts)
-        self._offsets = _snapped(examples, windows) if snap_to_sentences else windows.offsets
+        self._offsets = (
+            _sentence_offsets(examples, windows) if snap_to_sentences else windows.offsets
+        )
         self._pair_of = np.repeat(np.arange(len(examples)), counts)
-        # A window says neither yes nor no with a part of a gold span and no whole one, or where the
-        # evidence of a met pair is unknown.
+        # The loss ignores windows with a part of a gold span and no whole one, and all windows of a met
+        # pair with unknown evidence: neither a span nor "no evidence" would be right there.
         unknown = np.asarray([e.label == 1 and not e.evidence for e in examples], dtype=bool)
-        silent = windows.cut | unknown[self._pair_of]
-        counted = np.bincount(self._pair_of, weights=~silent, minlength=len(examples))
+        ignored = windows.cut | unknown[self._pair_of]
+        counted = np.bincount(self._pair_of, weights=~ignored, minlength=len(examples))
         self.trainable = counted > 0
         share = 1.0 / np.maximum(counted, 1.0)[self._pair_of]
-        self._weights = np.where(silent, 0.0, share).astype(np.float32)
+        self._weights = np.where(ignored, 0.0, share).astype(np.float32)
         gold = windows.gold
         if first_span:
             gold = gold[np.unique(gold[:, 0], return_index=True)[1]]
@@ -68,17 +74,22 @@ class WindowSource:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each example, `[examples]`: of its windows padded to the longest of them."""
+        """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
         longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
         return longest * np.diff(self.windows.starts)
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the windows of these examples, padded, example by example: W rows of T tokens.
+        """Return the windows of these examples, example by example, padded to W rows of T tokens.
 
-        `input_ids`, `attention_mask`, perhaps `token_type_ids`, `context_mask` (tokens of the post
-        that cover a character): `[W, T]`; `offset_mapping` `[W, T, 2]`; `gold` bool `[W, T, 2]`: gold
-        starts and ends, NULL_POSITION where there are none; `weights` `[W]`: of a window in its
-        example's loss; `pairs` `[W]`: each window's example, by its place in `indices`.
+        Returns:
+            input_ids: `[W, T]`.
+            attention_mask: `[W, T]`.
+            token_type_ids: `[W, T]`, if the encoder has them.
+            context_mask: `[W, T]`, 1 for tokens of the post that cover a character.
+            offset_mapping: `[W, T, 2]`, code points of the post, or NO_OFFSET.
+            gold: bool `[W, T, 2]`, gold starts and ends; NULL_POSITION in a window without a gold span.
+            weights: `[W]`, of a window in the loss of its example.
+            pairs: `[W]`, index of the window's example in `indices`.
         """
         starts = self.windows.starts
         ranges = [np.arange(starts[index], starts[index + 1]) for index in indices]
@@ -87,14 +98,14 @@ class WindowSource:
         shape = tuple(batch["input_ids"].shape)
         offsets = np.full((*shape, 2), NO_OFFSET, dtype=np.int64)
         gold = np.zeros((*shape, 2), dtype=bool)
-        for at, row in enumerate(rows.tolist()):
+        for position, row in enumerate(rows.tolist()):
             framed = self.windows.framed_offsets(row, self._offsets[self._pair_of[row]])
-            offsets[at, : len(framed)] = framed
-            own = self._gold[self._gold_starts[row] : self._gold_starts[row + 1]]
-            gold[at, own[:, 1], 0] = True
-            gold[at, own[:, 2], 1] = True
-            gold[at, NULL_POSITION] = len(own) == 0
-        pairs = np.repeat(np.arange(len(indices)), [len(own) for own in ranges])
+            offsets[position, : len(framed)] = framed
+            spans = self._gold[self._gold_starts[row] : self._gold_starts[row + 1]]
+            gold[position, spans[:, 1], 0] = True
+            gold[position, spans[:, 2], 1] = True
+            gold[position, NULL_POSITION] = len(spans) == 0
+        pairs = np.repeat(np.arange(len(indices)), [len(windows) for windows in ranges])
         return {
             **batch,
             "context_mask": torch.from_numpy((offsets[:, :, 0] != NO_OFFSET).astype(np.int64)),
@@ -106,10 +117,10 @@ class WindowSource:
 
 
 class EvidenceTask(Task):
-    """Spans of the post, or none, for each (criterion, post) pair.
+    """Predicts which spans of a post show the criterion, if any, for each (criterion, post) pair.
 
-    A met pair whose evidence is unknown (not given, or lost in alignment) is neither trained on nor
-    evaluated; it is counted.
+    Met pairs whose evidence is unknown (not annotated, or lost in alignment) are left out of training
+    and evaluation, and counted.
     """
 
     name = "evidence"
@@ -128,8 +139,8 @@ class EvidenceTask(Task):
             for split, pairs in inputs.examples.items()
         }
         self.model = EvidenceModel(
-            self.network(ONLY),
-            hidden_size=inputs.encoders[ONLY].hidden_size,
+            self.network(ENCODER),
+            hidden_size=inputs.encoders[ENCODER].hidden_size,
             head_layers=config.model.head_layers,
             head_width=config.model.head_width,
             head_dropout=config.model.head_dropout,
@@ -143,38 +154,38 @@ class EvidenceTask(Task):
         return f"The split {split} has no pair whose evidence is known; see the alignment report."
 
     def encode(self, split: str, examples: Sequence[Example]) -> WindowSource:
-        return window_source(self, self._settings, examples, part=ONLY)
+        return window_source(self, self._settings, examples, part=ENCODER)
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
         pool = super().epoch_pool(epoch)
-        trained_on: np.ndarray = pool[self.source("train").trainable[pool]]
-        return trained_on
+        trainable: np.ndarray = pool[self.source("train").trainable[pool]]
+        return trainable
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the weighted mean of the windows' losses of each example, `[B]`."""
+        """Return the weighted mean of the window losses of each example, `[B]`."""
         per_window = span_loss(model(**_inputs(batch)), batch["gold"]) * batch["weights"]
         n_pairs = int(batch["pairs"][-1]) + 1
         return per_window.new_zeros(n_pairs).index_add(0, batch["pairs"], per_window)
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `span_starts`, `span_ends` (code points) and `span_scores`, `[B, max_spans]`."""
+        """Return `span_starts`, `span_ends` (code points) and `span_scores`, each `[B, max_spans]`."""
         return decoded_spans(log_odds(model(**_inputs(batch))), batch, self._settings)
 
-    def input_notes(self, split: str) -> list[str]:
-        return window_notes(
+    def input_summary(self, split: str) -> list[str]:
+        return window_summary(
             self.source(split),
             split=split,
             n_unknown=self._n_unknown[split],
             max_length=self.max_length,
-            max_positions=self.inputs.encoders[ONLY].max_positions,
+            max_positions=self.inputs.encoders[ENCODER].max_positions,
             max_answer_length=self._settings.max_answer_length,
         )
 
-    def input_figures(
+    def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
         return {
-            **window_figures(self.source(predicted.split)),
+            **window_metrics(self.source(predicted.split)),
             "n_pairs_with_unknown_evidence": self._n_unknown[predicted.split],
         }
 
@@ -190,11 +201,11 @@ def window_source(
     """Cut pairs into windows for one of the task's encoders.
 
     Args:
-        task: whose criteria, encoders and `max_length` are used.
-        settings: stride and loss.
+        task: has the criteria, the encoders and `max_length`.
+        settings: stride, loss and snapping.
         examples: the pairs.
-        part: which encoder reads the windows.
-        cached: whether the tokens are kept for the next run (`data.token_cache`).
+        part: the encoder that reads the windows.
+        cached: whether the tokens are kept for later runs (`data.token_cache`).
     """
     windows = encode_windows(
         task.inputs.encoders[part].tokenizer,
@@ -213,12 +224,10 @@ def window_source(
     )
 
 
-def decoded_spans(
-    relative: Tensor, batch: Batch, settings: EvidenceTaskConfig
-) -> dict[str, Tensor]:
-    """Decode log odds `[W, T, 2]` of a batch of `WindowSource` to what `EvidenceEvaluation` reads."""
+def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> dict[str, Tensor]:
+    """Decode log odds `[W, T, 2]` of a `WindowSource` batch to the outputs of `EvidenceTask.predict`."""
     starts, ends, scores = decode_spans(
-        relative.detach().cpu().numpy(),
+        odds.detach().cpu().numpy(),
         batch["offset_mapping"].cpu().numpy(),
         batch["pairs"].cpu().numpy(),
         n_pairs=int(batch["pairs"][-1]) + 1,
@@ -233,8 +242,8 @@ def decoded_spans(
     }
 
 
-def window_figures(source: WindowSource) -> MetricValues:
-    """Count what a report says of the windows and the evidence in them."""
+def window_metrics(source: WindowSource) -> MetricValues:
+    """Return the numbers of windows, unreachable gold spans and pairs with partly known evidence."""
     return {
         "n_windows": len(source.windows.cut),
         "n_unreachable_gold_spans": len(source.windows.unreachable),
@@ -242,7 +251,7 @@ def window_figures(source: WindowSource) -> MetricValues:
     }
 
 
-def window_notes(
+def window_summary(
     source: WindowSource,
     *,
     split: str,
@@ -251,39 +260,40 @@ def window_notes(
     max_positions: int | None,
     max_answer_length: int,
 ) -> list[str]:
-    """Say how many windows there are, and which evidence is out of reach, with what would reach it."""
+    """Describe the windows of a split, and which evidence cannot be predicted, with a remedy."""
     windows, examples = source.windows, source.examples
     answerable = sum(bool(example.evidence) for example in examples)
     lines = [
         f"{len(windows.cut)} windows of {len(examples)} pairs of {split}, {answerable} of them with "
-        f"evidence; of {n_unknown} met pairs the evidence is unknown."
+        f"evidence; {n_unknown} met pairs have unknown evidence."
     ]
     if partial := [example.example_id for example in examples if example.evidence_is_partial]:
         lines.append(
-            f"Of {len(partial)} pairs of {split} a part of the evidence is unknown and counts as none: "
-            f"{', '.join(partial)}."
+            f"{len(partial)} pairs of {split} have partly unknown evidence; the unknown part counts as "
+            f"no evidence: {', '.join(partial)}."
         )
     if windows.unreachable:
         ids = sorted({source.ids[span.pair] for span in windows.unreachable})
         longest = max(span.tokens for span in windows.unreachable)
         limit = max_positions or max(max_length, windows.longest_frame + 2 * longest)
-        # Room for twice the span, where the encoder has it, lets windows advance by more than a little.
+        # Room for twice the span, if the encoder has it: otherwise windows advance by few tokens.
         room = min(max(max_length, windows.longest_frame + 2 * longest), limit)
-        advice = f"stride={longest - 1} with model.max_length={room} would reach the longest."
+        advice = f"Set stride={longest - 1} and model.max_length={room} to include the longest."
         if longest == 0:
             advice = "They have no token: the tokenizer drops all of their characters."
         elif windows.longest_frame + longest > limit:
             advice = (
-                f"The longest, of {longest} tokens, is beyond the {limit} that the encoder takes."
+                f"The longest has {longest} tokens; with the criterion it exceeds the {limit} that the "
+                "encoder reads."
             )
         lines.append(
-            f"{len(windows.unreachable)} gold spans of {split} are whole in no window, and count as "
-            f"missed: {', '.join(ids)}. {advice}"
+            f"{len(windows.unreachable)} gold spans of {split} fit into no window and count as missed: "
+            f"{', '.join(ids)}. {advice}"
         )
     if windows.longest_gold > max_answer_length:
         lines.append(
             f"The longest gold span of {split} has {windows.longest_gold} tokens, but "
-            f"`max_answer_length` is {max_answer_length}: it can't be predicted."
+            f"`max_answer_length` is {max_answer_length}: it cannot be predicted."
         )
     return lines
 
@@ -292,14 +302,14 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
 
 
-def _snapped(examples: Sequence[Example], windows: EncodedWindows) -> list[np.ndarray]:
-    """Let every token stand for the whole sentence that it lies in."""
-    snapped: dict[str, np.ndarray] = {}
+def _sentence_offsets(examples: Sequence[Example], windows: EncodedWindows) -> list[np.ndarray]:
+    """Return the offsets of the tokens, replaced by the borders of the sentence that they lie in."""
+    by_text: dict[str, np.ndarray] = {}
     for example, original in zip(examples, windows.offsets, strict=True):
-        if example.text in snapped:
+        if example.text in by_text:
             continue
-        own = snapped[example.text] = original.copy()
+        snapped = by_text[example.text] = original.copy()
         for sentence in sentences(example.text):
             inside = (original[:, 0] < sentence.end_char) & (original[:, 1] > sentence.start_char)
-            own[inside & (original[:, 0] != NO_OFFSET)] = sentence.start_char, sentence.end_char
-    return [snapped[example.text] for example in examples]
+            snapped[inside & (original[:, 0] != NO_OFFSET)] = sentence.start_char, sentence.end_char
+    return [by_text[example.text] for example in examples]

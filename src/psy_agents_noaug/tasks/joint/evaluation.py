@@ -1,4 +1,4 @@
-"""Figures of the label and the evidence of a pair together."""
+"""Metrics of the label and the evidence of a pair together."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -30,15 +30,15 @@ from psy_agents_noaug.tasks.joint.config import JointTaskConfig
 
 
 class JointEvaluation(TaskEvaluation):
-    """`CriteriaEvaluation` of the labels, `EvidenceEvaluation` of the spans, and what both say together.
+    """Evaluates the labels, the spans (as the single tasks do), and both together.
 
-    Predictions hold the entries of both. Pairs whose evidence is unknown count for the label alone.
+    Predictions hold the entries of both tasks. Pairs with unknown evidence count for the label only.
 
     Args:
         settings: of both tasks, and of the decoding.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        seed: of the resamples.
+        seed: of the resamples and the TF-IDF baseline.
     """
 
     def __init__(
@@ -69,54 +69,54 @@ class JointEvaluation(TaskEvaluation):
         )
 
     def n_unknown(self, split: str) -> int:
-        """Return how many pairs are met without known evidence."""
+        """Return the number of met pairs with unknown evidence."""
         return int((~self._known[split]).sum())
 
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
-        """Fit both tasks' thresholds on predictions of val."""
+        """Fit the thresholds of both tasks on predictions of val."""
         labels = self._labels.fit_decision_rule(predictions)
-        found = self._evidence_of_met(SplitPredictions("val", predictions, labels))
-        evidence = self._evidence.fit_decision_rule(self._where_known(found).values)
+        found = self._without_spans_of_unmet(SplitPredictions("val", predictions, labels))
+        evidence = self._evidence.fit_decision_rule(self._with_known_evidence(found).values)
         return {**labels, **evidence}
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
-        """Return both tasks' figures, and those of `metrics.joint`."""
+        """Return the metrics of both tasks, and those of `metrics.joint`."""
         decoded = self._decoded(predicted)
-        figures = {
+        metrics = {
             **self._labels.metrics(decoded),
-            **self._evidence.metrics(self._where_known(decoded)),
+            **self._evidence.metrics(self._with_known_evidence(decoded)),
         }
-        return {**figures, **self._joint(decoded, figures, n_resamples=None)}
+        return {**metrics, **self._joint(decoded, metrics, n_resamples=None)}
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, bootstrap intervals, and both tasks' baselines."""
+        """Return `metrics`, their bootstrap intervals, and the baselines of both tasks."""
         decoded = self._decoded(predicted)
-        figures = {
+        metrics = {
             **self._labels.report(decoded),
-            **self._evidence.report(self._where_known(decoded)),
+            **self._evidence.report(self._with_known_evidence(decoded)),
             "n_pairs_with_unknown_evidence": self.n_unknown(predicted.split),
         }
         n_resamples = self._settings.criteria.bootstrap_resamples
-        return {**figures, **self._joint(decoded, figures, n_resamples=n_resamples)}
+        return {**metrics, **self._joint(decoded, metrics, n_resamples=n_resamples)}
 
-    def explained(self, predicted: SplitPredictions) -> dict[int, list[tuple[int, int]]]:
-        """Return the spans of the pairs that are decided met with evidence, in order, by index."""
+    def spans_of_met(self, predicted: SplitPredictions) -> dict[int, list[tuple[int, int]]]:
+        """Return the predicted spans of the pairs that are decided met with evidence, by index."""
         decoded = self._decoded(predicted)
-        met = self._met(decoded)
+        met = self._decided_met(decoded)
         kept = _kept(decoded)
         return {index: sorted(spans) for index, spans in enumerate(kept) if met[index] and spans}
 
-    def divided(
+    def reduced_posts(
         self,
-        predicted: SplitPredictions,
-        explained: Mapping[int, Sequence[tuple[int, int]]],
+        split: str,
+        spans_of_met: Mapping[int, Sequence[tuple[int, int]]],
         *,
         part: Literal["without", "alone"],
     ) -> list[Example]:
-        """Return the explained pairs on their posts without the predicted spans, or on these alone."""
-        divided = []
-        for index, spans in explained.items():
-            example = self._examples[predicted.split][index]
+        """Return pairs whose post is reduced: `without` the spans, or to the spans `alone`."""
+        reduced = []
+        for index, spans in spans_of_met.items():
+            example = self._examples[split][index]
             borders = [border for span in spans for border in span]
             if part == "without":
                 borders = [0, *borders, len(example.text)]
@@ -125,8 +125,8 @@ class JointEvaluation(TaskEvaluation):
                 for start, end in zip(borders[::2], borders[1::2], strict=True)
             )
             text = " ".join(filter(None, pieces))
-            divided.append(replace(example, text=text, evidence=(), hard_negative_spans=()))
-        return divided
+            reduced.append(replace(example, text=text, evidence=(), hard_negative_spans=()))
+        return reduced
 
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
@@ -136,25 +136,25 @@ class JointEvaluation(TaskEvaluation):
         evidence = evidence_lines(examples, decoded)
         raw_scores = predicted.values["span_scores"].tolist()
         for example, label, found, raw in zip(examples, labels, evidence, raw_scores, strict=True):
-            # Scores are the model's, also where a consistent decoding overruled them.
+            # The scores of the model, also where consistent decoding has changed them.
             for span, score in zip(found["evidence"], raw, strict=False):
                 span["score"] = score
             found["null_score_diff"] = -raw[0] if np.isfinite(raw[0]) else None
             yield {**example_ids(example), **label, **found}
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
-        """Return the keys of `metrics` that tell better from worse, and which way is better."""
+        """Return the keys of `metrics` that may be monitored, and which direction is better."""
         names = ("supported_precision", "supported_recall", "supported_f1")
-        own: dict[str, Literal["max", "min"]] = {
+        joint: dict[str, Literal["max", "min"]] = {
             "joint_score": "max",
             "positive_without_evidence": "min",
             "evidence_without_positive": "min",
             **{f"{name}{kind}": "max" for name in names for kind in ("", "_micro")},
         }
-        return own | self._labels.monitors() | self._evidence.monitors()
+        return joint | self._labels.monitors() | self._evidence.monitors()
 
     def summary(self, metrics: MetricValues) -> str:
-        """Render both tasks' tables, and the joint figures."""
+        """Render the tables of both tasks, and the joint metrics."""
         head = ["joint_score", "supported F1 [95 % interval]", "macro-F1", "IOU F1"]
         head += ["met, no evidence", "evidence, not met", "comprehensiveness", "sufficiency"]
         low, high = (format_value(metrics[f"supported_f1_ci_{end}"]) for end in ("low", "high"))
@@ -180,24 +180,29 @@ class JointEvaluation(TaskEvaluation):
         )
 
     def _decoded(self, predicted: SplitPredictions) -> SplitPredictions:
-        """The predictions as they are, or with the evidence made to agree with the label."""
+        """Return the predictions; consistent decoding changes the evidence to agree with the label.
+
+        A pair decided met then has at least its best span; a pair decided unmet has none.
+        """
         if self._settings.decoding == "independent":
             return predicted
-        found = self._evidence_of_met(predicted)
+        found = self._without_spans_of_unmet(predicted)
         scores = found.values["span_scores"].copy()
         possible = scores[:, 0] > -np.inf
         scores[possible, 0] = np.maximum(scores[possible, 0], -predicted.rule[THRESHOLD])
         return replace(found, values={**found.values, "span_scores": scores})
 
-    def _evidence_of_met(self, predicted: SplitPredictions) -> SplitPredictions:
-        """The predictions; where decoding is consistent, without the spans of pairs decided unmet."""
+    def _without_spans_of_unmet(self, predicted: SplitPredictions) -> SplitPredictions:
+        """Return the predictions; consistent decoding drops the spans of pairs decided unmet."""
         if self._settings.decoding == "independent":
             return predicted
-        scores = np.where(self._met(predicted)[:, None], predicted.values["span_scores"], -np.inf)
+        scores = np.where(
+            self._decided_met(predicted)[:, None], predicted.values["span_scores"], -np.inf
+        )
         return replace(predicted, values={**predicted.values, "span_scores": scores})
 
-    def _met(self, predicted: SplitPredictions) -> np.ndarray:
-        """Whether each pair is decided met, bool `[pairs]`."""
+    def _decided_met(self, predicted: SplitPredictions) -> np.ndarray:
+        """Return whether each pair is decided met, bool `[pairs]`."""
         thresholds = predicted.rule["thresholds"]
         cutoffs = [thresholds[example.criterion_id] for example in self._examples[predicted.split]]
         met: np.ndarray = predicted.values["probabilities"].astype(np.float64) >= np.asarray(
@@ -205,25 +210,31 @@ class JointEvaluation(TaskEvaluation):
         )
         return met
 
-    def _where_known(self, predicted: SplitPredictions) -> SplitPredictions:
-        """The predictions of the pairs whose evidence is known."""
+    def _with_known_evidence(self, predicted: SplitPredictions) -> SplitPredictions:
+        """Return the predictions of the pairs with known evidence."""
         known = self._known[predicted.split]
         return replace(predicted, values={n: v[known] for n, v in predicted.values.items()})
 
     def _joint(
-        self, predicted: SplitPredictions, figures: MetricValues, *, n_resamples: int | None
+        self, predicted: SplitPredictions, single: MetricValues, *, n_resamples: int | None
     ) -> MetricValues:
-        """The figures of `metrics.joint` on pairs with known evidence, with intervals if resampled."""
+        """Return the metrics of `metrics.joint`, on pairs with known evidence.
+
+        Args:
+            predicted: the decoded predictions.
+            single: the metrics of both single tasks.
+            n_resamples: of the intervals; None leaves intervals out.
+        """
         known = self._known[predicted.split]
-        of_known = self._where_known(predicted)
+        of_known = self._with_known_evidence(predicted)
         examples = self._examples[predicted.split]
         pairs = [e for e, is_known in zip(examples, known, strict=True) if is_known]
         metrics = joint_metrics(
             JointDecisions(
                 labels=np.asarray([example.label == 1 for example in pairs], dtype=bool),
-                decisions=self._met(predicted)[known],
+                decisions=self._decided_met(predicted)[known],
                 predicted=np.asarray([bool(spans) for spans in _kept(of_known)], dtype=bool),
-                right=self._evidence.right(of_known),
+                right=self._evidence.has_right_span(of_known),
                 criterion_ids=np.asarray([example.criterion_id for example in pairs]),
                 group_ids=np.asarray([example.post_id for example in pairs]),
             ),
@@ -231,15 +242,16 @@ class JointEvaluation(TaskEvaluation):
             n_resamples=n_resamples,
             seed=self._seed,
         )
-        halves = figures["f1_macro"], figures["evidence_iou_f1"]
+        parts = single["f1_macro"], single["evidence_iou_f1"]
         joint: MetricValues = flat_metrics(metrics)
-        if any(half is None for half in halves):
-            return {**joint, "joint_score": None, "joint_score_undefined": "one half is undefined"}
-        return {**joint, "joint_score": sum(float(half or 0.0) for half in halves) / 2}
+        if any(part is None for part in parts):
+            reason = "f1_macro or evidence_iou_f1 is undefined"
+            return {**joint, "joint_score": None, "joint_score_undefined": reason}
+        return {**joint, "joint_score": sum(float(part or 0.0) for part in parts) / 2}
 
 
 def _kept(predicted: SplitPredictions) -> list[list[tuple[int, int]]]:
-    """The spans of each pair that pass the threshold, best first."""
+    """Return the spans of each pair that pass the threshold, best first."""
     starts, ends, scores = (
         predicted.values[f"span_{name}"] for name in ("starts", "ends", "scores")
     )

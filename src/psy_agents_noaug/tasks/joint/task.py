@@ -14,7 +14,7 @@ from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
 from psy_agents_noaug.models.joint import JointModel
 from psy_agents_noaug.models.losses import classification_loss, span_loss
 from psy_agents_noaug.tasks.base import (
-    ONLY,
+    ENCODER,
     Batch,
     ExampleSource,
     MetricValues,
@@ -29,22 +29,27 @@ from psy_agents_noaug.tasks.evidence.task import (
     ENCODER_INPUTS,
     WindowSource,
     decoded_spans,
-    window_figures,
-    window_notes,
+    window_metrics,
     window_source,
+    window_summary,
 )
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig
 from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation
 
-CRITERIA, EVIDENCE = (
-    "criteria_encoder",
-    "evidence_encoder",
-)  # the parts where there are two encoders
-_OF_CRITERIA = "criteria/"  # prefix of the batch's entries for the label's own encoder
+# The parts of a task with two encoders.
+CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
+# Prefix of the entries of a batch for a separate criteria encoder.
+_CRITERIA_PREFIX = "criteria/"
 
 
 class JointSource:
-    """Pairs as windows for the evidence's encoder, and for the label's own where it has one."""
+    """Pairs cut into windows for the evidence encoder, and for a separate criteria encoder.
+
+    Args:
+        examples: the pairs.
+        evidence: the windows of the evidence encoder.
+        criteria: the windows of the criteria encoder; None if the encoder is shared.
+    """
 
     def __init__(
         self, examples: Sequence[Example], evidence: WindowSource, criteria: WindowSource | None
@@ -57,25 +62,27 @@ class JointSource:
 
     @property
     def lengths(self) -> np.ndarray:
-        own: np.ndarray = self.evidence.lengths
-        return own if self.criteria is None else own + self.criteria.lengths
+        lengths: np.ndarray = self.evidence.lengths
+        return lengths if self.criteria is None else lengths + self.criteria.lengths
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Return `WindowSource`'s batch, `labels` `[B]`, and with a prefix the label's own windows."""
+        """Return a `WindowSource` batch with `labels` `[B]`, and the windows of the criteria encoder."""
         batch = self.evidence.collate(indices)
         batch["labels"] = torch.from_numpy(self.labels[list(indices)])
         if self.criteria is not None:
-            own = self.criteria.collate(indices)
+            criteria = self.criteria.collate(indices)
             batch |= {
-                _OF_CRITERIA + name: own[name] for name in (*ENCODER_INPUTS, "pairs") if name in own
+                _CRITERIA_PREFIX + name: criteria[name]
+                for name in (*ENCODER_INPUTS, "pairs")
+                if name in criteria
             }
         return batch
 
 
 class JointTask(Task):
-    """The label of each (criterion, post) pair, and its evidence.
+    """Predicts the label of each (criterion, post) pair and its evidence.
 
-    A met pair whose evidence is unknown trains and evaluates the label alone.
+    A met pair with unknown evidence is used to train and evaluate the label only.
     """
 
     name = "joint"
@@ -87,9 +94,11 @@ class JointTask(Task):
         settings = config.task
         assert isinstance(settings, JointTaskConfig)
         self._settings = settings
-        shares = ONLY in inputs.encoders
-        self._criteria_part, self._evidence_part = (ONLY, ONLY) if shares else (CRITERIA, EVIDENCE)
-        # In the order of the parts, as adapters draw their first weights when they are added.
+        shares = ENCODER in inputs.encoders
+        self._criteria_part, self._evidence_part = (
+            (ENCODER, ENCODER) if shares else (CRITERIA, EVIDENCE)
+        )
+        # In the order of the parts: adapters draw random weights when they are added.
         networks = {part: self.network(part) for part in inputs.encoders}
         evidence_hidden_size = inputs.encoders[self._evidence_part].hidden_size
         evidence = EvidenceModel(
@@ -136,43 +145,45 @@ class JointTask(Task):
         evidence = window_source(self, settings, examples, part=self._evidence_part, cached=cached)
         if self._criteria_part == self._evidence_part:
             return JointSource(examples, evidence, None)
-        own = window_source(self, settings, examples, part=self._criteria_part, cached=cached)
-        return JointSource(examples, evidence, own)
+        criteria = window_source(self, settings, examples, part=self._criteria_part, cached=cached)
+        return JointSource(examples, evidence, criteria)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted losses of label and evidence, `[B, 2]`."""
-        labels, spans, log_variances = model(**_inputs(batch))
+        label_odds, spans, log_variances = model(**_inputs(batch))
         settings = self._settings.criteria
         weights = self._class_weights
-        of_label = classification_loss(
-            torch.stack([torch.zeros_like(labels), labels], dim=-1),
+        label_losses = classification_loss(
+            torch.stack([torch.zeros_like(label_odds), label_odds], dim=-1),
             batch["labels"],
-            class_weights=None if weights is None else weights.to(labels.device),
+            class_weights=None if weights is None else weights.to(label_odds.device),
             focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
         )
         per_window = span_loss(spans, batch["gold"]) * batch["weights"]
-        of_evidence = torch.zeros_like(of_label).index_add(0, batch["pairs"], per_window)
-        losses = torch.stack([of_label, of_evidence], dim=-1)
-        fixed = self._settings.loss_weights
-        if fixed == "uncertainty":
+        evidence_losses = torch.zeros_like(label_losses).index_add(0, batch["pairs"], per_window)
+        losses = torch.stack([label_losses, evidence_losses], dim=-1)
+        loss_weights = self._settings.loss_weights
+        if loss_weights == "uncertainty":
             # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
-            observed = torch.zeros_like(of_label).index_add(0, batch["pairs"], batch["weights"]) > 0
+            observed = (
+                torch.zeros_like(label_losses).index_add(0, batch["pairs"], batch["weights"]) > 0
+            )
             counted = torch.stack([torch.ones_like(observed), observed], dim=-1)
             weighted: Tensor = losses * torch.exp(-log_variances) + counted * log_variances / 2
         else:
-            weighted = losses * losses.new_tensor([fixed.criteria, fixed.evidence])
+            weighted = losses * losses.new_tensor([loss_weights.criteria, loss_weights.evidence])
         return weighted
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `probabilities`, float32 `[B]`, and the spans of `EvidenceTask.predict`."""
-        labels, spans, _ = model(**_inputs(batch))
+        """Return `probabilities`, float32 `[B]`: p(met), and the spans of `EvidenceTask.predict`."""
+        label_odds, spans, _ = model(**_inputs(batch))
         return {
-            "probabilities": labels.float().sigmoid(),
+            "probabilities": label_odds.float().sigmoid(),
             **decoded_spans(log_odds(spans), batch, self._settings.evidence),
         }
 
-    def input_notes(self, split: str) -> list[str]:
-        return window_notes(
+    def input_summary(self, split: str) -> list[str]:
+        return window_summary(
             self.source(split).evidence,
             split=split,
             n_unknown=self.evaluation.n_unknown(split),
@@ -181,18 +192,20 @@ class JointTask(Task):
             max_answer_length=self._settings.evidence.max_answer_length,
         )
 
-    def input_figures(
+    def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
-        """Count windows, and say how p(met) changes without the predicted evidence and on it alone."""
-        explained = self.evaluation.explained(predicted)
-        full = predicted.values["probabilities"][list(explained)]
+        """Return the numbers of windows, and the faithfulness of the predicted evidence."""
+        spans = self.evaluation.spans_of_met(predicted)
+        full = predicted.values["probabilities"][list(spans)]
         without, alone = (
-            self._probabilities(self.evaluation.divided(predicted, explained, part=part), predict)
+            self._probabilities(
+                self.evaluation.reduced_posts(predicted.split, spans, part=part), predict
+            )
             for part in ("without", "alone")
         )
         return {
-            **window_figures(self.source(predicted.split).evidence),
+            **window_metrics(self.source(predicted.split).evidence),
             **flat_metrics(faithfulness(full.astype(np.float64), without=without, alone=alone)),
         }
 
@@ -205,21 +218,23 @@ class JointTask(Task):
         """Return p(met) of examples that are in no split, float64 `[examples]`."""
         if not examples:
             return np.zeros(0)
-        # These texts depend on the predictions, so that no later run would read their tokens.
+        # Not cached: the texts depend on the predictions, so no later run would read their tokens.
         source = self._encode(examples, cached=False)
         return predict(source)["probabilities"].astype(np.float64)
 
 
 def _inputs(batch: Batch) -> dict[str, Any]:
-    """The model's arguments; without windows of its own the label reads the evidence's."""
+    """Return the arguments of the model; a shared encoder has one set of windows for both."""
     evidence = {name: batch[name] for name in ENCODER_INPUTS if name in batch}
     criteria = {
-        name: batch[_OF_CRITERIA + name] for name in ENCODER_INPUTS if _OF_CRITERIA + name in batch
+        name: batch[_CRITERIA_PREFIX + name]
+        for name in ENCODER_INPUTS
+        if _CRITERIA_PREFIX + name in batch
     }
     return {
         "criteria": criteria or evidence,
         "evidence": evidence,
-        "criteria_pairs": batch.get(f"{_OF_CRITERIA}pairs", batch["pairs"]),
+        "criteria_pairs": batch.get(f"{_CRITERIA_PREFIX}pairs", batch["pairs"]),
         "evidence_pairs": batch["pairs"],
         "context_mask": batch["context_mask"],
     }

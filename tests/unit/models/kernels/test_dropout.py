@@ -3,10 +3,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from psy_agents_noaug.models.kernels.attention import attention_with_dropout
 from psy_agents_noaug.models.kernels.dropout import (
     FastDropout,
-    attention_with_dropout,
-    draw_kept,
+    draw_mask,
     keep_share,
     use_fast_dropout,
 )
@@ -15,7 +15,7 @@ from psy_agents_noaug.models.kernels.dropout import (
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
 def test_the_asked_share_is_dropped(probability):
     torch.manual_seed(0)
-    kept = draw_kept(torch.Size((400, 1001)), probability).double()
+    kept = draw_mask(torch.Size((400, 1001)), probability).neg().double()
     assert set(kept.unique().tolist()) == {0.0, 1.0}
     assert kept.mean().item() == pytest.approx(1 - probability, abs=0.003)
     assert keep_share(probability) == pytest.approx(1 - probability, abs=2**-16)
@@ -28,7 +28,7 @@ def test_the_asked_share_is_dropped(probability):
 def test_the_seed_decides_what_is_dropped():
     def draw(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
-        return draw_kept(torch.Size((3, 5)), 0.5)
+        return draw_mask(torch.Size((3, 5)), 0.5)
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
@@ -37,7 +37,7 @@ def test_the_seed_decides_what_is_dropped():
 def test_two_draws_differ():
     torch.manual_seed(0)
     shape = torch.Size((100,))
-    assert not torch.equal(draw_kept(shape, 0.5), draw_kept(shape, 0.5))
+    assert not torch.equal(draw_mask(shape, 0.5), draw_mask(shape, 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -58,7 +58,7 @@ def test_a_dropped_infinity_is_nothing():
 
 
 def test_hardly_anything_is_left_of_a_dropout_next_to_one():
-    kept = draw_kept(torch.Size((1000, 1000)), 0.9999999).sum().item()
+    kept = draw_mask(torch.Size((1000, 1000)), 0.9999999).neg().sum().item()
     assert 0 < kept < 100
     assert keep_share(0.9999999) == 2**-16
 
@@ -103,7 +103,7 @@ def test_attention_drops_weights_after_the_softmax(
     parts = [part.detach().to(dtype).requires_grad_() for part in parts]
     query, key, value = (part.detach().double().requires_grad_() for part in parts)
     torch.manual_seed(5)
-    keep = draw_kept(torch.Size((2, 3, 7, 7)), 0.4) / keep_share(0.4)
+    keep = draw_mask(torch.Size((2, 3, 7, 7)), 0.4).neg() / keep_share(0.4)
     real = torch.arange(7) < torch.tensor(counts or [7, 7])[:, None]
     seen = real[:, None, None] & (allowed if masked else True)
     # What padding sees is nobody's business, but it must see something.

@@ -8,15 +8,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
 from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
-from psy_agents_noaug.models.kernels import packing
+from psy_agents_noaug.models.execution import enable_packing, packing_obstacle, run_encoder
+from psy_agents_noaug.models.kernels import attention
+from psy_agents_noaug.models.kernels.attention import PackedAttention, Packing
 from psy_agents_noaug.models.kernels.dropout import FastDropout, use_fast_dropout
-from psy_agents_noaug.models.kernels.packing import (
-    Packing,
-    _Attention,
-    can_pack,
-    enable_packing,
-    run_encoder,
-)
 from psy_agents_noaug.training.precision import Precision
 
 SMALL = {
@@ -156,7 +151,7 @@ def test_the_last_layer_attends_from_first_tokens_alone(inputs, monkeypatch):
         asked.append(query.shape[2])
         return scaled_dot_product_attention(query, *parts, **settings)
 
-    monkeypatch.setattr(packing, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", attend)
     run_encoder(build("bert").packed, inputs, first_only=True)
     different = [20, 13, 7, 1]
     assert asked == [*different, *different, 1, 1, 1, 1]
@@ -191,8 +186,8 @@ def test_predictions_in_bf16_attend_to_no_key_that_fills_up(reach):
     )
     where = Packing(torch.arange(sum(lengths)), torch.tensor(lengths), max(lengths), False)
     with torch.no_grad():
-        found = _Attention(where, 1.0, 0.0, reach).by_length(query, key, value)
-        exact = _Attention(where, 1.0, 0.0, reach).by_length(
+        found = PackedAttention(where, 1.0, 0.0, reach).on_cpu(query, key, value)
+        exact = PackedAttention(where, 1.0, 0.0, reach).on_cpu(
             *(part.float() for part in (query, key, value))
         )
     torch.testing.assert_close(found.float(), exact, atol=2e-2, rtol=0.0)
@@ -300,14 +295,18 @@ def test_adapters_are_packed_too(inputs):
 
 def test_what_a_gpu_does_in_fp32_agrees(encoders, inputs, monkeypatch):
     expected = run_encoder(encoders.packed, inputs)
-    monkeypatch.setattr(_Attention, "by_length", _Attention.on_accelerator)
+    monkeypatch.setattr(PackedAttention, "on_cpu", PackedAttention.on_accelerator)
     found = run_encoder(encoders.packed, inputs)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0.0)
 
 
 def test_families_without_a_test_are_not_packed():
     config = AutoConfig.for_model("deberta-v2", **SMALL)
-    assert not can_pack(SimpleNamespace(config=config))
+    known = build("bert").padded
+    assert packing_obstacle([known]) is None
+    assert packing_obstacle([known, SimpleNamespace(config=config)]) == (
+        "deberta-v2 cannot be packed; bert, camembert, electra, modernbert, roberta, xlm-roberta can"
+    )
 
 
 @needs_cuda
@@ -324,8 +323,8 @@ def test_packed_and_padded_agree_on_a_gpu(encoders, inputs):
 @pytest.mark.parametrize(
     ("way", "device", "dtype", "tolerance"),
     [
-        ("by_length", "cpu", torch.float32, 1e-5),
-        ("by_length", "cpu", torch.bfloat16, 5e-2),
+        ("on_cpu", "cpu", torch.float32, 1e-5),
+        ("on_cpu", "cpu", torch.bfloat16, 5e-2),
         ("on_accelerator", "cpu", torch.float32, 1e-5),
         pytest.param("on_accelerator", "cuda", torch.float32, 1e-4, marks=needs_cuda),
         pytest.param("on_accelerator", "cuda", torch.bfloat16, 5e-2, marks=needs_cuda),
@@ -342,7 +341,7 @@ def test_attention_is_that_of_each_sequence_alone(way, device, dtype, tolerance,
     longest = max(LENGTHS)
     real = (torch.arange(longest, device=device) < counts[:, None]).flatten().nonzero().squeeze(1)
     where = Packing(real, counts, longest, False)
-    found = getattr(_Attention(where, 0.25, 0.0, reach), way)(q, k, v)
+    found = getattr(PackedAttention(where, 0.25, 0.0, reach), way)(q, k, v)
     found_gradients = torch.autograd.grad((found.transpose(0, 1) * weights).sum(), (q, k, v))
     exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
     outputs = []

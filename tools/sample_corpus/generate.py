@@ -1,8 +1,8 @@
-"""Compose the bundled synthetic corpus from the hand-written sentence bank.
+"""Compose the bundled synthetic corpus from a hand-written bank of sentences.
 
-Run as ``python -m psy_agents_noaug.data.sample.generate [--out DIR] [--seed N]``. The bank is
-split into train, val and test before any post is composed, so no sentence is in two splits. The
-same seed gives byte-identical files.
+Run as ``python tools/sample_corpus/generate.py [--out DIR] [--seed N]``. The bank is
+split before posts are composed, so no sentence is in two splits. The same seed gives
+byte-identical files.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-BANK_FILE = HERE / "sentence_bank.csv"
+BANK_FILE = Path(__file__).with_name("sentence_bank.csv")
+SAMPLE = Path(__file__).parents[2] / "src" / "psy_agents_noaug" / "data" / "sample"
 ANNOTATION_COLUMNS = "post_id,sentence_id,sentence_text,DSM5_symptom,status,explanation"
 DEFAULT_SEED = 1
 _NAMES = (
@@ -32,12 +32,12 @@ EXPLANATIONS = {
     "neutral": "Synthetic: set aside as a special case, no criterion.",
 }
 
-# Number of posts in a split that state 0, 1, 2 or 3 criteria.
+# Numbers of posts in a split that state 0, 1, 2 and 3 criteria.
 SPLIT_PLANS = {"train": (49, 90, 40, 11), "val": (17, 30, 14, 4), "test": (17, 30, 14, 4)}
 HELD_OUT_FRACTION = 0.2
-NEGATIVE_WEIGHTS = (0.42, 0.36, 0.22)  # of 0, 1 and 2 explicit negatives in a post
+NEGATIVE_WEIGHTS = (0.42, 0.36, 0.22)  # probabilities of 0, 1 and 2 explicit negatives per post
 MIN_SENTENCES, MAX_SENTENCES = 4, 14
-LENGTH_SKEW = 3  # most posts are short, as a small encoder reads about 128 tokens
+LENGTH_SKEW = 3  # most posts are short, because a small encoder reads about 128 tokens
 FAVOURITE_THEME_RATE = 0.6
 PARAGRAPHED_POST_RATE, PARAGRAPH_BREAK_RATE = 0.2, 0.3
 SPECIAL_CASES = 6
@@ -59,25 +59,25 @@ class Post:
 
     split: str
     sentences: list[Sentence]
-    breaks: set[int]  # indices of sentences that begin a paragraph
+    breaks: set[int]  # indices of the sentences that start a paragraph
     special: int | None = None  # index of the sentence annotated SPECIAL_CASE
 
 
-class Sampler:
-    """Draws sentences at random, each of them once before any is drawn again."""
+class SentencePool:
+    """Draws sentences at random. Every sentence is drawn once before any is drawn again."""
 
     def __init__(self, sentences: Iterable[Sentence], rng: random.Random) -> None:
         self._sentences, self._rng = list(sentences), rng
         self._remaining: list[Sentence] = []
 
-    def draw(self, used: Sequence[Sentence]) -> Sentence | None:
-        """Return the next sentence that is not in ``used``, or None if all are."""
-        if all(sentence in used for sentence in self._sentences):
+    def draw(self, exclude: Sequence[Sentence]) -> Sentence | None:
+        """Return the next sentence that is not in ``exclude``, or None if all are."""
+        if all(sentence in exclude for sentence in self._sentences):
             return None
-        # All remaining sentences may be in ``used``; then the next round is appended early.
-        while all(sentence in used for sentence in self._remaining):
+        # If all remaining sentences are excluded, the next round follows them.
+        while all(sentence in exclude for sentence in self._remaining):
             self._remaining += self._rng.sample(self._sentences, len(self._sentences))
-        drawn = next(sentence for sentence in self._remaining if sentence not in used)
+        drawn = next(sentence for sentence in self._remaining if sentence not in exclude)
         self._remaining.remove(drawn)
         return drawn
 
@@ -91,7 +91,7 @@ def read_bank(path: Path = BANK_FILE) -> list[Sentence]:
         ]
 
 
-def divide_bank(bank: Iterable[Sentence], rng: random.Random) -> dict[str, list[Sentence]]:
+def split_bank(bank: Iterable[Sentence], rng: random.Random) -> dict[str, list[Sentence]]:
     """Split the bank, stratified by criterion, kind and theme."""
     strata: dict[tuple[str, str, str], list[Sentence]] = defaultdict(list)
     for s in bank:
@@ -110,36 +110,38 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
     """Compose the posts of one split from its part of the bank."""
     positives = [s for s in part if s.kind == "positive"]
     negatives = [s for s in part if s.kind not in ("positive", "neutral")]
-    positive = {c: Sampler((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
-    negative = {c: Sampler((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
+    positive = {c: SentencePool((s for s in positives if s.criterion == c), rng) for c in SYMPTOMS}
+    negative = {c: SentencePool((s for s in negatives if s.criterion == c), rng) for c in SYMPTOMS}
     neutral = [s for s in part if s.kind == "neutral"]
     themes = sorted({s.theme for s in neutral})
-    by_theme = {t: Sampler((s for s in neutral if s.theme == t), rng) for t in themes}
-    any_theme = Sampler(neutral, rng)  # never None: a split has more sentences than a post holds
+    by_theme = {t: SentencePool((s for s in neutral if s.theme == t), rng) for t in themes}
+    any_theme = SentencePool(neutral, rng)  # has more sentences than a post, so it never gives None
 
     posts, stated = [], Counter[str]()
-    plan = [n for n, posts_with_n in enumerate(SPLIT_PLANS[split]) for _ in range(posts_with_n)]
-    rng.shuffle(plan)
-    for n_positive in plan:
-        # Taking the least used criteria first balances the criteria within the split.
+    n_positives = [
+        n for n, posts_with_n in enumerate(SPLIT_PLANS[split]) for _ in range(posts_with_n)
+    ]
+    rng.shuffle(n_positives)
+    for n_positive in n_positives:
+        # The least stated criteria come first, which balances them within the split.
         ranked = sorted(SYMPTOMS, key=lambda c: (stated[c], rng.random()))
         criteria, others = ranked[:n_positive], ranked[n_positive:]
         stated.update(criteria)
-        samplers = [positive[c] for c in criteria]
-        # A criterion gets a second sentence every other time, so that a split uses all positives.
-        samplers += [positive[c] for c in criteria if stated[c] % 2]
+        pools = [positive[c] for c in criteria]
+        # Every second time another sentence, so that each split uses all of its positive sentences.
+        pools += [positive[c] for c in criteria if stated[c] % 2]
         n_negative = rng.choices((0, 1, 2), NEGATIVE_WEIGHTS)[0]
-        samplers += [negative[c] for c in rng.sample(others, n_negative)]
+        pools += [negative[c] for c in rng.sample(others, n_negative)]
         sentences: list[Sentence] = []
-        for sampler in samplers:
-            sentences += filter(None, [sampler.draw(sentences)])
-        spread = (MAX_SENTENCES - MIN_SENTENCES + 1) * rng.random() ** LENGTH_SKEW
-        length = max(MIN_SENTENCES + int(spread), len(sentences) + 1)
+        for pool in pools:
+            sentences += filter(None, [pool.draw(sentences)])
+        extra = (MAX_SENTENCES - MIN_SENTENCES + 1) * rng.random() ** LENGTH_SKEW
+        length = max(MIN_SENTENCES + int(extra), len(sentences) + 1)
         favourites = rng.sample(themes, rng.choice((1, 2)))
         while len(sentences) < length:
-            favour = rng.random() < FAVOURITE_THEME_RATE
-            sampler = by_theme[rng.choice(favourites)] if favour else any_theme
-            sentences += filter(None, [sampler.draw(sentences) or any_theme.draw(sentences)])
+            is_favourite = rng.random() < FAVOURITE_THEME_RATE
+            pool = by_theme[rng.choice(favourites)] if is_favourite else any_theme
+            sentences += filter(None, [pool.draw(sentences) or any_theme.draw(sentences)])
         rng.shuffle(sentences)
         breaks: set[int] = set()
         if rng.random() < PARAGRAPHED_POST_RATE:
@@ -150,9 +152,9 @@ def compose_split(split: str, part: Sequence[Sentence], rng: random.Random) -> l
 
 
 def compose(seed: int = DEFAULT_SEED) -> list[Post]:
-    """Compose the corpus. Posts are in random order; the order determines their ids."""
+    """Compose the posts, in random order. The position of a post becomes its id."""
     rng = random.Random(seed)
-    parts = divide_bank(read_bank(), rng)
+    parts = split_bank(read_bank(), rng)
     posts = [post for split in SPLIT_PLANS for post in compose_split(split, parts[split], rng)]
     rng.shuffle(posts)
     for post in rng.sample([p for p in posts if p.split == "train"], SPECIAL_CASES):
@@ -188,9 +190,9 @@ def write_corpus(out: Path, seed: int = DEFAULT_SEED) -> int:
 
 
 def main() -> None:
-    """Write the corpus from the command line."""
+    """Write the corpus, from the command line."""
     parser = argparse.ArgumentParser(description="Compose the bundled synthetic corpus.")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder to write")
+    parser.add_argument("--out", type=Path, default=SAMPLE, help="folder to write")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args()
     print(f"wrote {write_corpus(args.out, args.seed)} posts to {args.out}")  # noqa: T201

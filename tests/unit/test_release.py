@@ -1,0 +1,20 @@
+"""Files that name the version, and must name the same one."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from psy_agents_noaug import __version__
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_a_citation_names_the_version_of_the_code():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
+
+
+def test_the_changelog_begins_with_the_version_of_the_code():
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)[1] == __version__
