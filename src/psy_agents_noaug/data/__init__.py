@@ -1,1 +1,1 @@
-"""From files to splits: the corpus, its alignment, its examples and how they are divided."""
+"""From files to model input: corpus, alignment, examples, splits, tokens and windows."""

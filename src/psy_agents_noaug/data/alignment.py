@@ -1,8 +1,8 @@
-"""Where in a post the evidence is: offsets for evidence that was given as text.
+"""Alignment of evidence: the offsets in a post of evidence that is given as text.
 
 The steps are tried in order: verbatim, folded (case, whitespace, typographic quotes, dashes and
-ellipses), fuzzy (`rapidfuzz.fuzz.partial_ratio_alignment`). What none of them finds is lost, and
-the report names it.
+ellipses), fuzzy (`rapidfuzz.fuzz.partial_ratio_alignment`). Evidence that no step finds is lost, and
+the report lists it.
 """
 
 import unicodedata
@@ -38,10 +38,12 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class AlignmentReport:
-    """How the evidence of each annotation that has any was found.
+    """How the evidence of the annotations was found.
 
-    `counts` has every kind; `ids` lists "post_id/criterion_id/row" for folded, fuzzy (with the
-    score) and lost. `hard_negatives` counts rows of status 0 with evidence.
+    Attributes:
+        counts: annotations with evidence by kind; holds every kind.
+        ids: "post_id/criterion_id/row" of folded, fuzzy (with the score) and lost evidence.
+        hard_negatives: number of rows of status 0 with evidence.
     """
 
     counts: Mapping[AlignmentKind, int]
@@ -59,7 +61,7 @@ class AlignmentReport:
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
-    """A folded text; folded character i comes from `starts[i]:ends[i]` of the original."""
+    """A folded text; its character i comes from `starts[i]:ends[i]` of the original."""
 
     text: str
     starts: Sequence[int]
@@ -67,21 +69,29 @@ class _Folded:
 
 
 def fold(text: str) -> str:
-    """Casefold, make typographic punctuation ASCII and runs of whitespace one space; strip."""
+    """Casefold, replace typographic punctuation by ASCII and whitespace by single spaces, and strip."""
     return " ".join(text.translate(_TO_ASCII).casefold().split())
 
 
 def align(
     evidence_text: str, text: str, *, fuzzy_threshold: float
 ) -> tuple[AlignmentKind, Span | None, float]:
-    """Find evidence in a post.
+    """Find the first occurrence of evidence in a post.
 
-    Returns the kind, the span in `text` without surrounding whitespace, and a score of 0 to 100:
-    100 for verbatim and folded, rapidfuzz's for fuzzy, 0 for lost. The first occurrence counts. A
-    fuzzy match is moved to the nearest word borders. Evidence that is as long as the text or longer
-    is compared with all of it, as a partial ratio would match the text with a part of the evidence.
+    A fuzzy match is moved to the nearest word borders. Evidence that is at least as long as the text
+    is compared with the whole text, because a partial ratio would match a part of the evidence.
 
-    `fuzzy_threshold` is the lowest score accepted, above 0 up to 100; raises ConfigError otherwise.
+    Args:
+        evidence_text: the evidence to find.
+        text: the post.
+        fuzzy_threshold: lowest score of a fuzzy match, above 0 and at most 100.
+
+    Returns:
+        The kind; the span in `text` without surrounding whitespace, None if lost; the score, 0 to
+        100: 100 for verbatim and folded, rapidfuzz's for fuzzy, 0 for lost.
+
+    Raises:
+        ConfigError: `fuzzy_threshold` is out of range.
     """
     if not 0 < fuzzy_threshold <= 100:
         raise ConfigError(
@@ -103,10 +113,12 @@ def align(
 def align_corpus(
     corpus: Corpus, *, fuzzy_threshold: float
 ) -> tuple[dict[int, Span], AlignmentReport]:
-    """Find the evidence of all annotations, those of status 0 included.
+    """Find the evidence of all annotations, including those of status 0.
 
-    Returns the spans by annotation row, without the rows that have no evidence or lost it, and the
-    report. Offsets that the corpus gives are taken as they are.
+    Offsets that the corpus gives are used without changes.
+
+    Returns:
+        The spans by annotation row, without rows whose evidence is missing or lost; the report.
     """
     texts = {post.post_id: post.text for post in corpus.posts}
     spans: dict[int, Span] = {}
@@ -137,9 +149,9 @@ def align_corpus(
     return spans, report
 
 
-@lru_cache(maxsize=1)  # the annotations of a post come one after the other
+@lru_cache(maxsize=1)  # the annotations of a post are aligned one after the other
 def _fold_with_offsets(text: str) -> _Folded:
-    """Fold as `fold` does, and remember where each character came from."""
+    """Fold like `fold`, without stripping, and record the original range of each character."""
     folded: list[str] = []
     starts: list[int] = []
     ends: list[int] = []
@@ -157,7 +169,7 @@ def _fold_with_offsets(text: str) -> _Folded:
 
 
 def _find_folded(evidence: str, folded: _Folded) -> Span | None:
-    """Find the first occurrence that does not begin or end inside a character like ß (ss) or …"""
+    """Find the first occurrence that does not begin or end inside one character, such as ß (ss) or …"""
     start = folded.text.find(evidence)
     while start >= 0:
         end = start + len(evidence)
@@ -188,10 +200,10 @@ def _fuzzy(
 
 
 def _to_word_borders(text: str, start: int, end: int, *, evidence: str) -> Span | None:
-    """Move both ends to the nearest word border (outward on a tie), and mind the punctuation there.
+    """Move both ends to the nearest word border (outward on a tie), and adjust the punctuation there.
 
-    The window rapidfuzz finds has the length of the evidence, and so cuts into the neighbouring
-    words, or out of the last one, by as much as the lengths differ.
+    rapidfuzz finds a window as long as the evidence. If the text has more or fewer characters at that
+    place, the window ends inside a word.
     """
     before, after = _word_around(text, start)
     if before < start < after:
@@ -199,7 +211,7 @@ def _to_word_borders(text: str, start: int, end: int, *, evidence: str) -> Span 
     before, after = _word_around(text, end)
     if before < end < after:
         end = after if after - end <= end - before else before
-    opening = "" if evidence[0] in _CLOSING else _CLOSING  # the end of the sentence before
+    opening = "" if evidence[0] in _CLOSING else _CLOSING  # closes the previous sentence
     while start < end and (text[start].isspace() or text[start] in opening):
         start += 1
     while evidence[-1] in _CLOSING and end < len(text) and text[end] in _CLOSING:
@@ -210,7 +222,7 @@ def _to_word_borders(text: str, start: int, end: int, *, evidence: str) -> Span 
 
 
 def _word_around(text: str, border: int) -> tuple[int, int]:
-    """Return the word that a border between two characters cuts, empty if it cuts none."""
+    """Return the start and end of the word that contains `border`; both are `border` if none does."""
     before = after = border
     while before > 0 and _in_word(text[before - 1]):
         before -= 1

@@ -1,4 +1,4 @@
-"""The corpus: posts, annotations and criteria, checked as a whole before anything uses them."""
+"""The corpus: posts, annotations and criteria, validated as a whole before they are used."""
 
 import re
 from collections import Counter
@@ -32,7 +32,7 @@ from psy_agents_noaug.utils.files import sha256_of_json
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A post; `group_id` is what a split must not divide, the post itself where none is given."""
+    """A post. Posts with the same `group_id` stay in one split; it is `post_id` if none is given."""
 
     post_id: str
     text: str
@@ -41,9 +41,13 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """One row. `status` 0 is explicitly not met, above 0 met. Offsets are code points, half-open.
+    """One row of the annotations.
 
-    `row` is the 1-based record in the annotations file, which reports refer to.
+    Attributes:
+        status: 0 for explicitly not met, above 0 for met.
+        start_char: first code point of the evidence.
+        end_char: code point after the evidence.
+        row: 1-based number of the record in the file, for messages and reports.
     """
 
     post_id: str
@@ -58,11 +62,14 @@ class Annotation:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """A valid corpus, in an order that does not depend on the order of the files.
+    """A valid corpus. Its order does not depend on the order of rows in the files.
 
-    `posts` are sorted by identifier, `annotations` by content, `criteria` by identifier with
-    numbers as numbers (A.2 before A.10). `ignored` counts the rows left out of the labels.
-    `fingerprint` is a SHA-256 of the content, whatever the file format, row order and column names.
+    Attributes:
+        posts: sorted by identifier.
+        annotations: sorted by content.
+        criteria: sorted by identifier, with numbers as numbers (A.2 before A.10).
+        ignored: number of rows left out, by label.
+        fingerprint: SHA-256 of the content, independent of file format, row order and column names.
     """
 
     posts: tuple[Post, ...]
@@ -81,23 +88,29 @@ def load_corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
 ) -> Corpus:
-    """Read and check the three tables; `criteria` None stands for the nine of `dsm5`.
+    """Read and validate the three tables.
 
-    `columns` maps, per table ("posts", "annotations", "criteria"), our column names to the file's.
-    `ignored_criteria` are labels that are counted and left out, regardless of case. `labels` are the
-    values that `status` may have.
+    Args:
+        posts: file of posts.
+        annotations: file of annotations.
+        criteria: file of criteria; None for the nine criteria of `dsm5`.
+        columns: per table ("posts", "annotations", "criteria"), our column names to the file's.
+        ignored_criteria: labels whose rows are counted and left out; case does not matter.
+        labels: the values that `status` may have.
 
-    Raises DataError with every fault of every table, and ConfigError for an impossible setting.
+    Raises:
+        DataError: lists every fault of every table.
+        ConfigError: a setting is invalid.
     """
     frames: dict[str, tuple[str, pd.DataFrame]] = {}
-    unread: list[Fault] = []
+    unreadable: list[Fault] = []
     paths = {"posts": posts, "annotations": annotations, "criteria": criteria}
     for kind, path in paths.items():
         if path is not None:
-            _read_into(frames, unread, kind=kind, path=path)
+            _read_into(frames, unreadable, kind=kind, path=path)
     return _corpus(
         frames,
-        unread,
+        unreadable,
         default_criteria=criteria is None,
         columns=columns,
         ignored_criteria=ignored_criteria,
@@ -114,18 +127,18 @@ def load_hub_corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
 ) -> Corpus:
-    """Like `load_corpus`, with posts and annotations from the Hugging Face hub (`read_hub`)."""
+    """Load a corpus like `load_corpus`, with posts and annotations from the Hugging Face hub."""
     posts, annotations = read_hub(repo, revision=revision, columns=columns)
     frames = {
         "posts": (f"{repo} posts", posts),
         "annotations": (f"{repo} annotations", annotations),
     }
-    unread: list[Fault] = []
+    unreadable: list[Fault] = []
     if criteria is not None:
-        _read_into(frames, unread, kind="criteria", path=criteria)
+        _read_into(frames, unreadable, kind="criteria", path=criteria)
     return _corpus(
         frames,
-        unread,
+        unreadable,
         default_criteria=criteria is None,
         columns=columns,
         ignored_criteria=ignored_criteria,
@@ -134,24 +147,24 @@ def load_hub_corpus(
 
 
 def _read_into(
-    frames: dict[str, tuple[str, pd.DataFrame]], unread: list[Fault], *, kind: str, path: Path
+    frames: dict[str, tuple[str, pd.DataFrame]], unreadable: list[Fault], *, kind: str, path: Path
 ) -> None:
     try:
         frames[kind] = (path.name, read_table(path))
-    except DataError as error:  # reported together with the faults of the other tables
-        unread.append(Fault(kind, "cannot be read", str(error)))
+    except DataError as error:  # raised together with the faults of the other tables
+        unreadable.append(Fault(kind, "cannot be read", str(error)))
 
 
 def _corpus(
     frames: Mapping[str, tuple[str, pd.DataFrame]],
-    unread: Sequence[Fault],
+    unreadable: Sequence[Fault],
     *,
     default_criteria: bool,
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
     labels: LabelScale,
 ) -> Corpus:
-    faults = list(unread)
+    faults = list(unreadable)
     tables: dict[str, Table] = {}
     bad: dict[str, set[tuple[int, str]]] = {}
     for kind, (file, frame) in frames.items():
@@ -249,7 +262,7 @@ def _valid_corpus(
 
 
 def _content(annotation: Annotation) -> tuple[str | float, ...]:
-    """Everything but the row, in a form that sorts: None becomes "" or -1, which no value is."""
+    """Return all fields but the row as a sort key: None becomes "" or -1, which no value equals."""
     return (
         annotation.post_id,
         annotation.criterion_id,
@@ -273,7 +286,7 @@ def _criteria(table: Table) -> tuple[Criterion, ...]:
 
 
 def _natural(identifier: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Sort key with numbers as numbers: A.2 before A.10."""
+    """Return a sort key with numbers as numbers: A.2 before A.10."""
     parts = re.findall(r"[0-9]+|[^0-9]+", identifier)
     keys = [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
     return keys, identifier
@@ -283,7 +296,7 @@ def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
     for label in labels:
         criterion_id = resolve_criterion(label, names)
         if criterion_id is not None:
-            # Its posts would turn into negatives; leaving a criterion out is the criteria table's.
+            # If its rows were left out, its positive pairs would become negatives.
             raise ConfigError(
                 "`ignored_criteria` must be labels that are no criterion, but "
                 f"{quote_identifier(label)} is criterion {criterion_id}. To leave it "

@@ -1,7 +1,7 @@
 """The default criteria: the nine of a major depressive episode, in our own words.
 
-The wording is a paraphrase for an encoder to read, not the text of the manual. The aliases are the
-symptom names of ReDSM5 (Bao, Pérez, Parapar, CIKM 2025).
+The wording is a paraphrase for encoders, not the text of the manual. The aliases are the symptom
+names of ReDSM5 (Bao, Pérez, Parapar, CIKM 2025).
 """
 
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """One thing a post is judged against.
+    """A criterion that posts are classified by.
 
-    `text` is what the encoder reads beside the post; `aliases` are other names that annotation
-    files may use for `criterion_id`, compared without regard to case.
+    Attributes:
+        text: the description that the encoder reads together with the post.
+        aliases: other names of the criterion in annotation files; case does not matter.
     """
 
     criterion_id: str

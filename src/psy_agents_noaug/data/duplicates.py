@@ -1,4 +1,4 @@
-"""Texts that occur, in the same or nearly the same words, in more than one split."""
+"""Posts whose text is equal, or nearly equal, to that of a post in another split."""
 
 import math
 import re
@@ -23,7 +23,12 @@ _WORD = re.compile(r"\w+(?:'\w+)*")
 
 @dataclass(frozen=True, slots=True)
 class DuplicateReport:
-    """Pairs of posts in different splits: (post_id, split, post_id, split), near with Jaccard."""
+    """Pairs of posts in different splits, sorted, the earlier split first.
+
+    Attributes:
+        exact: (post_id, split, post_id, split).
+        near: (post_id, split, post_id, split, Jaccard similarity).
+    """
 
     exact: list[tuple[str, str, str, str]]
     near: list[tuple[str, str, str, str, float]]
@@ -36,14 +41,20 @@ class DuplicateReport:
 def find_duplicates_across_splits(
     posts: Sequence[Post], splits: Splits, *, threshold: float = 0.8
 ) -> DuplicateReport:
-    """Find pairs of posts in different splits whose texts are equal or nearly so.
+    """Find pairs of posts in different splits whose texts are equal or nearly equal.
 
-    Exact: equal after folding case, whitespace and typographic punctuation. Near: not exact, and
-    the Jaccard similarity of the sets of word 3-grams (Broder 1997) is at least `threshold`; texts
-    of fewer than three words are compared by their words. The similarities are exact: candidates
-    are found by prefix filtering (Chaudhuri, Ganti and Kaushik 2006), which loses no pair.
+    Exact duplicates are equal after folding case, whitespace and typographic punctuation. Near
+    duplicates are the other pairs whose sets of word 3-grams have a Jaccard similarity (Broder 1997)
+    of at least `threshold`; texts of fewer than three words are compared by their words. Candidates
+    are found by prefix filtering (Chaudhuri, Ganti and Kaushik 2006), which misses no pair.
 
-    Pairs are sorted, the earlier split first. Raises ConfigError unless 0 < threshold <= 1.
+    Args:
+        posts: all posts of the splits.
+        splits: the split of each post.
+        threshold: lowest similarity of near duplicates, above 0 and at most 1.
+
+    Raises:
+        ConfigError: `threshold` is out of range.
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"`threshold` must be above 0 and at most 1, but is {threshold} instead.")
@@ -51,11 +62,11 @@ def find_duplicates_across_splits(
     copies: dict[str, list[str]] = defaultdict(list)
     for post in posts:
         copies[fold(post.text)].append(post.post_id)
-    holders = list(copies.values())
-    splits_of = [frozenset(split_of[post_id] for post_id in ids) for ids in holders]
+    ids_of_text = list(copies.values())
+    splits_of = [frozenset(split_of[post_id] for post_id in ids) for ids in ids_of_text]
     exact = [
         pair
-        for ids, names in zip(holders, splits_of, strict=True)
+        for ids, names in zip(ids_of_text, splits_of, strict=True)
         if len(names) > 1
         for a, b in combinations(ids, 2)
         if (pair := _across(a, b, split_of)) is not None
@@ -66,11 +77,11 @@ def find_duplicates_across_splits(
         for i, j in _candidates(shingles, threshold=threshold)
         if len(splits_of[i] | splits_of[j]) > 1
         and (similarity := _jaccard(shingles[i], shingles[j])) >= threshold
-        for a in holders[i]
-        for b in holders[j]
+        for a in ids_of_text[i]
+        for b in ids_of_text[j]
         if (pair := _across(a, b, split_of)) is not None
     ]
-    return DuplicateReport(exact=sorted(exact, key=_place), near=sorted(near, key=_place))
+    return DuplicateReport(exact=sorted(exact, key=_sort_key), near=sorted(near, key=_sort_key))
 
 
 def _across(a: str, b: str, split_of: dict[str, str]) -> tuple[str, str, str, str] | None:
@@ -80,12 +91,12 @@ def _across(a: str, b: str, split_of: dict[str, str]) -> tuple[str, str, str, st
     return first, split_of[first], second, split_of[second]
 
 
-def _place(pair: tuple[Any, ...]) -> tuple[int, int, str, str]:
+def _sort_key(pair: tuple[Any, ...]) -> tuple[int, int, str, str]:
     return SPLIT_NAMES.index(pair[1]), SPLIT_NAMES.index(pair[3]), pair[0], pair[2]
 
 
 def _shingles(texts: Sequence[str]) -> list[np.ndarray]:
-    """The set of shingles of each text, numbered from the rarest on, in ascending order."""
+    """Return the shingles of each text as ascending numbers; the rarest shingle of all has number 0."""
     numbers: dict[str | tuple[int, ...], int] = {}
     words = [
         [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(text) or text.split()]
@@ -106,15 +117,16 @@ def _shingles(texts: Sequence[str]) -> list[np.ndarray]:
 
 
 def _candidates(shingles: Sequence[np.ndarray], *, threshold: float) -> Iterator[tuple[int, int]]:
-    """Pairs that share one of their rarest shingles, as every pair above the threshold does.
+    """Yield pairs that share one of their rarest shingles, as every pair above the threshold does.
 
-    Sets x and y with a Jaccard similarity of t share at least ceil(t |x|) shingles, and so one of
-    the first |x| - ceil(t |x|) + 1 of x and one such of y, in any order common to both.
+    Sets x and y with a Jaccard similarity of at least t share at least ceil(t |x|) shingles. Their
+    prefixes, the first |x| - ceil(t |x|) + 1 of x and likewise of y in a common order, therefore share
+    at least one.
     """
-    # Less a little, as 0.55 * 100 is 55.00000000000001.
-    kept = [row[: len(row) - math.ceil(threshold * len(row) - 1e-9) + 1] for row in shingles]
-    columns = np.concatenate(kept)
-    starts = np.concatenate([[0], np.cumsum([len(row) for row in kept])])
+    # The 1e-9 absorbs rounding: 0.55 * 100 is 55.00000000000001.
+    prefix_rows = [row[: len(row) - math.ceil(threshold * len(row) - 1e-9) + 1] for row in shingles]
+    columns = np.concatenate(prefix_rows)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in prefix_rows])])
     prefixes = sparse.csr_matrix(
         (np.ones(len(columns), dtype=np.int32), columns, starts),
         shape=(len(shingles), int(columns.max()) + 1),

@@ -1,7 +1,7 @@
-"""Pairs of texts to token ids, and token ids to padded batches.
+"""Pairs of texts as token ids, and token ids as padded batches.
 
-Each distinct text is tokenised once, and framed by the special tokens that the tokenizer puts around a
-second text. Shapes: B sequences, T tokens in the longest.
+Each distinct text is tokenised once. A frame adds the first text and the special tokens of the pair.
+Shapes: B sequences, T tokens in the longest.
 """
 
 from collections.abc import Sequence
@@ -20,9 +20,14 @@ from psy_agents_noaug.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What a tokenizer puts around a second text: `[CLS] first [SEP]` before it, `[SEP]` after it.
+    """The tokens around a second text: `[CLS] first [SEP]` before it, `[SEP]` after it.
 
-    before, after: int32 ids; the `_types` are their segments, `inside_type` the second text's.
+    Attributes:
+        before: int32 ids `[tokens before]`.
+        before_types: int32 segments (`token_type_ids`) of `before`.
+        inside_type: segment of the second text.
+        after: int32 ids `[tokens after]`.
+        after_types: int32 segments of `after`.
     """
 
     before: np.ndarray
@@ -37,13 +42,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Tokenised `[CLS] first [SEP] second [SEP]` pairs, put together when a batch asks for them.
+    """Tokenised `[CLS] first [SEP] second [SEP]` pairs, assembled when a batch needs them.
 
-    A post stands in a pair with every criterion; its tokens are held once.
+    A post is paired with every criterion, but its tokens are stored once.
 
-    parts: of each pair the frame and the ids within it, int32, a view of the text's.
-    has_segments: whether the encoder takes `token_type_ids`.
-    truncated: bool `[pairs]`; whether the second text lost its end.
+    Attributes:
+        parts: per pair, its frame and the int32 ids inside it, a view of the text's ids.
+        has_segments: whether the encoder takes `token_type_ids`.
+        truncated: bool `[pairs]`; whether the end of the second text was cut off.
+        pad_token_id: id that fills sequences up to the longest.
     """
 
     parts: Sequence[tuple[Frame, np.ndarray]]
@@ -69,24 +76,29 @@ class EncodedPairs:
         )
 
     def pad(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return `input_ids`, `attention_mask` and perhaps `token_type_ids`, int64 `[B, T]`."""
+        """Return `input_ids`, `attention_mask` and, with segments, `token_type_ids`; int64 `[B, T]`."""
         shape = (len(indices), int(self.lengths[list(indices)].max()))
         names = ("attention_mask", "token_type_ids")[: 1 + self.has_segments]
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.long),
             **{name: torch.zeros(shape, dtype=torch.long) for name in names},
         }
-        for at, index in enumerate(indices):
+        for row, index in enumerate(indices):
             ids, types = self.row(index)
-            batch["input_ids"][at, : len(ids)] = torch.from_numpy(ids)
-            batch["attention_mask"][at, : len(ids)] = 1
+            batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+            batch["attention_mask"][row, : len(ids)] = 1
             if self.has_segments:
-                batch["token_type_ids"][at, : len(ids)] = torch.from_numpy(types)
+                batch["token_type_ids"][row, : len(ids)] = torch.from_numpy(types)
         return batch
 
 
 def frames_of(tokenizer: Any, first: Sequence[str], *, max_length: int) -> dict[str, Frame]:
     """Return the frame of each distinct first text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        first: the first texts.
+        max_length: tokens of a whole pair; every frame must be shorter.
 
     Raises:
         ConfigError: a first text leaves no room for the second, or the tokenizer cannot pad.
@@ -111,7 +123,14 @@ def encode_pairs(
     max_length: int,
     token_cache: Path | None = None,
 ) -> EncodedPairs:
-    """Tokenise pairs; only the second text is truncated, to `max_length` tokens in all.
+    """Tokenise pairs. Only the second text is truncated.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        first: the first text of each pair.
+        second: the second text of each pair.
+        max_length: tokens of a whole pair, at most.
+        token_cache: folder of cached tokens (`tokens.tokenise`); None for no cache.
 
     Raises:
         ConfigError: a first text leaves no room for the second, or the tokenizer cannot pad.
@@ -129,7 +148,7 @@ def encode_pairs(
 def framed_pairs(
     tokenizer: Any, parts: Sequence[tuple[Frame, np.ndarray]], *, truncated: Sequence[bool]
 ) -> EncodedPairs:
-    """Return pairs of these frames and ids, as the tokenizer's encoder takes them."""
+    """Return pairs of frames and ids, with the padding and segments of the tokenizer's encoder."""
     return EncodedPairs(
         parts=parts,
         has_segments="token_type_ids" in tokenizer.model_input_names,
@@ -139,7 +158,7 @@ def framed_pairs(
 
 
 def _frame(tokenizer: Any, first: str) -> Frame:
-    """Read the frame off a pair with some second text; it is the same around any."""
+    """Return the frame of `first`. It is the same for every second text, so any text will do."""
     encoded = tokenizer([first], ["x"], return_token_type_ids=True)
     parts = encoded.sequence_ids(0)
     begin = parts.index(1)

@@ -1,4 +1,4 @@
-"""From annotations to examples: one (post or sentence, criterion) pair each.
+"""From annotations to examples: one example per (post or sentence, criterion) pair.
 
 The label comes from `status`, the evidence from the evidence columns, never one from the other.
 """
@@ -20,15 +20,20 @@ UnannotatedPairs = Literal["negative", "drop"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A pair to be judged.
+    """A pair to classify.
 
-    `example_id` is "post_id/criterion_id", or "post_id/sentence_id/criterion_id" where the unit is
-    the sentence. `annotated` tells an explicit label from the negative of an unannotated pair.
-    `label` is 0 where the criterion is not met, and above 0 where it is (binary: 1). `evidence` (from
-    rows of a positive status) and `hard_negative_spans` (status 0) are sorted, without repetition, in
-    code points of the post; both are empty where the unit is the sentence. A met criterion without
-    evidence means that its evidence is unknown, not that there is none.
-    `evidence_is_partial`: some rows of a positive status have evidence, others none that is known.
+    Spans are sorted, without duplicates, in code points of the post, and empty if the unit is the
+    sentence. If a criterion is met and has no evidence, its evidence is unknown.
+
+    Attributes:
+        example_id: "post_id/criterion_id", or "post_id/sentence_id/criterion_id" for sentences.
+        text: the post or the sentence.
+        label: 0 if the criterion is not met, above 0 if it is (binary: 1).
+        annotated: whether the label is explicit; otherwise it is the negative of an unannotated pair.
+        evidence: spans of rows with a positive status.
+        hard_negative_spans: spans of rows with status 0.
+        evidence_is_partial: whether some rows with a positive status have known evidence and others
+            do not.
     """
 
     example_id: str
@@ -45,10 +50,15 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:
-    """What the labels are made of; the mappings have every criterion.
+    """Counts of the labels and of the annotations behind them.
 
-    `n_annotations` counts rows, without the `ignored` ones (rows by label). `contradictions` are
-    the examples whose rows differ in status; `LabelScale.merge` decides.
+    Attributes:
+        n_annotations: rows, without the ignored ones.
+        positives: pairs per criterion; holds every criterion, like the next two.
+        explicit_negatives: pairs per criterion with status 0.
+        unannotated: pairs per criterion without an annotation.
+        contradictions: examples whose rows differ in status; `LabelScale.merge` decides.
+        ignored: rows left out, by label.
     """
 
     n_posts: int
@@ -68,7 +78,7 @@ class LabelReport:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """What a criterion is judged on: a post, or one of its sentences."""
+    """The text of an example: a post, or one of its sentences."""
 
     post_id: str
     part: str
@@ -84,15 +94,22 @@ def build_examples(
     spans: Mapping[int, Span],
     labels: LabelScale = BINARY,
 ) -> tuple[list[Example], LabelReport]:
-    """Merge the annotations of each pair, and add the unannotated pairs as negatives if asked to.
+    """Merge the annotations of each pair, and add unannotated pairs as negatives or drop them.
 
-    `unit` "post": the text is the post, and all posts are paired. `unit` "sentence": the texts are
-    the annotated sentences (`evidence_text`, or the text at the offsets), told apart by
-    `sentence_id`, or by content where that is missing. `spans` are the aligned spans by annotation
-    row (`align_corpus`). The examples are sorted by post, sentence and the order of the criteria.
+    Args:
+        corpus: posts, annotations and criteria.
+        unit: "post" pairs every post; "sentence" pairs the annotated sentences (`evidence_text`, or
+            the text at the offsets), identified by `sentence_id`, or by content where it is missing.
+        unannotated_pairs: "negative" or "drop".
+        spans: aligned spans by annotation row (`align_corpus`).
+        labels: the labels that the task reads.
 
-    Raises DataError, listing all rows, if a sentence has no text or two texts, or if identifiers
-    with slashes make two examples look the same.
+    Returns:
+        The examples, sorted by post, sentence and the order of the criteria; the report.
+
+    Raises:
+        DataError: lists the rows of sentences without text or with two texts, or the identifiers
+            with slashes that give two examples the same id.
     """
     if unit == "post":
         texts = {
@@ -154,7 +171,7 @@ def _example(
 
 
 def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, str]]:
-    """The annotated sentences by (post, sentence), and the sentence of each annotation row."""
+    """Return the annotated sentences by (post, sentence), and the sentence of each annotation row."""
     posts = {post.post_id: post for post in corpus.posts}
     texts: dict[tuple[str, str], _Text] = {}
     parts: dict[int, str] = {}
@@ -176,7 +193,7 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
             rule = "must have the same text as the other rows of its sentence"
             faults.append(Fault(place, rule, quote_identifier(part)))
         parts[annotation.row] = part
-    raise_faults("The annotations cannot be used sentence by sentence:", faults)
+    raise_faults("The annotations cannot be used by sentence:", faults)
     return texts, parts
 
 
@@ -190,7 +207,7 @@ def _check_unique(examples: Sequence[Example]) -> None:
         for name, count in counts.items()
         if count > 1
     ]
-    raise_faults("Some examples cannot be told apart:", faults)
+    raise_faults("Some examples have the same id:", faults)
 
 
 def _report(

@@ -1,4 +1,4 @@
-"""Which labels annotations may carry: the values of the column `status`."""
+"""The labels that annotations may have: the values of the column `status`."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
 
 @dataclass(frozen=True, slots=True)
 class LabelScale:
-    """The labels that a task reads. 0 is "explicitly not met"; all above it are positive.
+    """The labels that a task reads. 0 is "explicitly not met"; labels above 0 are positive.
 
     Args:
         kind: binary (0 or 1), ordinal (whole numbers), or real (any number).
@@ -27,7 +27,7 @@ class LabelScale:
 
     @property
     def rule(self) -> str:
-        """What a cell must hold, for messages."""
+        """The rule that a cell must follow, for messages."""
         if self.kind == "binary":
             return "must be 0 or 1"
         number = "a whole number" if self.kind == "ordinal" else "a number"
@@ -45,7 +45,7 @@ class LabelScale:
         return int(number) if number.is_integer() else None
 
     def merge(self, labels: Sequence[float]) -> float:
-        """Return the label of a pair that several rows judge: the highest, of real ones the mean."""
+        """Return the label of a pair with several rows: the highest, or the mean of a real scale."""
         return sum(labels) / len(labels) if self.kind == "real" else max(labels)
 
 

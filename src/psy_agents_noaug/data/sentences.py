@@ -1,19 +1,19 @@
-"""Where the sentences of a text are."""
+"""Sentence segmentation."""
 
 import re
 
 from psy_agents_noaug.data.alignment import Span
 
 _LINE = re.compile(r"[^\r\n]+")
-# Closing punctuation, and quotes or brackets after it, before white space.
+# Closing punctuation with the quotes or brackets after it, followed by white space.
 _END = re.compile(r"[.!?…]['\"”’)\]]*(?=\s)")
 
 
 def sentences(text: str) -> list[Span]:
     """Return the sentences of `text` in order, without the white space between them.
 
-    A plain rule: a sentence ends at . ! ? or … before white space, and at every line's end. It divides
-    after abbreviations ("Dr. X"); every character but white space is in exactly one sentence.
+    A sentence ends at . ! ? or … before white space, and at the end of a line. This rule also splits
+    after abbreviations ("Dr. X"). Every character except white space is in exactly one sentence.
     """
     found: list[Span] = []
     for line in _LINE.finditer(text):

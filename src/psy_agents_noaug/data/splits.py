@@ -1,4 +1,4 @@
-"""Train, val and test: divided by group, stratified over criteria, reproducible from a file."""
+"""Train, val and test splits: by group, stratified over criteria, reproducible from a file."""
 
 import hashlib
 import json
@@ -21,7 +21,12 @@ FILE_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Splits:
-    """The post identifiers of each split, sorted; `origin` tells where the division is from."""
+    """The post identifiers of each split, sorted.
+
+    Attributes:
+        fingerprint: SHA-256 of the three lists.
+        origin: how the splits were made: generated with which settings, or read from which file.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -40,7 +45,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Posts that stay together, and how many of them are positive for each label."""
+    """Posts that stay in one split, and how many of them have each label."""
 
     group_id: str
     post_ids: tuple[str, ...]
@@ -54,20 +59,27 @@ def make_splits(
     fractions: tuple[float, float, float],
     seed: int,
 ) -> Splits:
-    """Divide all `posts` by iterative stratification over groups.
+    """Split all posts by iterative stratification over groups.
 
     Sechidis, Tsoumakas and Vlahavas, "On the stratification of multi-label data" (ECML PKDD 2011):
-    the rarest label first, each of its groups to the split that still wants most of it. Two things
-    are added: a split takes no more posts than its share while another has room, so that single
-    posts divide into the asked numbers exactly, and no split stays empty. `posts` without examples
-    are divided too. `fractions` are the shares of posts in train, val and test.
+    the rarest label is assigned first, each of its groups to the split that needs most of it. Two
+    rules are added. A split takes no more posts than its share while another split has room, so that
+    posts without groups are split in the exact numbers. No split stays empty.
 
-    The result depends on `seed`, identifiers, groups and labels, not on any order.
+    The result depends on `seed`, identifiers, groups and labels, not on the order of the arguments.
 
-    Raises ConfigError for impossible fractions, DataError for fewer than three groups.
+    Args:
+        examples: the labels to stratify by.
+        posts: all posts, including those without examples.
+        fractions: shares of posts in train, val and test.
+        seed: breaks ties.
+
+    Raises:
+        ConfigError: `fractions` are not three positive numbers with the sum 1.
+        DataError: there are fewer than three groups.
     """
-    proper = len(fractions) == len(SPLIT_NAMES) and min(fractions) > 0
-    if not proper or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+    valid = len(fractions) == len(SPLIT_NAMES) and min(fractions) > 0
+    if not valid or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
         raise ConfigError(
             "`fractions` must be three positive numbers with the sum 1, "
             f"but are {fractions} instead."
@@ -75,7 +87,7 @@ def make_splits(
     groups = _groups(examples, posts)
     if len(groups) < len(SPLIT_NAMES):
         raise DataError(
-            f"A division needs at least 3 groups (authors, or posts), but there are {len(groups)}."
+            f"Splits need at least 3 groups (authors, or posts), but there are {len(groups)}."
         )
     assigned = _stratify(groups, fractions=fractions, seed=seed)
     members: list[list[str]] = [[] for _ in SPLIT_NAMES]
@@ -86,10 +98,11 @@ def make_splits(
 
 
 def read_splits(path: Path, *, posts: Sequence[Post]) -> Splits:
-    """Read `{"format": 1, "train": [...], "val": [...], "test": [...]}` and use it as it is.
+    """Read the splits of a file: `{"format": 1, "train": [...], "val": [...], "test": [...]}`.
 
-    Raises DataError with all faults: not JSON, a missing, wrong or empty list, posts that are
-    unknown, in no split or in two, a divided group, or a `fingerprint` that fits other lists.
+    Raises:
+        DataError: lists all faults: not JSON, a missing, wrong or empty list, posts that are unknown,
+            in no split or in two, a group in two splits, or a `fingerprint` of other lists.
     """
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
@@ -117,12 +130,12 @@ def read_splits(path: Path, *, posts: Sequence[Post]) -> Splits:
     if not faults and content.get("fingerprint", splits.fingerprint) != splits.fingerprint:
         rule = "must fit the lists; remove it if they were edited on purpose"
         faults.append(Fault("fingerprint", rule))
-    raise_faults(f"{path} does not divide the posts:", faults)
+    raise_faults(f"{path} is not a valid split of the posts:", faults)
     return splits
 
 
 def write_splits(path: Path, splits: Splits) -> None:
-    """Write what `read_splits` reads, with the fingerprint and the origin."""
+    """Write a file for `read_splits`, with the fingerprint and the origin."""
     lists = {name: list(post_ids) for name, post_ids in splits.by_name().items()}
     described = {"fingerprint": splits.fingerprint, "origin": splits.origin}
     write_json(path, {"format": FILE_FORMAT, **described, **lists})
@@ -133,8 +146,9 @@ def split_summary(
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Count posts, pairs and positive pairs per criterion in each split.
 
-    Returns {split: {"posts", "pairs", "positives": {criterion_id: count}}}, and a warning for each
-    criterion without a positive pair in val or test: its scores there say nothing.
+    Returns:
+        {split: {"posts", "pairs", "positives": {criterion_id: count}}}, and a warning for each
+        criterion without a positive pair in val or test, where its recall and F1 are undefined.
     """
     split_of = splits.split_of()
     pairs = Counter(split_of[example.post_id] for example in examples)
@@ -163,7 +177,7 @@ def split_summary(
 def _groups(examples: Sequence[Example], posts: Sequence[Post]) -> list[_Group]:
     labels_of: dict[str, set[str]] = defaultdict(set)
     for example in examples:
-        # Posts with pairs are a label of their own, as not all posts have any under "drop".
+        # "has pairs" is a label too, because under "drop" some posts have no pairs.
         labels_of[example.post_id].add("has pairs")
         if example.label:
             labels_of[example.post_id].add(f"positive {example.criterion_id}")
@@ -181,40 +195,40 @@ def _groups(examples: Sequence[Example], posts: Sequence[Post]) -> list[_Group]:
 
 
 def _stratify(groups: Sequence[_Group], *, fractions: Sequence[float], seed: int) -> list[int]:
-    """The split index of each group."""
+    """Return the split index of each group."""
     keys = [_tie_break(seed, group.group_id) for group in groups]
     order = sorted(range(len(groups)), key=lambda g: (-len(groups[g].post_ids), keys[g]))
     room = _shares(sum(len(group.post_ids) for group in groups), fractions)
     totals = Counter[str]()
     for group in groups:
         totals.update(group.labels)
-    wanted = {label: [total * f for f in fractions] for label, total in totals.items()}
+    needed = {label: [total * f for f in fractions] for label, total in totals.items()}
     assigned = [-1] * len(groups)
     filled: set[int] = set()
-    left = len(groups)
+    n_left = len(groups)
 
     def assign(g: int, label: str | None) -> None:
-        nonlocal left
+        nonlocal n_left
         size = len(groups[g].post_ids)
         empty = [split for split in range(len(fractions)) if split not in filled]
-        options = empty if left <= len(empty) else list(range(len(fractions)))
+        options = empty if n_left <= len(empty) else list(range(len(fractions)))
         most = max(room[split] for split in options)
-        # Where the group fits nowhere, it goes where most room is.
+        # A group that fits in no split goes to the one with most room.
         options = [split for split in options if room[split] >= min(size, most)]
         split = max(
             options,
             key=lambda s: (
-                wanted[label][s] if label is not None else room[s],
+                needed[label][s] if label is not None else room[s],
                 room[s],
                 _tie_break(seed, f"{groups[g].group_id}\0{s}"),
             ),
         )
         assigned[g] = split
         filled.add(split)
-        left -= 1
+        n_left -= 1
         room[split] -= size
         for name, count in groups[g].labels.items():
-            wanted[name][split] -= count
+            needed[name][split] -= count
 
     remaining = Counter(totals)
     while any(remaining.values()):
@@ -232,7 +246,7 @@ def _stratify(groups: Sequence[_Group], *, fractions: Sequence[float], seed: int
 
 
 def _shares(total: int, fractions: Sequence[float]) -> list[int]:
-    """Whole numbers of posts that sum to `total`, at least one each (largest remainders)."""
+    """Return whole numbers of posts that sum to `total`, at least 1 each (largest remainders)."""
     exact = [total * fraction for fraction in fractions]
     shares = [max(1, math.floor(share + 1e-9)) for share in exact]
     while sum(shares) < total:

@@ -1,4 +1,4 @@
-"""Texts to token ids, once: on disk for every later run on the same texts and tokenizer."""
+"""Tokenisation of texts, cached on disk for later runs on the same texts and tokenizer."""
 
 import hashlib
 import json
@@ -22,9 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class Tokens(NamedTuple):
-    """A text's tokens without special ones: `ids` int32 `[tokens]`, `offsets` int32 `[tokens, 2]`.
+    """The tokens of a text, without special tokens.
 
-    The offsets are the code points of the text that each token covers.
+    Attributes:
+        ids: int32 `[tokens]`.
+        offsets: int32 `[tokens, 2]`; half-open range of code points that each token covers.
     """
 
     ids: np.ndarray
@@ -32,7 +34,7 @@ class Tokens(NamedTuple):
 
 
 def cache_folder(setting: str) -> Path | None:
-    """Return the folder that `data.token_cache` names: `auto` is the user's cache, `off` none."""
+    """Return the folder for `data.token_cache`: the user's cache for `auto`, None for `off`."""
     if setting == "off":
         return None
     if setting != "auto":
@@ -46,27 +48,33 @@ def tokenise(
 ) -> dict[str, Tokens]:
     """Return the tokens of each distinct text.
 
-    Where `cache` is a folder, they are read from it, or put there for the next time: in a file of the
-    tokenizer's and the texts' fingerprint, which only the user may read, as ids give the texts away.
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        texts: may hold duplicates.
+        cache: folder to read the tokens from, or to write them to; None for no cache. A file is named
+            by a fingerprint of tokenizer and texts. Only the user may read the folder, because ids
+            reveal the texts.
     """
     distinct = list(dict.fromkeys(texts))
     if cache is None:
-        return _taken_apart(distinct, _tokenised(tokenizer, distinct))
+        return _by_text(distinct, _tokenised(tokenizer, distinct))
     path = cache / f"{_fingerprint(tokenizer, distinct)}.safetensors"
     try:
         arrays = load_file(path)
     except FileNotFoundError:
         arrays = _tokenised(tokenizer, distinct)
-        _keep(path, arrays)
+        _write_cache(path, arrays)
     except (OSError, SafetensorError) as error:
-        logger.warning("The cached tokens in %s cannot be read (%s): made anew.", path, error)
+        logger.warning(
+            "The cached tokens in %s cannot be read (%s). Tokenising again.", path, error
+        )
         arrays = _tokenised(tokenizer, distinct)
-        _keep(path, arrays)
-    return _taken_apart(distinct, arrays)
+        _write_cache(path, arrays)
+    return _by_text(distinct, arrays)
 
 
 def _tokenised(tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return all texts' `ids` and `offsets` end to end, and the `starts` `[texts + 1]` of each."""
+    """Return the `ids` and `offsets` of all texts, concatenated, and their `starts` `[texts + 1]`."""
     ids: list[np.ndarray] = [np.zeros(0, dtype=np.int32)]
     offsets: list[np.ndarray] = [np.zeros((0, 2), dtype=np.int32)]
     lengths = [0]
@@ -76,7 +84,7 @@ def _tokenised(tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
             add_special_tokens=False,
             return_offsets_mapping=True,
             return_attention_mask=False,
-            verbose=False,  # a text longer than the encoder takes is no mistake here
+            verbose=False,  # no warning about long texts: they are cut later
         )
         ids += [np.asarray(one, dtype=np.int32) for one in encoded["input_ids"]]
         offsets += [
@@ -90,7 +98,7 @@ def _tokenised(tokenizer: Any, texts: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _taken_apart(texts: Sequence[str], arrays: dict[str, np.ndarray]) -> dict[str, Tokens]:
+def _by_text(texts: Sequence[str], arrays: dict[str, np.ndarray]) -> dict[str, Tokens]:
     starts = arrays["starts"].tolist()
     return {
         text: Tokens(arrays["ids"][begin:end], arrays["offsets"][begin:end])
@@ -100,7 +108,7 @@ def _taken_apart(texts: Sequence[str], arrays: dict[str, np.ndarray]) -> dict[st
 
 def _fingerprint(tokenizer: Any, texts: Sequence[str]) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    # How the tokenizer was last called, not what it makes of a text.
+    # These two are state of the tokenizer's last call and do not change tokens.
     rules.pop("truncation", None)
     rules.pop("padding", None)
     digest = hashlib.sha256(json.dumps([_FORMAT, tokenizers.__version__, rules]).encode())
@@ -110,10 +118,10 @@ def _fingerprint(tokenizer: Any, texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _keep(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write atomically, so that processes that start together cannot disturb each other."""
+def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write atomically, so that processes that start together do not damage each other's file."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_bytes(path, save(arrays))
     except OSError as error:
-        logger.warning("Tokens cannot be kept in %s: %s", path.parent, error)
+        logger.warning("Tokens cannot be cached in %s: %s", path.parent, error)

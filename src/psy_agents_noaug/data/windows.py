@@ -1,6 +1,6 @@
-"""Posts of any length as sliding windows, and where in them the gold spans are.
+"""Posts of any length as sliding windows, and the positions of gold spans in them.
 
-Shapes: W windows, T tokens in the longest; a position is a token's index in its window.
+A position is a token's index in its window.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,12 @@ NO_OFFSET = -1
 
 
 class UnreachableSpan(NamedTuple):
-    """A gold span that no window holds whole, and the window that would: 0 tokens where none can."""
+    """A gold span that no window holds whole.
+
+    Attributes:
+        pair: index of its pair.
+        tokens: length of the span in tokens; 0 if no token covers it.
+    """
 
     pair: int
     tokens: int
@@ -27,19 +32,20 @@ class UnreachableSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedWindows:
-    """Pairs whose second texts are cut into overlapping windows, each in the frame of its first text.
+    """Pairs whose second texts are cut into overlapping windows, each with the frame of its first text.
 
-    rows: a row a window, in the order of the pairs and of the text.
-    starts: int64 `[pairs + 1]`; pair i owns windows starts[i] to starts[i + 1], at least one.
-    begins: int64 `[windows]`: the first of the text's tokens that a window holds.
-    offsets: of each pair int32 `[tokens of its text, 2]`: the code points of the second text that a
-        token covers; NO_OFFSET for those that cover white space alone.
-    gold: int64 `[spans, 3]`: window, first and last position of each gold span in each window that
-        holds it whole, in the order of the windows and of the given spans.
-    cut: bool `[windows]`: whether a window holds a part of a gold span, and none whole.
-    unreachable: the gold spans that are whole in no window.
-    longest_gold: tokens of the longest gold span, 0 without any.
-    longest_frame: tokens of the longest frame.
+    Attributes:
+        rows: one row per window, in the order of pairs and then of the text.
+        starts: int64 `[pairs + 1]`; pair i has windows starts[i] to starts[i + 1] - 1, at least one.
+        begins: int64 `[windows]`; index in the text of a window's first token.
+        offsets: per pair, int32 `[tokens of its text, 2]`; the code points of the second text that a
+            token covers, NO_OFFSET for tokens of white space.
+        gold: int64 `[spans, 3]`; window, first and last position of each gold span in each window that
+            holds it whole, in the order of windows and then of the given spans.
+        cut: bool `[windows]`; whether a window holds part of a gold span and no whole one.
+        unreachable: the gold spans that are whole in no window.
+        longest_gold: tokens of the longest gold span, 0 without gold spans.
+        longest_frame: tokens of the longest frame.
     """
 
     rows: EncodedPairs
@@ -53,11 +59,16 @@ class EncodedWindows:
     longest_frame: int
 
     def framed_offsets(self, window: int, offsets: np.ndarray) -> np.ndarray:
-        """Return `[tokens, 2]`: of its text's `offsets` those a window holds, framed by NO_OFFSET."""
+        """Return the offsets of a window's tokens, int32 `[tokens, 2]`; NO_OFFSET for its frame.
+
+        Args:
+            window: index of the window.
+            offsets: of its whole text, `[tokens of the text, 2]`.
+        """
         frame, ids = self.rows.parts[window]
         framed = np.full((len(frame) + len(ids), 2), NO_OFFSET, dtype=np.int32)
-        begin, at = self.begins[window], len(frame.before)
-        framed[at : at + len(ids)] = offsets[begin : begin + len(ids)]
+        begin, shift = self.begins[window], len(frame.before)
+        framed[shift : shift + len(ids)] = offsets[begin : begin + len(ids)]
         return framed
 
 
@@ -71,13 +82,19 @@ def encode_windows(
     stride: int,
     token_cache: Path | None = None,
 ) -> EncodedWindows:
-    """Cut pairs into windows of `max_length` tokens; neighbours share `stride` tokens of the text.
+    """Cut pairs into overlapping windows. A span of up to `stride` + 1 tokens is whole in some window.
 
-    A span of up to `stride` + 1 tokens therefore lies whole in some window. `spans` are the gold spans
-    of each pair in code points of its second text.
+    Args:
+        tokenizer: a fast Hugging Face tokenizer.
+        first: the first text of each pair.
+        second: the second text of each pair.
+        spans: gold spans of each pair, in code points of its second text.
+        max_length: tokens of a window, with its frame.
+        stride: tokens of the text that neighbouring windows share.
+        token_cache: folder of cached tokens (`tokens.tokenise`); None for no cache.
 
     Raises:
-        ConfigError: no room for a first text, or for more than `stride` tokens beside it.
+        ConfigError: a window has no room for a first text and more than `stride` tokens.
     """
     frames = frames_of(tokenizer, first, max_length=max_length)
     longest = max(map(len, frames.values()), default=0)
@@ -85,7 +102,7 @@ def encode_windows(
         raise ConfigError(
             f"`stride` must be less than the {max_length - longest} tokens of a post that fit "
             f"into `model.max_length` ({max_length}) beside the longest criterion, but is {stride} "
-            "instead. Lower the one or raise the other."
+            "instead. Lower `stride` or raise `model.max_length`."
         )
     tokens = tokenise(tokenizer, second, cache=token_cache)
     texts = {text: (ids, clean_offsets(text, offsets)) for text, (ids, offsets) in tokens.items()}
@@ -104,15 +121,15 @@ def encode_windows(
             rows.append((frame, ids[begin:end]))
             windows_begin.append(begin)
             truncated.append(end < len(ids))
-            whole = partly = False
+            whole = part = False
             for number, (start, stop) in enumerate(ranges):
                 if begin <= start < stop <= end:
                     shift = len(frame.before) - begin
                     gold.append((len(rows) - 1, start + shift, stop - 1 + shift))
                     whole = reached[number] = True
                 else:
-                    partly |= start < end and stop > begin
-            cut.append(partly and not whole)
+                    part |= start < end and stop > begin
+            cut.append(part and not whole)
         starts.append(len(rows))
         lengths = [stop - start for start, stop in ranges]
         unreachable += [
@@ -135,7 +152,7 @@ def encode_windows(
 
 
 def tokens_of(span: Span, offsets: np.ndarray) -> tuple[int, int]:
-    """Return the half-open range of tokens that cover `span`, empty (0, 0) if there are none."""
+    """Return the half-open range of tokens that cover `span`; (0, 0) if there are none."""
     covering = (
         (offsets[:, 0] < span.end_char)
         & (offsets[:, 1] > span.start_char)
@@ -146,11 +163,14 @@ def tokens_of(span: Span, offsets: np.ndarray) -> tuple[int, int]:
 
 
 def clean_offsets(text: str, offsets: np.ndarray) -> np.ndarray:
-    """Make offsets cover what a reader sees as the token, and nothing else.
+    """Make the offsets of tokens cover all visible text and no white space at their ends.
 
-    White space at a token's ends is left out; characters that the tokenizer drops (combining accents,
-    joiners, control characters) belong to the token that they touch, the one before them first. Tokens
-    of white space alone get NO_OFFSET.
+    Characters that the tokenizer drops (combining accents, joiners, control characters) are added to the
+    token before them, or else to the one after them. Tokens of white space get NO_OFFSET.
+
+    Args:
+        text: the text.
+        offsets: the tokenizer's offsets, int32 `[tokens, 2]`.
     """
     cleaned = np.full_like(offsets, NO_OFFSET)
     before, end_before = -1, 0
@@ -162,17 +182,17 @@ def clean_offsets(text: str, offsets: np.ndarray) -> np.ndarray:
         if start >= end:
             continue
         if before >= 0 and end_before < start:
-            cleaned[before, 1] = end_before = _grown(text, end_before, start)
+            cleaned[before, 1] = end_before = _end_of_word(text, end_before, start)
         while start > end_before and not text[start - 1].isspace():
             start -= 1
         cleaned[index] = start, end
         before, end_before = index, max(end, end_before)
     if before >= 0:
-        cleaned[before, 1] = _grown(text, int(cleaned[before, 1]), len(text))
+        cleaned[before, 1] = _end_of_word(text, int(cleaned[before, 1]), len(text))
     return cleaned
 
 
-def _grown(text: str, end: int, limit: int) -> int:
+def _end_of_word(text: str, end: int, limit: int) -> int:
     while end < limit and not text[end].isspace():
         end += 1
     return end

@@ -123,7 +123,7 @@ def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
         alone: p(met) of the predicted spans alone, `[pairs]`.
     """
     if not len(full):
-        reason = "no positive decision with evidence"
+        reason = "no pair with a positive decision and evidence"
         return metrics_of({"comprehensiveness": reason, "sufficiency": reason, "n_faithfulness": 0})
     return metrics_of(
         {

@@ -1,1 +1,1 @@
-"""Small, self-contained tools that know nothing of the rest of the project."""
+"""Small, self-contained tools that do not depend on the rest of the project."""

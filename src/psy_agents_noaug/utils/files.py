@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and content hashes."""
+"""Atomic file writes, and content hashes."""
 
 import hashlib
 import json
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Write through a temporary neighbour, flush it to disk, and rename it over `path`.
+    """Write to a temporary file in the same folder, flush it to disk, and rename it to `path`.
 
-    A reader, or a process killed half-way, sees the old file or the new one, never a part.
+    `path` is the old file or the new one, never a part, even if the process is killed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w+b") as file:
@@ -37,13 +37,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def sha256_of_json(value: Any) -> str:
-    """Hash `value` by its canonical JSON (sorted keys, no spaces)."""
+    """Return the SHA-256 of `value` as canonical JSON (sorted keys, no spaces)."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hash a file's bytes."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

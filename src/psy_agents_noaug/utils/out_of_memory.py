@@ -1,13 +1,13 @@
-"""Telling a want of memory from other errors, and giving back what can be."""
+"""Recognition of out-of-memory errors, and release of GPU memory."""
 
 import torch
 
-# What a want of memory may be raised as.
+# The types of out-of-memory errors.
 MEMORY_ERRORS = (RuntimeError, MemoryError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had no memory left for a tensor."""
+    """Return whether a device or the machine had no memory left for a tensor."""
     causes = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(cause in str(error) for cause in causes)
@@ -15,6 +15,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_memory_back() -> None:
-    """Let go of what PyTorch holds of a GPU's memory without using it."""
+    """Release the GPU memory that PyTorch has cached and does not use."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -175,7 +175,7 @@ def test_all_faults_of_a_split_file_come_in_one_error(tmp_path):
     with pytest.raises(DataError) as caught:
         read_splits(written(tmp_path, content), posts=posts)
     lines = str(caught.value).splitlines()
-    assert lines[0].endswith("mine.json does not divide the posts:")
+    assert lines[0].endswith("mine.json is not a valid split of the posts:")
     assert lines[1:] == [
         "  - format: must be 1",
         "  - train: must hold text only (1 entries do not)",

@@ -74,7 +74,7 @@ def test_nobody_else_may_read_the_folder_and_one_that_was_there_stays_as_it_is(t
 def test_a_folder_that_cannot_be_written_is_told_of(tokenizer, tmp_path, caplog):
     (tmp_path / "file").touch()
     assert tokenise(tokenizer, TEXTS, cache=tmp_path / "file" / "tokens").keys() == set(TEXTS)
-    assert "cannot be kept" in caplog.text
+    assert "cannot be cached" in caplog.text
 
 
 def _tokenise(encoder: Path, cache: Path) -> list[int]:
