@@ -111,14 +111,14 @@ class Objective:
 
     def configure(self, trial: Trial, overrides: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration of a trial, which is that of a user with the same overrides."""
-        own = {
+        per_trial = {
             "output_dir": str(self._output.runs_folder),
             "run_name": f"trial-{original_number(trial):04d}",
             # A second attempt resumes from the last checkpoint of the first.
             "resume": "auto",
             **self._output.tracking,
         }
-        return load_train_config(self._task, to_overrides({**overrides, **own}))
+        return load_train_config(self._task, to_overrides({**overrides, **per_trial}))
 
     def _train(self, trial: Trial, config: TrainConfig) -> float:
         result = train(

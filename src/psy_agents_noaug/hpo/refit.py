@@ -126,10 +126,10 @@ class Refit(Plan):
         comparisons = self._compare(trials)
         summaries = {
             name: {
-                key: self._summary([self._value(trial, key) for trial in own])
+                key: self._summary([self._value(trial, key) for trial in group])
                 for key in (self._monitor, *self._test_metrics())
             }
-            for name, own in trials.items()
+            for name, group in trials.items()
         }
         report = folder / "report.json"
         write_json(
@@ -196,18 +196,20 @@ class Refit(Plan):
 
     def _by_configuration(self, study: optuna.Study) -> dict[Configuration, list[FrozenTrial]]:
         """Return the trials of each configuration, by the seeds that have a complete trial of both."""
-        found: dict[Configuration, dict[int, FrozenTrial]] = {name: {} for name in CONFIGURATIONS}
+        by_seed: dict[Configuration, dict[int, FrozenTrial]] = {name: {} for name in CONFIGURATIONS}
         for trial in StudyProgress.of(study).complete:
-            found[trial.params["configuration"]][trial.params["seed"]] = trial
+            by_seed[trial.params["configuration"]][trial.params["seed"]] = trial
         seeds = [
-            seed for seed in self._settings.seeds if all(seed in own for own in found.values())
+            seed
+            for seed in self._settings.seeds
+            if all(seed in group for group in by_seed.values())
         ]
         if len(seeds) < 2:
             raise ConfigError(
                 f"At least two seeds of {study.study_name} must have a complete trial of both "
                 f"configurations, but {len(seeds)} have. See the causes of failed trials in trials.csv."
             )
-        return {name: [own[seed] for seed in seeds] for name, own in found.items()}
+        return {name: [group[seed] for seed in seeds] for name, group in by_seed.items()}
 
     def _compare(
         self, trials: Mapping[Configuration, Sequence[FrozenTrial]]
@@ -303,8 +305,8 @@ class Refit(Plan):
         for key, shift, marker, color in (on_val, on_test):
             points = [
                 (column + shift, value)
-                for column, own in enumerate(trials.values())
-                for trial in own
+                for column, group in enumerate(trials.values())
+                for trial in group
                 if (value := self._value(trial, key)) is not None
             ]
             x, y = zip(*points, strict=True) if points else ((), ())

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def write_trials(study: optuna.Study, path: Path) -> Path:
     """Write one row per trial. The column `counts` is False for an attempt that was tried again."""
     trials = study.get_trials(deepcopy=False)
-    own = {trial.number for trial in counted(trials)}
+    counting = {trial.number for trial in counted(trials)}
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -33,7 +33,7 @@ def write_trials(study: optuna.Study, path: Path) -> Path:
     for trial in trials:
         attributes = trial.user_attrs
         writer.writerow(
-            [trial.number, original_number(trial), trial.state.name, trial.number in own]
+            [trial.number, original_number(trial), trial.state.name, trial.number in counting]
             + ["" if trial.value is None else repr(trial.value)]
             + [trial.params.get(name, "") for name in params]
             + [attributes.get("seconds", ""), len(trial.intermediate_values)]

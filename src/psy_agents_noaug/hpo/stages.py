@@ -166,8 +166,10 @@ def read_request(argv: Sequence[str]) -> Request:
         raise ConfigError(
             f"`task` must be one of {', '.join(task_names())}, but is {task} instead."
         )
-    own = {key.removeprefix("hpo."): v for key, v in values.items() if key.startswith("hpo.")}
-    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(own)))
+    stage_values = {
+        key.removeprefix("hpo."): v for key, v in values.items() if key.startswith("hpo.")
+    }
+    stage = validate(StageConfig, compose_config(f"hpo/{name}", to_overrides(stage_values)))
     explicit = {key: v for key, v in values.items() if not key.startswith("hpo.")}
     refused = [key for key in _SET_BY_THE_STUDY if key in explicit]
     if refused:

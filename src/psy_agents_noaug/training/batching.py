@@ -24,7 +24,7 @@ class Step(NamedTuple):
         weight: 1.0; or 0.0 for a placeholder example, which a process without examples computes to stay
             synchronised with the others.
         n_examples: examples of the whole update, over all processes.
-        n_tokens: tokens of this share, without padding.
+        n_tokens: tokens of this share, by `ExampleSource.lengths`.
     """
 
     batches: list[Batch]

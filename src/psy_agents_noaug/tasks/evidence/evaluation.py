@@ -261,7 +261,7 @@ def evidence_lines(
     starts, ends, scores = _candidates(predicted.values)
     threshold = predicted.rule[THRESHOLD]
     lines: list[dict[str, Any]] = []
-    for example, kept, own in zip(
+    for example, kept, pair_scores in zip(
         examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
     ):
         gold = [(span.start_char, span.end_char) for span in example.evidence]
@@ -276,7 +276,7 @@ def evidence_lines(
                         "score": float(score),
                         "right": None if is_unknown else bool(match.any()),
                     }
-                    for (start, end), score, match in zip(kept, own, matches, strict=False)
+                    for (start, end), score, match in zip(kept, pair_scores, matches, strict=False)
                 ],
                 "gold_evidence": None
                 if is_unknown
@@ -284,7 +284,7 @@ def evidence_lines(
                     {"start_char": start, "end_char": end, "found": bool(match.any())}
                     for (start, end), match in zip(gold, matches.T, strict=True)
                 ],
-                "null_score_diff": float(-own[0]) if np.isfinite(own[0]) else None,
+                "null_score_diff": float(-pair_scores[0]) if np.isfinite(pair_scores[0]) else None,
                 THRESHOLD: threshold,
             }
         )

@@ -145,13 +145,13 @@ class JointEvaluation(TaskEvaluation):
     def monitors(self) -> dict[str, Literal["max", "min"]]:
         """Return the keys of `metrics` that may be monitored, and which direction is better."""
         names = ("supported_precision", "supported_recall", "supported_f1")
-        own: dict[str, Literal["max", "min"]] = {
+        joint: dict[str, Literal["max", "min"]] = {
             "joint_score": "max",
             "positive_without_evidence": "min",
             "evidence_without_positive": "min",
             **{f"{name}{kind}": "max" for name in names for kind in ("", "_micro")},
         }
-        return own | self._labels.monitors() | self._evidence.monitors()
+        return joint | self._labels.monitors() | self._evidence.monitors()
 
     def summary(self, metrics: MetricValues) -> str:
         """Render the tables of both tasks, and the joint metrics."""
