@@ -141,7 +141,7 @@ class TrainingConfig(Section):
     def _is_consistent(self) -> "TrainingConfig":
         if self.deterministic and self.cudnn_benchmark:
             raise ValueError(
-                "`training.cudnn_benchmark` chooses kernels by timing, which `training.deterministic` "
+                "`training.cudnn_benchmark` picks kernels by timing, which `training.deterministic` "
                 "forbids: turn one of them off."
             )
         return self
