@@ -76,4 +76,4 @@ def test_faithfulness_is_the_mean_fall_of_the_probability():
     assert metrics.values["sufficiency"] == pytest.approx(-0.05)
     nothing = faithfulness(np.zeros(0), np.zeros(0), np.zeros(0))
     assert nothing.values["comprehensiveness"] is None
-    assert "no positive decision" in nothing.undefined["sufficiency"]
+    assert "no pair" in nothing.undefined["sufficiency"]
