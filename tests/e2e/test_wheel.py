@@ -102,7 +102,7 @@ def test_the_installed_command_trains_in_an_empty_folder(installed: Path, tmp_pa
     }
     manifest = json.loads((run_dir / "manifest.json").read_text())
     assert manifest["environment"]["packages"]["psy-agents-noaug"] == __version__
-    assert "not tracked by git" in manifest["environment"]["git"]["reason"]
+    assert manifest["environment"]["git"]["commit"] is None
 
 
 def test_the_installed_package_is_not_the_checkout(installed: Path, tmp_path: Path) -> None:
