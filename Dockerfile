@@ -5,9 +5,7 @@
 #   docker run --rm -v "$PWD:/work" psy-agents train output_dir=outputs
 #   docker run --rm --gpus all --shm-size 1g -v "$PWD:/work" psy-agents:cuda info
 #
-# Neither variant has been built: where this file was written there is no container engine and no
-# registry for the base image. What was tried there are the commands themselves: the wheel is built
-# as below and installed with these constraints into a fresh Python 3.11, as another user than root.
+# Neither variant has been built: where this file was written there was no container engine.
 
 ARG PYTHON=3.11
 

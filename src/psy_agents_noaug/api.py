@@ -23,14 +23,14 @@ Overrides = Mapping[str, Any] | Sequence[str]
 
 
 def train(
-    overrides: Overrides = (), *, task: str = "criteria", verbose: bool = True
+    overrides: Overrides = (), *, task: str | None = None, verbose: bool = True
 ) -> "RunResult":
     """Train a model, keep the best checkpoint by val, and report it on val.
 
     Args:
         overrides: settings as a mapping, nested or with dotted keys (`{"training.epochs": 3}`), or as
             the command line has them (`["training.epochs=3"]`).
-        task: its name, where `overrides` do not choose one.
+        task: its name, unless `overrides` choose one; criteria by default.
         verbose: show what happens, and the progress, on standard error.
 
     Returns:
@@ -42,7 +42,11 @@ def train(
         Interrupted: stopped by a signal, state saved; `resume=auto` goes on.
     """
     chosen, arguments = _arguments(overrides)
-    config = load_train_config(chosen or task, arguments)
+    if task is not None and chosen not in (None, task):
+        raise ConfigError(
+            f"`task` must be given once, but is {task} and, in the settings, {chosen}."
+        )
+    config = load_train_config(chosen or task or "criteria", arguments)
     # Imported late: torch takes seconds, and a wrong key should be reported at once.
     from psy_agents_noaug.run.train import train as train_config
 
@@ -76,6 +80,8 @@ def evaluate(
 
     path = checkpoint.directory if isinstance(checkpoint, RunResult) else Path(checkpoint)
     chosen, arguments = _arguments(overrides)
+    if any(word.lstrip("+").startswith(("checkpoint=", "split=")) for word in arguments):
+        raise ConfigError("`checkpoint` and `split` are arguments of `evaluate`, not settings.")
     arguments += to_overrides({"checkpoint": str(path), "split": split})
     task = chosen or checkpoint_task(path)
     evaluation, explicit = load_evaluate_config(task, arguments)
@@ -85,11 +91,9 @@ def evaluate(
 
 def _arguments(overrides: Overrides) -> tuple[str | None, list[str]]:
     """Return the task, if one is chosen, and the other overrides in Hydra's syntax."""
-    if isinstance(overrides, str):
-        raise ConfigError(
-            f"Settings must be a mapping or a list, but are a text: write [{overrides!r}]."
-        )
-    words = list(overrides)
+    if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
+        raise ConfigError(f"Settings must be a mapping or a list, but are {overrides!r} instead.")
+    words = [str(word) for word in overrides]
     if isinstance(overrides, Mapping):
         words = to_overrides({key: _plain(value) for key, value in flat(overrides).items()})
     if faults := [word for word in words if not is_setting(word)]:
@@ -105,7 +109,7 @@ def _plain(value: Any) -> Any:
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 @contextmanager

@@ -62,6 +62,8 @@ def test_a_task_that_does_not_exist_and_a_wrong_key_are_told():
     ("overrides", "said"),
     [
         ("training.epochs=3", "must be a mapping or a list"),
+        (None, "must be a mapping or a list"),
+        ([1], "must be KEY=VALUE or GROUP=CHOICE"),
         (["hydra.run.dir=x"], "must be KEY=VALUE or GROUP=CHOICE"),
         (["task=joint", "task=criteria"], "`task` must be joint here"),
     ],
@@ -71,10 +73,25 @@ def test_settings_of_another_form_are_refused(overrides, said):
         train(overrides)
 
 
+def test_a_task_is_chosen_once_and_the_arguments_of_an_evaluation_are_no_settings(tmp_path):
+    with pytest.raises(
+        ConfigError, match="given once, but is evidence and, in the settings, joint"
+    ):
+        train(["task=joint"], task="evidence")
+    for settings in ({"split": "val"}, ["checkpoint=x"]):
+        with pytest.raises(ConfigError, match="`checkpoint` and `split` are arguments"):
+            evaluate(tmp_path, settings)
+
+
 def test_values_of_numpy_and_tuples_are_those_of_python():
-    values = {"a.b": np.float64(1e-4), "c": (np.int64(3), 0.5), "d": Path("x/y"), "e": None}
+    values = {
+        "a.b": np.float64(1e-4),
+        "c": (np.int64(3), np.array([0.5])),
+        "d": Path("x/y"),
+        "e": None,
+    }
     _, words = api._arguments(values)
-    assert words == ["++a.b=0.0001", "++c=[3,0.5]", "++d='x/y'", "++e=null"]
+    assert words == ["++a.b=0.0001", "++c=[3,[0.5]]", "++d='x/y'", "++e=null"]
 
 
 def test_the_number_of_threads_of_one_run_is_not_that_of_the_next(overrides):

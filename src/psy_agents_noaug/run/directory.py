@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,8 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     finally:
         if is_new and not directory.manifest.exists():
             shutil.rmtree(directory.path, ignore_errors=True)
+            with suppress(OSError):  # other runs are in it
+                directory.path.parent.rmdir()
         lock.release()
 
 
