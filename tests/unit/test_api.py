@@ -104,7 +104,7 @@ def test_the_number_of_threads_of_one_run_is_not_that_of_the_next(overrides):
 def test_what_happens_is_shown_unless_the_program_logs_itself(overrides, capsys, own_logging):
     logging.getLogger().handlers[:] = []  # pytest's own
     train([*overrides, "training.max_steps=1"], task="criteria")
-    assert "INFO Splits" in capsys.readouterr().err
+    assert "INFO Execution" in capsys.readouterr().err
     train([*overrides, "training.max_steps=1"], task="criteria", verbose=False)
     assert "INFO" not in capsys.readouterr().err
     logger = logging.getLogger("psy_agents_noaug")
