@@ -93,6 +93,7 @@ def _exchange(rank: int, port: int, results: multiprocessing.Queue) -> None:
 def test_on_gpus_each_process_has_that_of_its_local_rank(monkeypatch):
     calls = []
     monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(device))
     monkeypatch.setattr(
@@ -117,12 +118,14 @@ def test_processes_that_cannot_connect_are_told_what_is_missing(monkeypatch):
 
 def test_several_processes_need_cpus_or_cuda_gpus(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(ConfigError, match=r"on mps; set `training\.device=cpu`"):
         DistributedContext(device=torch.device("mps"))
 
 
 def test_processes_connected_over_nccl_cannot_go_on_with_the_cpu(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
     with pytest.raises(ConfigError, match=r"training\.device=cuda"):
