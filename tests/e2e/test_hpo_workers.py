@@ -110,7 +110,7 @@ def test_a_killed_worker_and_a_restarted_server_lose_no_trial(
     assert "The storage went away" in said
 
     found = trials()
-    storage.rdb.engine.dispose()
+    storage.close()
     assert all(trial.state.is_finished() for trial in found)
     own = counted(found)
     assert len(own) == N_TRIALS

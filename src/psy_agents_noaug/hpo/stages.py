@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,44 +103,54 @@ def run_stage(argv: Sequence[str]) -> str:
     url = storage_url(stage.storage, request.folder)
     _check_workers(stage, url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Each trial is logged in one line, without the log of its training.
-    logging.getLogger("psy_agents_noaug").setLevel(logging.WARNING)
-    logging.getLogger("psy_agents_noaug.hpo").setLevel(logging.INFO)
     request.folder.mkdir(parents=True, exist_ok=True)
-    with _sqlite_lock(url):
-        storage = open_storage(
-            url,
-            heartbeat_seconds=stage.heartbeat_seconds,
-            patience_seconds=stage.patience_seconds,
-        )
+    # Each trial is logged in one line, without the log of its training.
+    with (
+        _sqlite_lock(url),
+        _log_level("psy_agents_noaug", logging.WARNING),
+        _log_level("psy_agents_noaug.hpo", logging.INFO),
+        closing(
+            open_storage(
+                url,
+                heartbeat_seconds=stage.heartbeat_seconds,
+                patience_seconds=stage.patience_seconds,
+            )
+        ) as storage,
+    ):
         run_preview = preview(request.config)
         # `preview` has logged the data reports, which are the same for every trial.
-        logging.getLogger("psy_agents_noaug.run.data").setLevel(logging.ERROR)
-        lock = StudyLock(url, request.study_name)
-        with lock.held(storage):
-            study = _open_study(request, plan, storage, run_preview)
-            tracker = _open_tracker(request, study)
-        with tracking_status(tracker):
-            worker = Worker(
-                study,
-                storage=storage,
-                lock=lock,
-                n_trials=plan.n_trials,
-                max_retries=stage.max_retries,
-                sampler=lambda before: build_sampler(stage.sampler, n_trials_before=before),
-                objective=_objective(request, plan, tracker),
-                maximise=run_preview.maximise,
-            )
-            with _other_workers(request):
-                worker.work()
-            if not stage.reports:
-                return ""
-            tracker.close_children()
-            report = plan.report(study, request.folder, run_preview)
-            tracker.log_metrics(report.metrics, step=0)
-            for path in report.files:
-                tracker.log_artifact(path)
-            return report.summary
+        with _log_level("psy_agents_noaug.run.data", logging.ERROR):
+            return _work(request, plan, storage, run_preview)
+
+
+def _work(request: Request, plan: Plan, storage: StudyStorage, run_preview: RunPreview) -> str:
+    """Work on the study until its trials are done. Return a table of its results."""
+    stage = request.stage
+    lock = StudyLock(storage_url(stage.storage, request.folder), request.study_name)
+    with lock.held(storage):
+        study = _open_study(request, plan, storage, run_preview)
+        tracker = _open_tracker(request, study)
+    with tracking_status(tracker):
+        worker = Worker(
+            study,
+            storage=storage,
+            lock=lock,
+            n_trials=plan.n_trials,
+            max_retries=stage.max_retries,
+            sampler=lambda before: build_sampler(stage.sampler, n_trials_before=before),
+            objective=_objective(request, plan, tracker),
+            maximise=run_preview.maximise,
+        )
+        with _other_workers(request):
+            worker.work()
+        if not stage.reports:
+            return ""
+        tracker.close_children()
+        report = plan.report(study, request.folder, run_preview)
+        tracker.log_metrics(report.metrics, step=0)
+        for path in report.files:
+            tracker.log_artifact(path)
+        return report.summary
 
 
 def read_request(argv: Sequence[str]) -> Request:
@@ -242,6 +252,18 @@ def _check_workers(stage: StageConfig, url: str) -> None:
             "whole file for every write, and has no heartbeats to detect a dead worker. Use "
             "`hpo.storage=postgresql://...` for more workers."
         )
+
+
+@contextmanager
+def _log_level(name: str, level: int) -> Iterator[None]:
+    """Set the level of a logger, and put it back at the end."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 @contextmanager

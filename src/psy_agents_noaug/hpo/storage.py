@@ -232,6 +232,11 @@ class StudyStorage(BaseStorage):
     def remove_session(self) -> None:
         self._inner.remove_session()
 
+    def close(self) -> None:
+        """Close all connections to the database."""
+        self._inner.remove_session()
+        self.rdb.engine.dispose()
+
 
 class StudyLock:
     """A lock that at most one worker of a study holds: an advisory lock of PostgreSQL.

@@ -167,7 +167,7 @@ def test_settings_that_contradict_each_other_are_refused_in_the_message_with_the
     message = fault_of(
         "training.cudnn_benchmark=true", "data.split_fractions=[0.5,0.5,0.5]", "seed=-1"
     )
-    assert "\n  - `training.cudnn_benchmark` chooses kernels by timing" in message
+    assert "\n  - `training.cudnn_benchmark` picks kernels by timing" in message
     assert "\n  - `data.split_fractions` must be three positive numbers" in message
     assert "\n  - `seed` is -1" in message
     assert message.count("\n  - ") == 3

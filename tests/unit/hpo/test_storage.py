@@ -22,7 +22,7 @@ def storage(tmp_path):
         f"sqlite:///{tmp_path / 'study.db'}", heartbeat_seconds=1, patience_seconds=0.5
     )
     yield storage
-    storage.rdb.engine.dispose()
+    storage.close()
 
 
 @pytest.fixture

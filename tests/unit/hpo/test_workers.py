@@ -23,7 +23,7 @@ def storage(tmp_path):
         f"sqlite:///{tmp_path / 'study.db'}", heartbeat_seconds=1, patience_seconds=1.0
     )
     yield storage
-    storage.rdb.engine.dispose()
+    storage.close()
 
 
 @pytest.fixture
