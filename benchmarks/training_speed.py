@@ -95,7 +95,6 @@ def configuration(
             "training.amp=auto",
             f"training.max_steps={steps}",
             "tracking=none",
-            "task.bootstrap_resamples=100",
             f"output_dir={folder}",
             *overrides,
             *(["training.execution=padded"] if system == "ours_padded" else []),

@@ -31,7 +31,6 @@ def test_minilm_killed_in_the_middle_resumes_to_the_same_weights(tmp_path: Path)
         "training.max_steps=12",
         "training.train_batch_size=8",
         "training.save_steps=2",
-        "task.bootstrap_resamples=100",
     ]
     command = [sys.executable, str(TRAIN), *settings]
     subprocess.run([*command, "run_name=whole"], check=True, capture_output=True, timeout=600)

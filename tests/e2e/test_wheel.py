@@ -92,7 +92,6 @@ def test_the_installed_command_trains_in_an_empty_folder(installed: Path, tmp_pa
         "training.max_steps=2",
         "training.eval_steps=2",
         "tracking=none",
-        "task.bootstrap_resamples=100",
         cwd=tmp_path,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]

@@ -30,7 +30,7 @@ def test_train_takes_a_mapping_or_a_list_and_returns_figures_and_a_table(overrid
     values = dict(item.split("=", 1) for item in overrides if "." in item)
     for key in ("data.dir", "data.splits", "model.pretrained_model"):
         nested[key] = values[key]
-    nested |= {"model.max_length": 96, "task.bootstrap_resamples": 100}
+    nested |= {"model.max_length": 96}
     nested["training"]["learning_rate"] = 0.001
     mapped = train(nested, verbose=False)
     assert mapped.metrics == listed.metrics

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, Trial
-from scipy import stats
 
 from psy_agents_noaug.config.loading import load_train_config, to_overrides
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
@@ -32,7 +31,14 @@ from psy_agents_noaug.hpo.report import (
 from psy_agents_noaug.hpo.search_space import SearchSpace
 from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.workers import StudyProgress
-from psy_agents_noaug.metrics.comparison import Comparison, comparable_metrics, compare
+from psy_agents_noaug.metrics.comparison import (
+    MIN_TRAININGS,
+    Comparison,
+    Line,
+    comparable_metrics,
+    compare,
+    mean_interval,
+)
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
@@ -41,6 +47,7 @@ from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.utils.files import write_json
 
 Configuration = Literal["best", "default"]
+Summary = dict[str, Any]  # of a metric: values, mean, sd, ci_low, ci_high
 CONFIGURATIONS: tuple[Configuration, ...] = ("best", "default")
 
 
@@ -124,10 +131,13 @@ class Refit(Plan):
         csv_of_trials = write_trials(study, folder / "trials.csv")
         refuse_empty(study)
         trials = self._by_configuration(study)
-        comparisons = self._compare(trials)
+        lines = self._lines(trials)
+        comparisons = self._compare(lines)
         summaries = {
             name: {
-                key: self._summary([self._value(trial, key) for trial in group])
+                key: self._summary(
+                    key, [self._value(trial, key) for trial in group], lines.get(name)
+                )
                 for key in (self._monitor, *self._test_metrics())
             }
             for name, group in trials.items()
@@ -212,18 +222,26 @@ class Refit(Plan):
             )
         return {name: [group[seed] for seed in seeds] for name, group in by_seed.items()}
 
-    def _compare(
+    def _lines(
         self, trials: Mapping[Configuration, Sequence[FrozenTrial]]
-    ) -> dict[str, Comparison]:
-        """Compare both configurations on test, by metric; leave out undefined metrics.
+    ) -> dict[Configuration, list[list[dict[str, Any]]]]:
+        """Return the prediction lines on test, `[trainings][pairs]`; nothing without binary labels.
 
         The metrics of `METRICS` are those of binary labels.
         """
         if task_class(self._task).labels.kind != "binary":
             return {}
-        best, default = (
-            [self._predictions(trial) for trial in trials[name]] for name in CONFIGURATIONS
-        )
+        return {
+            name: [self._predictions(trial) for trial in group] for name, group in trials.items()
+        }
+
+    def _compare(
+        self, lines: Mapping[Configuration, Sequence[Sequence[Line]]]
+    ) -> dict[str, Comparison]:
+        """Compare both configurations on test, by metric; leave out undefined metrics."""
+        if not lines:
+            return {}
+        best, default = (lines[name] for name in CONFIGURATIONS)
         comparisons = {
             metric: compare(
                 metric,
@@ -249,26 +267,44 @@ class Refit(Plan):
         with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 
-    def _summary(self, values: Sequence[float | None]) -> dict[str, float | None]:
-        """Return mean and standard deviation over seeds, and Student's interval of the mean."""
+    def _summary(
+        self,
+        key: str,
+        values: Sequence[float | None],
+        lines: Sequence[Sequence[Line]] | None,
+    ) -> Summary:
+        """Return the mean and standard deviation over seeds, and the interval of the mean.
+
+        The interval is over other posts and other seeds. It needs three seeds and a metric that the
+        prediction lines give.
+        """
         defined = [value for value in values if value is not None]
         # Means over different seeds are not comparable between configurations.
         if len(defined) < len(values):
-            return {"mean": None, "sd": None, "ci_low": None, "ci_high": None}
-        mean, sd = statistics.mean(defined), statistics.stdev(defined)
-        quantile = float(stats.t.ppf((1 + self._settings.confidence) / 2, len(defined) - 1))
-        half_width = quantile * sd / len(defined) ** 0.5
-        return {"mean": mean, "sd": sd, "ci_low": mean - half_width, "ci_high": mean + half_width}
+            return {"values": list(values), **dict.fromkeys(("mean", "sd", "ci_low", "ci_high"))}
+        name = key.removeprefix("test/")
+        interval = None
+        if lines and key != name and name in comparable_metrics(lines[0][0]):
+            interval = mean_interval(name, lines, confidence=self._settings.confidence)
+        low, high = interval or (None, None)
+        return {
+            "values": defined,
+            "mean": statistics.mean(defined),
+            "sd": statistics.stdev(defined),
+            "ci_low": low,
+            "ci_high": high,
+        }
 
     def _text(
         self,
         study_name: str,
         n_seeds: int,
-        summaries: Mapping[Configuration, Mapping[str, Mapping[str, float | None]]],
+        summaries: Mapping[Configuration, Mapping[str, Summary]],
         comparisons: Mapping[str, Comparison],
     ) -> str:
         """Return the tables for the console."""
-        rows = [["metric", "best: mean (sd) [interval]", "default: mean (sd) [interval]"]]
+        shown = "mean (sd) [interval]" if n_seeds >= MIN_TRAININGS else "values"
+        rows = [["metric", f"best: {shown}", f"default: {shown}"]]
         rows += [
             [key, *(_format_summary(summaries[name][key]) for name in CONFIGURATIONS)]
             for key in summaries["best"]
@@ -277,24 +313,23 @@ class Refit(Plan):
         assert mean is not None
         lines = [
             f"{study_name}: {n_seeds} seeds; {100 * self._settings.confidence:.0f} % intervals of the "
-            "mean over seeds (Student's t)",
+            "mean, for other test posts and other seeds",
             "",
             render_table(rows, left=1),
             "",
             f"The best value of the search was {searched:.4f} ({self._monitor}, one seed). With other "
             f"seeds the same configuration has {mean:.4f} on average ({mean - searched:+.4f}).",
             "",
-            "Best against default on test, paired over posts:",
+            "Best against default on test:",
         ]
         for metric, found in comparisons.items():
-            interval = (
-                f"[{found.ci_low:+.4f}, {found.ci_high:+.4f}]"
-                if found.ci_low is not None
-                else "[undefined]"
-            )
+            if found.p_value is None:
+                lines.append(f"  {metric}: {found.difference:+.4f}; too few posts for a test")
+                continue
             lines.append(
-                f"  {metric}: {found.difference:+.4f} {interval}, p = {found.p_value:.4f} "
-                f"(randomization, {self._settings.n_randomisations} swaps of {found.n_posts} posts)"
+                f"  {metric}: {found.difference:+.4f} [{found.ci_low:+.4f}, {found.ci_high:+.4f}], "
+                f"p = {found.p_value:.4f} (other posts and other seeds; {found.n_groups} authors or "
+                f"posts, {n_seeds} seeds)"
             )
         if not comparisons:
             lines.append("  undefined: no positive label or gold evidence on test")
@@ -326,10 +361,12 @@ class Refit(Plan):
         return save_figure(figure, folder / "seeds.png")
 
 
-def _format_summary(summary: Mapping[str, float | None]) -> str:
+def _format_summary(summary: Summary) -> str:
     if summary["mean"] is None:
         return "undefined"
     mean, sd, low, high = (
         format_value(summary[name]) for name in ("mean", "sd", "ci_low", "ci_high")
     )
-    return f"{mean} ({sd}) [{low}, {high}]"
+    if len(summary["values"]) < MIN_TRAININGS:
+        return ", ".join(format_value(value) for value in summary["values"])
+    return f"{mean} ({sd})" if summary["ci_low"] is None else f"{mean} ({sd}) [{low}, {high}]"

@@ -13,7 +13,8 @@ When a metric is undefined, and why macro averages of two systems on one split a
   arXiv:1911.03347).
 - Precision is undefined without a positive prediction. In `precision_macro` such a criterion counts
   as 0 (scikit-learn's `zero_division=0`), so that the mean is over the same criteria.
-- AUROC needs both classes: a criterion whose labels are all positive is left out of `auroc_macro`.
+- A criterion whose labels are all positive has a recall, but no F1, precision, AUROC or average
+  precision, and is left out of every macro average: whoever always says "met" would have 1.
 - Micro averages follow the same rules, with all pairs pooled. Counts are always defined.
 
 An undefined metric is `None`, with a reason in `Metrics.undefined`. It is never NaN.
@@ -28,19 +29,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from psy_agents_noaug.metrics.ratios import f1_score
-from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.metrics.values import (
+    NO_PAIRS,
+    Floats,
+    Ints,
+    Metrics,
+    ValueOrReason,
+    metrics_of,
+)
 
 ECE_BINS = 15
 FIXED_THRESHOLD = 0.5
-NO_PAIRS = "no pairs"
 _TIE = 1e-12  # sums of F1 that differ by no more than this are equal up to rounding
 _NO_POSITIVES = "no positive labels"
 _NO_DECISIONS = "no positive decisions"
 _ONE_CLASS = "labels of one class only"
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-ValueOrReason = float | int | str  # a str is the reason why the metric is undefined
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +54,7 @@ class PairPredictions:
         labels: 1 met, 0 not met; stored as int64.
         probabilities: p(met) in [0, 1]; stored as float64.
         criterion_ids: strings.
-        group_ids: strings, the post of each pair; the bootstrap resamples these.
+        group_ids: strings, the author (or post) of each pair; the units of the intervals.
 
     Raises:
         ValueError: the arrays differ in length or hold invalid values.
@@ -79,14 +82,6 @@ class PairPredictions:
         object.__setattr__(self, "probabilities", probabilities)
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """Metrics by key. `undefined` gives the reason for exactly the keys whose value is `None`."""
-
-    values: dict[str, float | int | None]
-    undefined: dict[str, str]
-
-
 def check_labels(labels: ArrayLike, *, name: str) -> Ints:
     """Return `labels` as int64, in the same shape. Raises ValueError if one is neither 0 nor 1."""
     array = np.asarray(labels)
@@ -98,23 +93,29 @@ def check_labels(labels: ArrayLike, *, name: str) -> Ints:
 def fit_thresholds(
     predictions: PairPredictions,
     *,
+    calibrated: Floats,
     criteria: Sequence[str],
     mode: Literal["global", "per_criterion"],
     min_support: int,
 ) -> dict[str, float]:
-    """Return the decision threshold of each criterion that maximises F1 on `predictions`.
+    """Return the decision threshold of each criterion that maximises the expected F1.
+
+    The expectation is by the calibrated probabilities (Lipton, Elkan and Naryanaswamy 2014, "Optimal
+    thresholding of classifiers to maximize F1 measure"). The threshold of the highest F1 among the
+    labels themselves would follow their noise: on other posts its F1 is lower.
 
     Candidates are the smallest probability (every pair is positive), the midpoints between
     neighbouring distinct probabilities, and 0.5. Of equally good candidates the nearest to 0.5 is
-    taken, then the smaller. Without a positive label the threshold is 0.5.
+    taken, then the smaller. Without labels of both classes the threshold is 0.5.
 
     Args:
         predictions: the pairs to fit on.
+        calibrated: their calibrated probabilities, `[pairs]`.
         criteria: every criterion, including those without pairs.
         mode: `global` fits one threshold, which maximises macro-F1; `per_criterion` fits one for
             each criterion with enough pairs and gives the global one to the others.
         min_support: pairs of each class that a criterion needs for its own threshold. It always
-            needs one positive pair.
+            needs one.
 
     Raises:
         ValueError: `mode` is unknown, `min_support` is negative, or a pair's criterion is not in
@@ -126,20 +127,25 @@ def fit_thresholds(
         raise ValueError(f"`min_support` must not be negative, but is {min_support} instead.")
     index = criterion_index(predictions, criteria)
     labels, probabilities = predictions.labels, predictions.probabilities
-    common = _best_threshold(labels, probabilities, index)
+    n_positive = np.bincount(index, weights=labels, minlength=len(criteria))
+    n_negative = np.bincount(index, weights=1 - labels, minlength=len(criteria))
+    in_macro = (n_positive[index] > 0) & (n_negative[index] > 0)
+    common = _best_threshold(calibrated[in_macro], probabilities[in_macro], index[in_macro])
     thresholds = dict.fromkeys(criteria, common)
     if mode == "per_criterion":
         for position, criterion in enumerate(criteria):
             own = index == position
-            n_positive = int(labels[own].sum())
-            n_negative = int(own.sum()) - n_positive
-            if n_positive >= max(min_support, 1) and n_negative >= min_support:
-                thresholds[criterion] = _best_threshold(labels[own], probabilities[own], index[own])
+            if min(n_positive[position], n_negative[position]) >= max(min_support, 1):
+                thresholds[criterion] = _best_threshold(
+                    calibrated[own], probabilities[own], index[own]
+                )
     return thresholds
 
 
-def _best_threshold(labels: Ints, probabilities: Floats, index: Ints) -> float:
-    """Return the candidate with the highest mean F1 over the criteria that have positives."""
+def _best_threshold(calibrated: Floats, probabilities: Floats, index: Ints) -> float:
+    """Return the candidate with the highest mean of the criteria's expected F1."""
+    if not len(probabilities):
+        return FIXED_THRESHOLD
     distinct, rank = np.unique(probabilities, return_inverse=True)
     middle = (distinct[:-1] + distinct[1:]) / 2
     # A midpoint that rounds down to its lower neighbour would make that one positive as well.
@@ -147,16 +153,19 @@ def _best_threshold(labels: Ints, probabilities: Floats, index: Ints) -> float:
     candidates = np.concatenate([distinct[:1], middle, [FIXED_THRESHOLD]])
     lowest_positive = np.searchsorted(distinct, candidates, side="left")
 
-    def count_positive(ranks: Ints) -> Ints:
-        """Count the pairs with these ranks that each candidate makes positive, [candidates]."""
-        counts = np.bincount(ranks, minlength=len(distinct) + 1)
-        return counts[::-1].cumsum()[::-1][lowest_positive]
+    def sum_positive(rows: NDArray[np.bool_], values: Floats | None) -> Floats:
+        """Sum `values`, or count, over the rows that each candidate makes positive, [candidates]."""
+        weights = None if values is None else values[rows]
+        sums = np.bincount(rank[rows], weights=weights, minlength=len(distinct) + 1)
+        found: Floats = sums[::-1].cumsum()[::-1][lowest_positive].astype(np.float64)
+        return found
 
     f1_sum = np.zeros(len(candidates))
-    for criterion in np.unique(index[labels == 1]):
+    for criterion in np.unique(index):
         own = index == criterion
-        met = rank[own & (labels == 1)]
-        f1_sum += f1_score(count_positive(met), count_positive(rank[own]), len(met))
+        f1_sum += f1_score(
+            sum_positive(own, calibrated), sum_positive(own, None), calibrated[own].sum()
+        )
     best = candidates[f1_sum >= f1_sum.max() - _TIE]
     return float(best[np.lexsort((best, np.abs(best - FIXED_THRESHOLD)))[0]])
 
@@ -166,7 +175,7 @@ def classification_metrics(
 ) -> Metrics:
     """Return all metrics of one split, by the rules in this module's docstring.
 
-    Keys: `n_pairs`, `n_positive`, `n_posts`, `n_criteria_in_macro`; `accuracy`;
+    Keys: `n_pairs`, `n_positive`, `n_groups`, `n_criteria_in_macro`; `accuracy`;
     `{precision,recall,f1,auroc,average_precision}_{micro,macro}`; `brier` (Brier 1950); `ece`;
     `{true,false}_{positives,negatives}`; `per_criterion/<id>/...` with the same metrics and
     `threshold`; `at_0.5/...`, the metrics at threshold 0.5 instead of `thresholds`.
@@ -190,18 +199,16 @@ def classification_metrics(
         _ranking_metrics(labels[own], probabilities[own])
         for own in (index == position for position in range(len(criteria)))
     ]
-    squared_errors = (probabilities - labels) ** 2
     metrics: dict[str, ValueOrReason] = {
         "n_pairs": len(labels),
         "n_positive": int(labels.sum()),
-        "n_posts": len(np.unique(predictions.group_ids)),
-        "n_criteria_in_macro": sum(tp + fn > 0 for tp, _, fn, _ in confusion.tolist()),
+        "n_groups": len(np.unique(predictions.group_ids)),
+        "n_criteria_in_macro": sum(_both_classes(counts) for counts in confusion),
         **_decision_metrics(confusion),
         **_count_metrics(confusion.sum(axis=0)),
         **{f"{name}_micro": value for name, value in pooled.items()},
         **{f"{name}_macro": _mean([own[name] for own in ranking]) for name in pooled},
-        # fmean gives the same sum in any order of rows.
-        "brier": fmean(squared_errors) if len(labels) else NO_PAIRS,
+        "brier": brier_score(labels, probabilities) if len(labels) else NO_PAIRS,
         "ece": expected_calibration_error(labels, probabilities) if len(labels) else NO_PAIRS,
         **{f"at_0.5/{name}": value for name, value in _decision_metrics(fixed).items()},
     }
@@ -211,11 +218,18 @@ def classification_metrics(
             "n_positive": int(counts[0] + counts[2]),
             "threshold": float(cutoff),
             **_precision_recall_f1(counts),
+            **_negative_metrics(counts),
             **own,
             **_count_metrics(counts),
         }
         metrics |= {f"per_criterion/{criterion}/{name}": v for name, v in of_criterion.items()}
     return metrics_of(metrics)
+
+
+def brier_score(labels: Ints, probabilities: Floats) -> float:
+    """Return the mean squared error of the probabilities; `[pairs]` each, pairs > 0."""
+    # fmean gives the same sum in any order of rows.
+    return fmean((probabilities - labels) ** 2)
 
 
 def expected_calibration_error(
@@ -238,39 +252,76 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(labels))
 
 
-def classification_report(
-    metrics: Mapping[str, float | int | None],
-    *,
-    criteria: Sequence[str],
-    names: Mapping[str, str],
-) -> str:
-    """Return a fixed-width table: one row per criterion, then the macro and the micro average.
+def cutoffs_at_specificity(
+    predictions: PairPredictions, *, criteria: Sequence[str], specificity: float
+) -> dict[str, float]:
+    """Return the lowest cut-off of each criterion at which this share of its unmet pairs is below.
 
-    Support is positives / pairs; an undefined metric is shown as `n/a`.
+    Criteria without an unmet pair are left out.
 
     Args:
-        metrics: the values of `classification_metrics`.
-        criteria: ids in the order of rows.
-        names: name of each criterion.
-
-    Raises:
-        KeyError: a criterion has no name, or a metric of a row is missing.
+        predictions: of val.
+        criteria: every criterion.
+        specificity: the share, in (0, 1).
     """
-    columns = ("precision", "recall", "f1", "auroc", "average_precision")
+    index = criterion_index(predictions, criteria)
+    cutoffs = {}
+    for position, criterion in enumerate(criteria):
+        unmet = np.sort(predictions.probabilities[(index == position) & (predictions.labels == 0)])
+        if len(unmet):
+            highest_below = unmet[int(np.ceil(specificity * len(unmet))) - 1]
+            cutoffs[criterion] = float(np.nextafter(highest_below, np.inf))
+    return cutoffs
 
-    def cells(prefix: str, suffix: str = "") -> list[str]:
-        return [format_value(metrics[f"{prefix}{column}{suffix}"]) for column in columns]
 
-    rows = [["criterion", "name", "support", "precision", "recall", "F1", "AUROC", "AP"]]
-    for criterion in criteria:
-        key = f"per_criterion/{criterion}/"
-        support = f"{metrics[key + 'n_positive']}/{metrics[key + 'n_pairs']}"
-        rows.append([criterion, names[criterion], support, *cells(key)])
-    averaged = f"mean of {metrics['n_criteria_in_macro']}/{len(criteria)} criteria"
-    rows.append(["macro", averaged, "", *cells("", "_macro")])
-    support = f"{metrics['n_positive']}/{metrics['n_pairs']}"
-    rows.append(["micro", "all pairs", support, *cells("", "_micro")])
-    return render_table(rows, left=2, rules=(1, len(rows) - 2))
+def recall_at_cutoffs(
+    predictions: PairPredictions, *, criteria: Sequence[str], cutoffs: Mapping[str, float]
+) -> Metrics:
+    """Return `per_criterion/<id>/recall_at_specificity`, at the `cutoffs` that val has chosen.
+
+    Args:
+        predictions: of the judged split.
+        criteria: every criterion.
+        cutoffs: from `cutoffs_at_specificity`.
+    """
+    index = criterion_index(predictions, criteria)
+    metrics: dict[str, ValueOrReason] = {}
+    for position, criterion in enumerate(criteria):
+        met = predictions.probabilities[(index == position) & (predictions.labels == 1)]
+        value: ValueOrReason = _NO_POSITIVES
+        if criterion not in cutoffs:
+            value = "no unmet pair in val"
+        elif len(met):
+            value = float((met >= cutoffs[criterion]).mean())
+        metrics[f"per_criterion/{criterion}/recall_at_specificity"] = value
+    return metrics_of(metrics)
+
+
+def values_at_prevalence(
+    metrics: Mapping[str, Any], *, prevalence: float
+) -> dict[str, float | None]:
+    """Return the predictive values that each criterion would have at another prevalence (Bayes' rule).
+
+    Args:
+        metrics: with `per_criterion/<id>/recall` and `.../specificity`; None is undefined.
+        prevalence: share of posts that meet a criterion, in (0, 1).
+    """
+    found: dict[str, float | None] = {"prevalence": prevalence}
+    for key in [key for key in metrics if key.endswith("/specificity")]:
+        prefix = key.removesuffix("specificity")
+        recall, specificity = metrics[f"{prefix}recall"], metrics[key]
+        names = ("precision_at_prevalence", "npv_at_prevalence")
+        values: tuple[float | None, float | None] = (None, None)
+        if recall is not None and specificity is not None:
+            met, unmet = prevalence, 1 - prevalence
+            positive = recall * met + (1 - specificity) * unmet
+            negative = specificity * unmet + (1 - recall) * met
+            values = (
+                recall * met / positive if positive else None,
+                specificity * unmet / negative if negative else None,
+            )
+        found |= {f"{prefix}{name}": value for name, value in zip(names, values, strict=True)}
+    return found
 
 
 def criterion_index(predictions: PairPredictions, criteria: Sequence[str]) -> Ints:
@@ -319,19 +370,40 @@ def _precision_recall_f1(counts: Ints) -> dict[str, ValueOrReason]:
         "precision": tp / (tp + fp) if tp + fp else _NO_DECISIONS,
         "recall": tp / (tp + fn) if tp + fn else _NO_POSITIVES,
         "f1": float(f1_score(tp, tp + fp, tp + fn)) if tp + fn else _NO_POSITIVES,
+        **({} if fp + tn else {"precision": _ONE_CLASS, "f1": _ONE_CLASS}),
     }
+
+
+def _negative_metrics(counts: Ints) -> dict[str, ValueOrReason]:
+    tp, fp, fn, tn = counts.tolist()
+    if tp + fp + fn + tn == 0:
+        return dict.fromkeys(("specificity", "npv"), NO_PAIRS)
+    return {
+        "specificity": tn / (tn + fp) if tn + fp else "no negative labels",
+        "npv": tn / (tn + fn) if tn + fn else "no negative decisions",
+    }
+
+
+def _both_classes(counts: Ints) -> bool:
+    tp, fp, fn, tn = counts.tolist()
+    return bool(tp + fn and fp + tn)
+
+
+def _accuracy(counts: Ints) -> ValueOrReason:
+    if not counts.sum():
+        return NO_PAIRS
+    return float(counts[[0, 3]].sum() / counts.sum()) if _both_classes(counts) else _ONE_CLASS
 
 
 def _decision_metrics(confusion: Ints) -> dict[str, ValueOrReason]:
     """Return accuracy, and micro and macro precision, recall and F1, from [criteria, 4]."""
     pooled = confusion.sum(axis=0)
-    n_pairs = int(pooled.sum())
-    averaged = [_precision_recall_f1(counts) for counts in confusion if counts[0] + counts[2]]
+    averaged = [_precision_recall_f1(counts) for counts in confusion if _both_classes(counts)]
     for own in averaged:
         if isinstance(own["precision"], str):
             own["precision"] = 0.0
     return {
-        "accuracy": int(pooled[0] + pooled[3]) / n_pairs if n_pairs else NO_PAIRS,
+        "accuracy": _accuracy(pooled),
         **{f"{name}_micro": value for name, value in _precision_recall_f1(pooled).items()},
         **{
             f"{name}_macro": _mean([own[name] for own in averaged])
@@ -345,16 +417,17 @@ def _ranking_metrics(labels: Ints, probabilities: Floats) -> dict[str, ValueOrRe
     reason = _NO_POSITIVES if len(labels) else NO_PAIRS
     if n_positive == 0:
         return {"auroc": reason, "average_precision": reason}
-    both = n_positive < len(labels)
+    if n_positive == len(labels):
+        return {"auroc": _ONE_CLASS, "average_precision": _ONE_CLASS}
     if probabilities.min() == probabilities.max():
         # All pairs tie. Each start computes metrics of such pairs to list their names, and must not
         # wait for the import below.
-        return {"auroc": 0.5 if both else _ONE_CLASS, "average_precision": n_positive / len(labels)}
+        return {"auroc": 0.5, "average_precision": n_positive / len(labels)}
     # Imported here because the import takes most of a second and training does not need it.
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     return {
-        "auroc": float(roc_auc_score(labels, probabilities)) if both else _ONE_CLASS,
+        "auroc": float(roc_auc_score(labels, probabilities)),
         "average_precision": float(average_precision_score(labels, probabilities)),
     }
 
@@ -363,10 +436,3 @@ def _mean(values: Sequence[ValueOrReason]) -> ValueOrReason:
     """Return the mean of the defined values, or a reason if there are none."""
     defined = [value for value in values if not isinstance(value, str)]
     return fmean(defined) if defined else "undefined for every criterion"
-
-
-def metrics_of(metrics: Mapping[str, ValueOrReason]) -> Metrics:
-    """Return `metrics` with the reasons separated from the values."""
-    undefined = {key: value for key, value in metrics.items() if isinstance(value, str)}
-    values = {key: None if isinstance(value, str) else value for key, value in metrics.items()}
-    return Metrics(values=values, undefined=undefined)

@@ -1,7 +1,13 @@
 """Comparison of two systems on the same posts: is their difference larger than chance explains?
 
 The input is prediction lines (`predictions/<split>.jsonl`) of several trainings of each system. Metrics
-are computed from counts that add up over posts, so a resample or a swap is a weighted sum of counts.
+are computed from counts that add up over posts, so that leaving posts out and swapping are sums.
+
+Chance is of two kinds: other posts, and other seeds. The squared standard error of a difference is the
+paired variance over groups of posts (`metrics.jackknife`) plus the variance over seeds of each system,
+divided by its number of seeds. The test is Student's, with Satterthwaite's (1946) degrees of freedom. A
+test over posts alone takes the trained weights for the system: with few seeds it finds equal systems
+different in a fifth of the cases. `benchmarks/comparison_error.py` measures both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +15,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
-from psy_agents_noaug.metrics.classification import Floats
-from psy_agents_noaug.metrics.intervals import draw_group_counts, macro
+from psy_agents_noaug.metrics.intervals import macro
+from psy_agents_noaug.metrics.jackknife import (
+    Estimate,
+    add_variances,
+    jackknife,
+    jackknife_blocks,
+    leave_blocks_out,
+    logit_interval,
+)
 from psy_agents_noaug.metrics.ratios import f1_score
+from psy_agents_noaug.metrics.values import Floats
 
 # The counts of a pair.
 _TP, _FP, _FN, _PREDICTED, _RIGHT, _GOLD, _FOUND = range(7)
 _N_COUNTS = 7
 _CHUNK = 500
+MIN_TRAININGS = 3  # for an interval: two seeds say next to nothing of their spread
 
 Line = Mapping[str, Any]
 
@@ -30,11 +46,14 @@ class Comparison:
         first: mean of the first system.
         second: mean of the second system.
         difference: first minus second.
-        ci_low: lower end of the difference's percentile interval over resampled posts; None if the
-            difference is undefined in half of the resamples or more.
+        ci_low: lower end of the difference's interval over posts and seeds; None if the sample is too
+            small.
         ci_high: upper end, likewise.
-        p_value: two-sided; the null hypothesis is that the systems are exchangeable.
+        p_value: two-sided, over posts and seeds; None if the sample is too small.
+        p_value_of_these_weights: two-sided, over posts alone (randomization): the systems are the
+            weights that were trained, not the way of training them.
         n_posts: posts of the split.
+        n_groups: authors, or posts, of the split.
     """
 
     first: float
@@ -42,8 +61,10 @@ class Comparison:
     difference: float
     ci_low: float | None
     ci_high: float | None
-    p_value: float
+    p_value: float | None
+    p_value_of_these_weights: float
     n_posts: int
+    n_groups: int
 
 
 def _f1_macro(counts: Floats) -> Floats:
@@ -87,16 +108,15 @@ def compare(
 ) -> Comparison | None:
     """Compare two systems, each trained several times, on one split.
 
-    The metric is computed for each training and averaged. Posts are the unit. The test swaps all
-    predictions of a post, in all trainings, between the systems (approximate randomization, Noreen
-    1989; Yeh 2000). The interval resamples posts (paired bootstrap, Efron & Tibshirani 1993).
+    The metric is computed for each training and averaged.
 
     Args:
         metric: a key of `METRICS`.
         first: lines of the first system, `[trainings][pairs]`.
-        second: lines of the second system, in the same shape and order of pairs.
-        n_samples: number of swaps, and of resamples.
-        seed: of both.
+        second: lines of the second system, about the same pairs in the same order.
+        n_samples: swaps of the randomization test (Noreen 1989; Yeh 2000), which exchanges all
+            predictions of a group, in all trainings, between the systems.
+        seed: of the swaps.
         confidence: level of the interval.
 
     Returns:
@@ -105,66 +125,167 @@ def compare(
     Raises:
         ValueError: lines are about different pairs, or the numbers of trainings differ.
     """
-    pairs = [(line["post_id"], line["criterion_id"], line["example_id"]) for line in first[0]]
-    for lines in (*first, *second):
-        if [(li["post_id"], li["criterion_id"], li["example_id"]) for li in lines] != pairs:
-            raise ValueError("All predictions must be about the same pairs, in the same order.")
+    _check_same_pairs([*first, *second])
     if len(first) != len(second):
         raise ValueError("Both systems must be trained equally often.")
-    posts, groups = np.unique([post for post, _, _ in pairs], return_inverse=True)
-    criteria, index = np.unique([criterion for _, criterion, _ in pairs], return_inverse=True)
-    shape = (len(criteria), len(posts), _N_COUNTS)
-    first_counts, second_counts = (
-        np.stack([_counts(lines, index, groups, shape) for lines in system])
-        for system in (first, second)
-    )
     compute = METRICS[metric][0]
+    one, other = _block_counts(first), _block_counts(second)
+    values_of_one, values_of_other = (
+        np.stack([compute(leave_blocks_out(training)) for training in counts])
+        for counts in (one, other)
+    )  # [trainings, 1 + blocks]
+    means = [float(values[:, 0].mean()) for values in (values_of_one, values_of_other)]
+    if np.isnan(means).any():
+        return None
+    difference = means[0] - means[1]
+    variance = _variance_of_difference(values_of_one, values_of_other)
+    low = high = p_value = None
+    if variance is not None:
+        total, degrees_of_freedom = variance
+        error = float(np.sqrt(total))
+        half_width = error * float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom))
+        low, high = difference - half_width, difference + half_width
+        p_value = (
+            2 * float(stats.t.sf(abs(difference) / error, degrees_of_freedom))
+            if error
+            else float(difference == 0)
+        )
+    return Comparison(
+        first=means[0],
+        second=means[1],
+        difference=difference,
+        ci_low=low,
+        ci_high=high,
+        p_value=p_value,
+        p_value_of_these_weights=_randomization(
+            one, other, compute, n_samples=n_samples, seed=seed
+        ),
+        n_posts=len({line["post_id"] for line in first[0]}),
+        n_groups=len(set(_group_ids(first[0]))),
+    )
 
-    def means(counts: Floats) -> Floats:
-        """Return the mean over trainings, `[samples]`; from `[trainings, criteria, samples, counts]`."""
-        averaged: Floats = np.mean([compute(training) for training in counts], axis=0)
-        return averaged
+
+def mean_interval(
+    metric: str, trainings: Sequence[Sequence[Line]], *, confidence: float = 0.95
+) -> tuple[float, float] | None:
+    """Return the interval of a metric's mean over trainings: for other posts and for other seeds.
+
+    Args:
+        metric: a key of `METRICS`.
+        trainings: lines of each training, `[trainings][pairs]`.
+        confidence: level of the interval.
+
+    Returns:
+        None with fewer than three trainings, or if the sample is too small.
+    """
+    if len(trainings) < MIN_TRAININGS:
+        return None
+    _check_same_pairs(trainings)
+    compute = METRICS[metric][0]
+    values = np.stack(
+        [compute(leave_blocks_out(training)) for training in _block_counts(trainings)]
+    )
+    posts = jackknife(values.mean(axis=0))
+    if isinstance(posts, str):
+        return None
+    total, degrees_of_freedom = add_variances(
+        [(posts.variance, posts.degrees_of_freedom), _seed_variance(values)]
+    )
+    whole = Estimate(posts.value, posts.corrected, total, degrees_of_freedom)
+    found = logit_interval(whole, confidence=confidence)
+    return None if isinstance(found, str) else found
+
+
+def _variance_of_difference(one: Floats, other: Floats) -> tuple[float, float] | None:
+    """Return the variance of the difference of the means, with its degrees of freedom.
+
+    Args:
+        one: values of the first system, `[trainings, 1 + blocks]`.
+        other: of the second system, likewise.
+    """
+    posts = jackknife((one - other).mean(axis=0))
+    if isinstance(posts, str):
+        return None
+    parts = [(posts.variance, posts.degrees_of_freedom)]
+    if len(one) > 1:
+        parts += [_seed_variance(one), _seed_variance(other)]
+    return add_variances(parts)
+
+
+def _seed_variance(values: Floats) -> tuple[float, float]:
+    """Return the variance of the mean over trainings, with its degrees of freedom."""
+    n = len(values)
+    return float(values[:, 0].var(ddof=1)) / n, n - 1
+
+
+def _randomization(
+    one: Floats,
+    other: Floats,
+    compute: Callable[[Floats], Floats],
+    *,
+    n_samples: int,
+    seed: int,
+) -> float:
+    """Return the p-value of the difference if all predictions of a block may be swapped.
+
+    Args:
+        one: counts of the first system, `[trainings, criteria, blocks, counts]`.
+        other: of the second system, likewise.
+        compute: the metric.
+        n_samples: number of swaps.
+        seed: of the swaps.
+    """
+
+    def difference(first: Floats, second: Floats) -> Floats:
+        means = [
+            np.mean([compute(training) for training in counts], axis=0)
+            for counts in (first, second)
+        ]
+        found: Floats = means[0] - means[1]
+        return found
 
     rng = np.random.default_rng(seed)
-    whole = np.ones((len(posts), 1))
-    first_total, second_total = _summed(first_counts, whole), _summed(second_counts, whole)
-    first_mean, second_mean = (float(means(total)[0]) for total in (first_total, second_total))
-    if np.isnan(first_mean) or np.isnan(second_mean):
-        return None
-    difference = first_mean - second_mean
-    swapped: list[Floats] = []
-    resampled: list[Floats] = []
+    whole, whole_other = (counts.sum(axis=2, keepdims=True) for counts in (one, other))
+    observed = float(difference(whole, whole_other)[0])
+    n_extreme = 0
     for begin in range(0, n_samples, _CHUNK):
         size = min(_CHUNK, n_samples - begin)
-        swap = rng.integers(0, 2, size=(len(posts), size)).astype(float)
-        change = _summed(second_counts - first_counts, swap)
-        swapped.append(
-            means(np.concatenate([first_total, first_total + change], axis=2))[1:]
-            - means(np.concatenate([second_total, second_total - change], axis=2))[1:]
-        )
-        draws = draw_group_counts(rng, n_groups=len(posts), n_resamples=size).astype(float)
-        weights = np.concatenate([whole, draws], axis=1)
-        resampled.append(
-            means(_summed(first_counts, weights))[1:] - means(_summed(second_counts, weights))[1:]
-        )
-    extreme = np.abs(np.concatenate(swapped)) >= abs(difference) - 1e-12
-    differences = np.concatenate(resampled)
-    defined = differences[~np.isnan(differences)]
-    tail = (1 - confidence) / 2
-    has_interval = 2 * len(defined) > n_samples
-    low, high = np.quantile(defined, [tail, 1 - tail]) if has_interval else (None, None)
-    return Comparison(
-        first=first_mean,
-        second=second_mean,
-        difference=difference,
-        ci_low=None if low is None else float(low),
-        ci_high=None if high is None else float(high),
-        p_value=float((1 + extreme.sum()) / (1 + n_samples)),
-        n_posts=len(posts),
-    )
+        swap = rng.integers(0, 2, size=(one.shape[2], size)).astype(float)
+        change: Floats = np.einsum("tcpk,ps->tcsk", other - one, swap, optimize=True)
+        # The whole split comes first: a macro average is over its criteria.
+        swapped = difference(
+            np.concatenate([whole, whole + change], axis=2),
+            np.concatenate([whole_other, whole_other - change], axis=2),
+        )[1:]
+        n_extreme += int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
+    return (1 + n_extreme) / (1 + n_samples)
 
 
-def _counts(lines: Sequence[Line], index: Any, groups: Any, shape: tuple[int, int, int]) -> Floats:
+def _check_same_pairs(trainings: Sequence[Sequence[Line]]) -> None:
+    pairs = [_pair(line) for line in trainings[0]]
+    if any([_pair(line) for line in lines] != pairs for lines in trainings):
+        raise ValueError("All predictions must be about the same pairs, in the same order.")
+
+
+def _pair(line: Line) -> tuple[str, str, str]:
+    return line["post_id"], line["criterion_id"], line["example_id"]
+
+
+def _group_ids(lines: Sequence[Line]) -> list[str]:
+    """Return the author of each line's post; before version 0.3 lines had the post alone."""
+    return [line.get("group_id", line["post_id"]) for line in lines]
+
+
+def _block_counts(trainings: Sequence[Sequence[Line]]) -> Floats:
+    """Return the counts of each training, `[trainings, criteria, blocks, counts]`."""
+    lines = trainings[0]
+    blocks, n_blocks = jackknife_blocks(np.asarray(_group_ids(lines)))
+    criteria, index = np.unique([line["criterion_id"] for line in lines], return_inverse=True)
+    shape = (len(criteria), n_blocks, _N_COUNTS)
+    return np.stack([_counts(training, index, blocks, shape) for training in trainings])
+
+
+def _counts(lines: Sequence[Line], index: Any, blocks: Any, shape: tuple[int, int, int]) -> Floats:
     """Return the counts of one training's predictions, `[criteria, posts, counts]`."""
     rows = np.zeros((len(lines), _N_COUNTS))
     for row, line in zip(rows, lines, strict=True):
@@ -179,16 +300,5 @@ def _counts(lines: Sequence[Line], index: Any, groups: Any, shape: tuple[int, in
             row[_GOLD] = len(line["gold_evidence"])
             row[_FOUND] = sum(span["found"] for span in line["gold_evidence"])
     counts = np.zeros(shape)
-    np.add.at(counts, (index, groups), rows)
+    np.add.at(counts, (index, blocks), rows)
     return counts
-
-
-def _summed(counts: Floats, weights: Floats) -> Floats:
-    """Return sums over posts, `[trainings, criteria, samples, counts]`.
-
-    Args:
-        counts: `[trainings, criteria, posts, counts]`.
-        weights: `[posts, samples]`.
-    """
-    summed: Floats = np.einsum("tcpk,ps->tcsk", counts, weights, optimize=True)
-    return summed

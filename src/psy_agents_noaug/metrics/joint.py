@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from psy_agents_noaug.metrics.classification import (
+from psy_agents_noaug.metrics.intervals import macro
+from psy_agents_noaug.metrics.jackknife import intervals, jackknife_blocks, leave_blocks_out
+from psy_agents_noaug.metrics.ratios import divide, f1_score
+from psy_agents_noaug.metrics.values import (
     NO_PAIRS,
     Floats,
     Metrics,
     ValueOrReason,
     metrics_of,
 )
-from psy_agents_noaug.metrics.intervals import draw_group_counts, macro, percentile_intervals
-from psy_agents_noaug.metrics.ratios import divide, f1_score
 
 Flags = NDArray[np.bool_]
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class JointDecisions:
         predicted: whether evidence is predicted.
         right: whether a predicted span is right.
         criterion_ids: strings.
-        group_ids: strings, the post of each pair; the bootstrap resamples these.
+        group_ids: strings, the author (or post) of each pair; the units of the interval.
     """
 
     labels: Flags
@@ -56,28 +56,27 @@ class JointDecisions:
 
 
 def joint_metrics(
-    decisions: JointDecisions, *, criteria: Sequence[str], n_resamples: int | None, seed: int
+    decisions: JointDecisions, *, criteria: Sequence[str], with_interval: bool
 ) -> Metrics:
     """Return `supported_*`, `positive_without_evidence` and `evidence_without_positive`.
 
     Args:
         decisions: one entry per pair with known evidence.
         criteria: every criterion, including those without pairs.
-        n_resamples: resamples of posts for the interval of `supported_f1`; None for no interval.
-        seed: of the draws.
+        with_interval: add the interval of `supported_f1`, see `metrics.jackknife`.
     """
-    ids, groups = np.unique(decisions.group_ids, return_inverse=True)
+    blocks, n_blocks = jackknife_blocks(decisions.group_ids)
     index = np.array([criteria.index(name) for name in decisions.criterion_ids], dtype=np.int64)
-    counts = np.zeros((len(criteria), len(ids), 3))  # supported, predicted met, met
+    counts = np.zeros((len(criteria), n_blocks, 3))  # supported, predicted met, met
     supported = decisions.labels & decisions.decisions & decisions.right
     np.add.at(
         counts,
-        (index, groups),
+        (index, blocks),
         np.stack([supported, decisions.decisions, decisions.labels], axis=1).astype(float),
     )
     whole = counts.sum(axis=1, keepdims=True)
     metrics: dict[str, ValueOrReason] = {}
-    reason = "no met pair" if len(ids) else NO_PAIRS
+    reason = "no met pair" if n_blocks else NO_PAIRS
     for name, values in _supported(whole).items():
         metrics[name] = _value_or_reason(
             macro(np.where(whole[..., 2] > 0, values, np.nan))[0], reason
@@ -99,19 +98,11 @@ def joint_metrics(
         else "no evidence predicted"
     )
     point = metrics_of(metrics)
-    if n_resamples is None:
+    if not with_interval:
         return point
-    if len(ids) > 1:
-        draws = draw_group_counts(
-            np.random.default_rng(seed), n_groups=len(ids), n_resamples=n_resamples
-        )
-        weights = np.concatenate([np.ones((len(ids), 1)), draws], axis=1)
-        resampled = _supported(np.einsum("cgk,gr->crk", counts, weights, optimize=True))
-        samples = {"supported_f1": macro(resampled["supported_f1"])[1:]}
-        interval = percentile_intervals(samples, confidence=_CONFIDENCE)
-        return Metrics(point.values | interval.values, point.undefined | interval.undefined)
-    reasons = {f"supported_f1_ci_{end}": "fewer than two posts" for end in ("low", "high")}
-    return Metrics(point.values | dict.fromkeys(reasons), point.undefined | reasons)
+    values = macro(_supported(leave_blocks_out(counts))["supported_f1"])
+    interval = intervals({"supported_f1": values})
+    return Metrics(point.values | interval.values, point.undefined | interval.undefined)
 
 
 def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
@@ -135,7 +126,7 @@ def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
 
 
 def _supported(counts: Floats) -> dict[str, Floats]:
-    """Return metrics, [criteria, resamples], from [criteria, resamples, 3]; NaN without a met pair."""
+    """Return metrics, [criteria, samples], from [criteria, samples, 3]; NaN without a met pair."""
     supported, predicted, met = np.moveaxis(counts, -1, 0)
     precision = np.nan_to_num(divide(supported, predicted))
     return {

@@ -30,27 +30,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.classification import (
+    PairPredictions,
+    classification_metrics,
+    criterion_index,
+)
+from psy_agents_noaug.metrics.intervals import Samples, classification_samples, macro
+from psy_agents_noaug.metrics.jackknife import jackknife_blocks, leave_blocks_out
+from psy_agents_noaug.metrics.ratios import divide, f1_score
+from psy_agents_noaug.metrics.squad import exact_match, token_f1
+from psy_agents_noaug.metrics.values import (
     NO_PAIRS,
     Floats,
     Ints,
     Metrics,
-    PairPredictions,
     ValueOrReason,
-    classification_metrics,
-    criterion_index,
     metrics_of,
 )
-from psy_agents_noaug.metrics.intervals import (
-    bootstrap_intervals,
-    draw_group_counts,
-    macro,
-    percentile_intervals,
-)
-from psy_agents_noaug.metrics.ratios import divide, f1_score
-from psy_agents_noaug.metrics.squad import exact_match, token_f1
 
 IOU_THRESHOLD = 0.5
-BOOTSTRAPPED = (
+WITH_INTERVALS = (
     "evidence_exact_match",
     "evidence_token_f1",
     "answerable/evidence_exact_match",
@@ -77,7 +75,7 @@ class SpanPredictions:
         ends: code points after the predicted spans, [pairs, spans]; -1 for none.
         scores: of the predicted spans, [pairs, spans]; falling; -inf for none.
         criterion_ids: strings, [pairs].
-        group_ids: strings, the post of each pair, [pairs]; the bootstrap resamples these.
+        group_ids: strings, the author (or post) of each pair, [pairs]; the units of the intervals.
 
     Raises:
         ValueError: the entries differ in number, or scores do not fall.
@@ -167,7 +165,6 @@ def span_metrics(
         "n_answerable": int(counts[:, 0, _N_ANSWERABLE].sum()),
         "n_gold_spans": int(counts[:, 0, _GOLD].sum()),
         "n_predicted_spans": int(counts[:, 0, _PREDICTED].sum()),
-        "evidence_n_posts": len(set(predictions.group_ids.tolist())),
         "evidence_n_criteria_in_macro": int((counts[:, 0, _GOLD] > 0).sum()),
     }
     pooled = counts.sum(axis=0, keepdims=True)
@@ -194,50 +191,30 @@ def span_metrics(
     return metrics_of(metrics)
 
 
-def span_intervals(
-    predictions: SpanPredictions,
-    *,
-    criteria: Sequence[str],
-    threshold: float,
-    n_resamples: int,
-    seed: int,
-    confidence: float = 0.95,
-) -> Metrics:
-    """Return percentile bootstrap intervals over posts, by the rules of `bootstrap_intervals`.
+def span_samples(
+    predictions: SpanPredictions, *, criteria: Sequence[str], threshold: float
+) -> Samples:
+    """Return the figures behind the intervals of a split's metrics. The threshold is fixed.
 
     Returns:
-        `<key>_ci_low` and `<key>_ci_high` for BOOTSTRAPPED and the detection's average precision.
+        The keys in WITH_INTERVALS, and the detection's average precision.
     """
-    index = criterion_index(_detection(predictions), criteria)
-    ids, groups = np.unique(predictions.group_ids, return_inverse=True)
-    keys = (*BOOTSTRAPPED, _AVERAGE_PRECISION)
-    if len(ids) < 2:
-        reason = "all pairs are of one post" if len(ids) else NO_PAIRS
-        return metrics_of({f"{key}_ci_{end}": reason for key in keys for end in ("low", "high")})
-    by_group = np.zeros((len(criteria), len(ids), _N_COUNTS))
-    np.add.at(by_group, (index, groups), _pair_counts(predictions, threshold))
-    draws = draw_group_counts(
-        np.random.default_rng(seed), n_groups=len(ids), n_resamples=n_resamples
+    detection = _detection(predictions)
+    index = criterion_index(detection, criteria)
+    blocks, n_blocks = jackknife_blocks(predictions.group_ids)
+    counts = np.zeros((len(criteria), n_blocks, _N_COUNTS))
+    np.add.at(counts, (index, blocks), _pair_counts(predictions, threshold))
+    figures = _metrics(leave_blocks_out(counts))
+    ranking = classification_samples(
+        detection, criteria=criteria, thresholds=dict.fromkeys(criteria, 0.5)
     )
-    whole = np.ones((len(ids), 1), dtype=draws.dtype)
-    resampled = np.concatenate([whole, draws], axis=1).astype(float)
-    metrics = _metrics(np.einsum("cgk,gr->crk", by_group, resampled, optimize=True))
-    samples = {key: macro(metrics[key])[1:] for key in BOOTSTRAPPED}
-    intervals = percentile_intervals(samples, confidence=confidence)
-    ranking = bootstrap_intervals(
-        _detection(predictions),
-        criteria=criteria,
-        thresholds=dict.fromkeys(criteria, 0.5),
-        n_resamples=n_resamples,
-        seed=seed,
-        confidence=confidence,
+    return Samples(
+        {
+            **{key: macro(figures[key]) for key in WITH_INTERVALS},
+            _AVERAGE_PRECISION: ranking.values["average_precision_macro"],
+        },
+        shares={"evidence_exact_match": len(set(predictions.group_ids.tolist()))},
     )
-    average_precision = {
-        f"{_AVERAGE_PRECISION}_ci_{end}": _lookup(ranking, f"average_precision_macro_ci_{end}")
-        for end in ("low", "high")
-    }
-    own = {key: _lookup(intervals, key) for key in intervals.values}
-    return metrics_of({**own, **average_precision})
 
 
 def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str]) -> float:
@@ -340,7 +317,7 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
 
 
 def _metrics(counts: Floats) -> dict[str, Floats]:
-    """Return metrics, [criteria, resamples], from [criteria, resamples, counts]; NaN if undefined."""
+    """Return metrics, [criteria, samples], from [criteria, samples, counts]; NaN if undefined."""
     c = np.moveaxis(counts, -1, 0)
     metrics: dict[str, Floats] = {}
     for name, score in (("evidence_exact_match", _EXACT), ("evidence_token_f1", _F1)):

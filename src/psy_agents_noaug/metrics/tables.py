@@ -1,6 +1,6 @@
 """Metrics and settings as text for the console."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -9,6 +9,17 @@ def format_value(value: Any, spec: str = ".3f") -> str:
     if value is None:
         return "n/a"
     return format(value, spec) if isinstance(value, float) else str(value)
+
+
+def with_interval(metrics: Mapping[str, Any], key: str, *, spec: str = ".3f") -> str:
+    """Return a figure with its interval, `0.460 [0.381, 0.508]`; `too few` where it has none."""
+    value = format_value(metrics[key], spec)
+    if metrics[key] is None:
+        return value
+    low, high = metrics[f"{key}_ci_low"], metrics[f"{key}_ci_high"]
+    if low is None or high is None:
+        return f"{value} [too few]"
+    return f"{value} [{format_value(low, spec)}, {format_value(high, spec)}]"
 
 
 def render_table(rows: Sequence[Sequence[str]], *, left: int, rules: Sequence[int] = ()) -> str:
@@ -30,3 +41,17 @@ def render_table(rows: Sequence[Sequence[str]], *, left: int, rules: Sequence[in
         )
         lines.append("  ".join(cells))
     return "\n".join(lines)
+
+
+def beaten_line(metrics: Mapping[str, Any], baselines: Mapping[str, str], *, key: str) -> str:
+    """Return a sentence on the baselines that the model does not beat beyond the paired interval."""
+    not_beaten = []
+    for name, shown in baselines.items():
+        gain = metrics[f"baseline_{name}/{key}_gain"]
+        low = metrics[f"baseline_{name}/{key}_gain_ci_low"]
+        if gain is None or low is None or low <= 0:
+            difference = with_interval(metrics, f"baseline_{name}/{key}_gain", spec="+.3f")
+            not_beaten.append(f"{shown} (difference {difference})")
+    if not_beaten:
+        return f"The model is NOT shown to be better than: {'; '.join(not_beaten)}."
+    return "The model is better than each baseline beyond the paired 95 % interval."

@@ -19,7 +19,7 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.labels import BINARY, LabelScale
 from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.metrics.classification import Metrics
+from psy_agents_noaug.metrics.values import Metrics
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.tasks.negatives import NegativeSampler
 
@@ -251,6 +251,7 @@ def example_ids(example: Example) -> dict[str, str]:
     return {
         "example_id": example.example_id,
         "post_id": example.post_id,
+        "group_id": example.group_id,
         "criterion_id": example.criterion_id,
     }
 

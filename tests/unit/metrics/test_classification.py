@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from psy_agents_noaug.metrics.calibration import fit_calibration
 from psy_agents_noaug.metrics.classification import (
     PairPredictions,
     classification_metrics,
-    classification_report,
+    cutoffs_at_specificity,
     expected_calibration_error,
     fit_thresholds,
+    recall_at_cutoffs,
+    values_at_prevalence,
 )
 
 CRITERIA = ("A.1", "A.2", "A.3")
@@ -67,14 +70,14 @@ def test_every_figure_is_the_one_of_scikit_learn(rows, thresholds):
         p = np.array([row[2] for row in own])
         decisions = np.array([row[2] >= thresholds[row[0]] for row in own], dtype=int)
         figures = dict.fromkeys(macro)
-        if len(own) and decisions.any():
+        if len(own) and not y.all() and decisions.any():
             figures["precision"] = sk.precision_score(y, decisions)
         if len(own) and y.any():
             figures["recall"] = sk.recall_score(y, decisions)
+        if len(own) and y.any() and not y.all():
             figures["f1"] = sk.f1_score(y, decisions)
             figures["average_precision"] = sk.average_precision_score(y, p)
-            if not y.all():
-                figures["auroc"] = sk.roc_auc_score(y, p)
+            figures["auroc"] = sk.roc_auc_score(y, p)
             if criterion:
                 for name, figure in figures.items():
                     if figure is not None or name == "precision":
@@ -82,6 +85,17 @@ def test_every_figure_is_the_one_of_scikit_learn(rows, thresholds):
         for name, figure in figures.items():
             key = f"per_criterion/{criterion}/{name}" if criterion else f"{name}_micro"
             expected[key] = figure
+        if criterion:
+            unmet = len(own) and not y.all()
+            refused = len(own) and not decisions.all()
+            expected |= {
+                f"per_criterion/{criterion}/specificity": sk.recall_score(y, decisions, pos_label=0)
+                if unmet
+                else None,
+                f"per_criterion/{criterion}/npv": sk.precision_score(y, decisions, pos_label=0)
+                if refused
+                else None,
+            }
         tn, fp, fn, tp = (0, 0, 0, 0)
         if len(own):
             tn, fp, fn, tp = sk.confusion_matrix(y, decisions, labels=[0, 1]).ravel()
@@ -91,10 +105,11 @@ def test_every_figure_is_the_one_of_scikit_learn(rows, thresholds):
         expected |= {f"{prefix}n_pairs": len(own), f"{prefix}n_positive": sum(y)}
     # `y`, `p` and `decisions` are now those of all pairs.
     expected |= {f"{name}_macro": np.mean(own) if own else None for name, own in macro.items()}
-    expected["accuracy"] = sk.accuracy_score(y, decisions)
+    both = len(set(y)) == 2
+    expected["accuracy"] = sk.accuracy_score(y, decisions) if both else None
     expected["brier"] = sk.brier_score_loss(y, p, pos_label=1)
     expected["n_criteria_in_macro"] = len(macro["f1"])
-    expected["at_0.5/accuracy"] = sk.accuracy_score(y, p >= 0.5)
+    expected["at_0.5/accuracy"] = sk.accuracy_score(y, p >= 0.5) if both else None
     assert {key: values[key] for key in expected} == pytest.approx(expected, abs=1e-12)
 
 
@@ -110,17 +125,17 @@ def test_the_fixed_threshold_figures_are_those_of_thresholds_of_one_half():
 
 
 def test_a_hand_worked_case():
-    # A.1: TP FP FN TN, F1 1/2. A.2: TP only, F1 1. A.3: no positive, one false alarm.
+    # A.1: TP FP FN TN, F1 1/2. A.2: TP TN, F1 1. A.3: no positive, one false alarm.
     rows = [("A.1", 1, 0.9), ("A.1", 0, 0.8), ("A.1", 1, 0.2), ("A.1", 0, 0.1)]
-    rows += [("A.2", 1, 0.5), ("A.3", 0, 0.6)]
-    predictions = pairs(rows, ["p1", "p1", "p1", "p2", "p2", "p2"])
+    rows += [("A.2", 1, 0.5), ("A.2", 0, 0.4), ("A.3", 0, 0.6)]
+    predictions = pairs(rows, ["p1", "p1", "p1", "p2", "p2", "p2", "p2"])
     values = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF).values
-    expected = {"n_pairs": 6, "n_positive": 3, "n_posts": 2, "n_criteria_in_macro": 2}
+    expected = {"n_pairs": 7, "n_positive": 3, "n_groups": 2, "n_criteria_in_macro": 2}
     expected |= {"f1_macro": 0.75, "precision_macro": 0.75, "recall_macro": 0.75}
     expected |= {"f1_micro": 4 / 7, "precision_micro": 0.5, "recall_micro": 2 / 3}
-    expected |= {"accuracy": 0.5, "auroc_macro": 0.75, "per_criterion/A.3/precision": 0.0}
+    expected |= {"accuracy": 4 / 7, "auroc_macro": 0.875, "per_criterion/A.3/precision": 0.0}
     expected |= {"average_precision_macro": (1 / 2 + 1 / 2 * 2 / 3 + 1) / 2}
-    expected |= {"brier": (0.01 + 0.64 + 0.64 + 0.01 + 0.25 + 0.36) / 6}
+    expected |= {"brier": (0.01 + 0.64 + 0.64 + 0.01 + 0.25 + 0.16 + 0.36) / 7}
     assert {key: values[key] for key in expected} == pytest.approx(expected)
 
 
@@ -130,10 +145,10 @@ def test_the_keys_are_exactly_the_documented_ones():
     decision = ["precision", "recall", "f1"]
     both = [f"{name}_{kind}" for name in decision for kind in ("micro", "macro")]
     ranking = ["auroc", "average_precision"]
-    expected = ["n_pairs", "n_positive", "n_posts", "n_criteria_in_macro", "accuracy", *both]
+    expected = ["n_pairs", "n_positive", "n_groups", "n_criteria_in_macro", "accuracy", *both]
     expected += [f"{name}_{kind}" for name in ranking for kind in ("micro", "macro")]
     expected += ["brier", "ece", *counts, *(f"at_0.5/{name}" for name in ("accuracy", *both))]
-    own = [*decision, *ranking, "threshold", "n_pairs", "n_positive", *counts]
+    own = [*decision, "specificity", "npv", *ranking, "threshold", "n_pairs", "n_positive", *counts]
     expected += [f"per_criterion/X/{name}" for name in own]
     assert sorted(values) == sorted(expected)
 
@@ -152,7 +167,7 @@ def test_a_criterion_without_positives_is_undefined_and_moves_no_macro_figure():
 
 
 def test_a_criterion_with_positives_and_no_positive_decision_counts_zero_in_macro():
-    rows = [("A.1", 1, 0.9), ("A.2", 1, 0.1), ("A.2", 0, 0.2)]
+    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.1), ("A.2", 1, 0.1), ("A.2", 0, 0.2)]
     metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
     assert metrics.values["per_criterion/A.2/f1"] == 0.0
     assert metrics.values["per_criterion/A.2/precision"] is None
@@ -160,12 +175,22 @@ def test_a_criterion_with_positives_and_no_positive_decision_counts_zero_in_macr
     assert metrics.values["f1_macro"] == metrics.values["precision_macro"] == 0.5
 
 
-def test_a_criterion_of_positives_only_has_no_auroc_but_an_f1():
+def test_a_criterion_of_positives_only_has_a_recall_and_no_f1():
     rows = [("A.1", 1, 0.9), ("A.2", 1, 0.1), ("A.2", 0, 0.2)]
     metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
-    assert metrics.undefined["per_criterion/A.1/auroc"] == "labels of one class only"
-    assert metrics.values["per_criterion/A.1/f1"] == 1.0
-    assert metrics.values["auroc_macro"] == metrics.values["per_criterion/A.2/auroc"] == 0.0
+    for name in ("f1", "precision", "auroc", "average_precision"):
+        assert metrics.undefined[f"per_criterion/A.1/{name}"] == "labels of one class only"
+    assert metrics.values["per_criterion/A.1/recall"] == 1.0
+    assert metrics.values["f1_macro"] == metrics.values["per_criterion/A.2/f1"] == 0.0
+    assert metrics.values["n_criteria_in_macro"] == 1
+
+
+def test_a_split_of_positives_only_has_no_figure_that_always_met_would_reach():
+    metrics = classification_metrics(
+        pairs([("A.1", 1, 0.9), ("A.2", 1, 0.8)]), criteria=CRITERIA, thresholds=HALF
+    )
+    for name in ("accuracy", "f1_micro", "f1_macro", "average_precision_micro", "precision_macro"):
+        assert metrics.values[name] is None, name
 
 
 def test_an_empty_split_has_counts_and_reasons_only():
@@ -204,12 +229,20 @@ def test_the_order_of_rows_changes_no_bit_of_any_figure():
         assert classification_metrics(shuffled, **options) == figures
 
 
+def fitted(predictions, *, criteria=CRITERIA, mode="global", min_support=1, calibrated=None):
+    """Thresholds for calibrated probabilities that are the labels, unless said."""
+    known = predictions.labels.astype(float) if calibrated is None else np.asarray(calibrated)
+    return fit_thresholds(
+        predictions, calibrated=known, criteria=criteria, mode=mode, min_support=min_support
+    )
+
+
 def exact_macro_f1(predictions, threshold):
     f1 = []
     for criterion in CRITERIA:
         own = predictions.criterion_ids == criterion
         y, decided = predictions.labels[own], predictions.probabilities[own] >= threshold
-        if y.any():
+        if y.any() and not y.all():
             f1.append(Fraction(2 * int(y[decided].sum()), int(decided.sum()) + int(y.sum())))
     return sum(f1, Fraction(0))
 
@@ -218,65 +251,123 @@ def exact_macro_f1(predictions, threshold):
 @given(rows=st.lists(ROW, max_size=25))
 def test_the_global_threshold_is_the_best_candidate_by_brute_force(rows):
     predictions = pairs(rows)
-    scores = sorted({row[2] for row in rows})
+    mixed = {c for c in CRITERIA if {row[1] for row in rows if row[0] == c} == {0, 1}}
+    scores = sorted({row[2] for row in rows if row[0] in mixed})
     cuts = [(low, (low + high) / 2, high) for low, high in itertools.pairwise(scores)]
     candidates = [0.5, *scores[:1], *(mid if mid > low else high for low, mid, high in cuts)]
     wanted = min(candidates, key=lambda t: (-exact_macro_f1(predictions, t), abs(t - 0.5), t))
-    fitted = fit_thresholds(predictions, criteria=CRITERIA, mode="global", min_support=1)
-    assert fitted == dict.fromkeys(CRITERIA, wanted)
+    assert fitted(predictions) == dict.fromkeys(CRITERIA, wanted)
+
+
+def test_the_threshold_follows_the_calibrated_probabilities_and_not_the_labels():
+    """By hand: expected F1 is 2 * 0.8 / 2.3, 2 * 1.1 / 3.3, 2 * 1.3 / 4.3: one pair is best."""
+    rows = [("A.1", 0, 0.9), ("A.1", 1, 0.6), ("A.1", 1, 0.3)]
+    assert fitted(pairs(rows), calibrated=[0.8, 0.3, 0.2])["A.1"] == pytest.approx(0.75)
+    assert fitted(pairs(rows))["A.1"] == 0.3
+
+
+def test_fitted_thresholds_are_better_on_other_posts_than_those_of_the_best_val_f1():
+    """The reason for expected F1: 60 draws of a val of 200 posts with 12 met ones."""
+    rng = np.random.default_rng(0)
+
+    def draw(n):
+        labels = (rng.random(n) < 0.06).astype(int)
+        return pairs(
+            [("A.1", int(y), float(p)) for y, p in zip(labels, score(labels), strict=True)]
+        )
+
+    def score(labels):
+        return 1 / (1 + np.exp(-(rng.normal(size=len(labels)) * 1.2 + 2.2 * labels - 3)))
+
+    other = draw(40000)
+    gains, optimism = [], []
+    for _ in range(60):
+        val = draw(200)
+        if val.labels.sum() < 2:
+            continue
+        calibration = fit_calibration(val, criteria=["A.1"])
+        expected = fitted(val, criteria=["A.1"], calibrated=calibration.apply(val).probabilities)
+        best = fitted(val, criteria=["A.1"])
+
+        def f1(predictions, threshold):
+            return sk.f1_score(predictions.labels, predictions.probabilities >= threshold)
+
+        gains.append(f1(other, expected["A.1"]) - f1(other, best["A.1"]))
+        optimism.append(
+            [f1(val, found["A.1"]) - f1(other, found["A.1"]) for found in (expected, best)]
+        )
+    assert np.mean(gains) > 0.005
+    of_expected, of_best = np.mean(optimism, axis=0)
+    assert abs(of_expected) < of_best / 2
 
 
 def test_a_criterion_gets_its_own_threshold_only_with_enough_of_both_classes():
     rows = [("A.1", 1, 0.30), ("A.1", 1, 0.28), ("A.1", 0, 0.2), ("A.1", 0, 0.1)]
     rows += [("A.2", 1, 0.9), ("A.2", 1, 0.8), ("A.2", 0, 0.7)]
     rows += [("A.3", 0, 0.1), ("A.3", 0, 0.2), ("A.3", 0, 0.3)]
-    options = {"criteria": CRITERIA, "min_support": 2}
-    common = fit_thresholds(pairs(rows), mode="global", **options)["A.1"]
-    own = fit_thresholds(pairs(rows), mode="per_criterion", **options)
+    common = fitted(pairs(rows), min_support=2)["A.1"]
+    own = fitted(pairs(rows), mode="per_criterion", min_support=2)
     assert own["A.1"] == pytest.approx(0.24)
     assert own["A.2"] == own["A.3"] == common
-    options["min_support"] = 0
-    own = fit_thresholds(pairs(rows), mode="per_criterion", **options)
+    own = fitted(pairs(rows), mode="per_criterion", min_support=0)
     assert own["A.2"] == pytest.approx(0.75)
     assert own["A.3"] == common
 
 
 def test_equally_good_thresholds_go_to_the_one_nearest_one_half_then_the_smaller():
-    def fitted(*rows):
-        return fit_thresholds(pairs(rows), criteria=["A.1"], mode="global", min_support=1)["A.1"]
+    def one(*rows):
+        return fitted(pairs(rows), criteria=["A.1"])["A.1"]
 
-    assert fitted(("A.1", 1, 0.9), ("A.1", 0, 0.0)) == 0.5
+    assert one(("A.1", 1, 0.9), ("A.1", 0, 0.0)) == 0.5
     # F1 is 2/3 at 0.25 and at the middle of the last two, less between.
     rows = [("A.1", 0, 0.125), ("A.1", 1, 0.375), ("A.1", 1, 0.875)]
-    assert fitted(*rows, *[("A.1", 0, 0.5)] * 2) == 0.6875
-    assert fitted(*rows, *[("A.1", 0, 0.625)] * 2) == 0.25  # and 0.75
+    assert one(*rows, *[("A.1", 0, 0.5)] * 2) == 0.6875
+    assert one(*rows, *[("A.1", 0, 0.625)] * 2) == 0.25  # and 0.75
 
 
-def test_no_positive_label_gives_one_half():
-    for rows in ([], [("A.1", 0, 0.2), ("A.2", 0, 0.9)]):
+def test_labels_of_one_class_give_one_half():
+    for rows in ([], [("A.1", 0, 0.2), ("A.2", 0, 0.9)], [("A.1", 1, 0.2)]):
         for mode in ("global", "per_criterion"):
-            fitted = fit_thresholds(pairs(rows), criteria=CRITERIA, mode=mode, min_support=0)
-            assert fitted == HALF
+            assert fitted(pairs(rows), mode=mode, min_support=0) == HALF
 
 
 @pytest.mark.parametrize("mode", ["global", "per_criterion"])
 def test_the_fitted_threshold_may_decide_every_pair_positive(mode):
-    options = {"criteria": ["A.1"], "mode": mode, "min_support": 1}
     alike = pairs([("A.1", 1, 0.3), ("A.1", 0, 0.3)])
-    fitted = fit_thresholds(alike, **options)
-    assert fitted == {"A.1": 0.3}
-    values = classification_metrics(alike, criteria=["A.1"], thresholds=fitted).values
+    found = fitted(alike, criteria=["A.1"], mode=mode)
+    assert found == {"A.1": 0.3}
+    values = classification_metrics(alike, criteria=["A.1"], thresholds=found).values
     assert values["f1_macro"] == pytest.approx(2 / 3)
     # The lowest pair is the positive one: F1 2/3 with all of them, else 0.
-    assert fit_thresholds(pairs([("A.1", 1, 0.1), ("A.1", 0, 0.3)]), **options) == {"A.1": 0.1}
+    lowest = pairs([("A.1", 1, 0.1), ("A.1", 0, 0.3)])
+    assert fitted(lowest, criteria=["A.1"], mode=mode) == {"A.1": 0.1}
+
+
+def test_the_sensitivity_at_a_specificity_has_its_cut_off_from_val():
+    val = pairs([("A.1", 0, k / 100) for k in range(20)] + [("A.2", 1, 0.5)])
+    cutoffs = cutoffs_at_specificity(val, criteria=CRITERIA, specificity=0.9)
+    assert cutoffs.keys() == {"A.1"}
+    assert (np.arange(20) / 100 < cutoffs["A.1"]).mean() == 0.9
+    test = pairs([("A.1", 1, 0.16), ("A.1", 1, 0.17), ("A.1", 1, 0.9), ("A.1", 1, 0.18)])
+    found = recall_at_cutoffs(test, criteria=CRITERIA, cutoffs=cutoffs)
+    assert found.values["per_criterion/A.1/recall_at_specificity"] == 0.5
+    assert found.undefined["per_criterion/A.2/recall_at_specificity"] == "no unmet pair in val"
+
+
+def test_predictive_values_at_another_prevalence_are_bayes_rule():
+    metrics = {"per_criterion/A.1/recall": 0.8, "per_criterion/A.1/specificity": 0.9}
+    metrics |= {"per_criterion/A.2/recall": None, "per_criterion/A.2/specificity": 0.9}
+    found = values_at_prevalence(metrics, prevalence=0.1)
+    assert found["per_criterion/A.1/precision_at_prevalence"] == pytest.approx(0.08 / 0.17)
+    assert found["per_criterion/A.1/npv_at_prevalence"] == pytest.approx(0.81 / 0.83)
+    assert found["per_criterion/A.2/precision_at_prevalence"] is None
 
 
 def test_neighbouring_floats_are_told_apart_by_the_fitted_threshold():
     for low in (0.0, 0.3, 0.7, 1e-300, np.nextafter(1.0, 0)):
         high = np.nextafter(low, 1)
         rows = [("A.1", 0, low), ("A.1", 1, high), ("A.1", 0, low)]
-        fitted = fit_thresholds(pairs(rows), criteria=["A.1"], mode="global", min_support=1)
-        assert low < fitted["A.1"] <= high
+        assert low < fitted(pairs(rows), criteria=["A.1"])["A.1"] <= high
 
 
 @pytest.mark.parametrize(
@@ -311,22 +402,6 @@ def test_bad_options_are_refused_by_name():
     with pytest.raises(ValueError, match="`thresholds` must be finite"):
         classification_metrics(known, criteria=["A.1"], thresholds={"A.1": math.nan})
     with pytest.raises(ValueError, match="`mode` must be"):
-        fit_thresholds(known, criteria=CRITERIA, mode="best", min_support=1)
+        fitted(known, mode="best")
     with pytest.raises(ValueError, match="`min_support` must not"):
-        fit_thresholds(known, criteria=CRITERIA, mode="global", min_support=-1)
-
-
-def test_the_report_is_an_aligned_table_with_undefined_figures_as_n_a():
-    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.8), ("A.1", 1, 0.2), ("A.1", 0, 0.1), ("A.2", 0, 0.6)]
-    metrics = classification_metrics(pairs(rows), criteria=["A.1", "A.2"], thresholds=HALF)
-    names = {"A.1": "Depressed mood", "A.2": "Anhedonia"}
-    report = classification_report(metrics.values, criteria=["A.1", "A.2"], names=names)
-    expected = """
-criterion  name                  support  precision  recall     F1  AUROC     AP
---------------------------------------------------------------------------------
-A.1        Depressed mood            2/4      0.500   0.500  0.500  0.750  0.833
-A.2        Anhedonia                 0/1      0.000     n/a    n/a    n/a    n/a
---------------------------------------------------------------------------------
-macro      mean of 1/2 criteria               0.500   0.500  0.500  0.750  0.833
-micro      all pairs                 2/5      0.333   0.500  0.400  0.667  0.750"""
-    assert report == expected.lstrip()
+        fitted(known, min_support=-1)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+from scipy import stats
 
-from psy_agents_noaug.metrics.comparison import comparable_metrics, compare
+from psy_agents_noaug.metrics.comparison import comparable_metrics, compare, mean_interval
 
 
 def line(post, criterion, *, label=0, decision=0, evidence=None, gold=()):
@@ -59,14 +60,17 @@ def test_figures_are_the_means_over_trainings_of_what_scikit_learn_says():
 def test_a_system_does_not_differ_from_itself():
     same = trainings(1, accuracy=0.8)
     found = compare("f1_macro", same, same, n_samples=200, seed=0)
-    assert (found.difference, found.ci_low, found.ci_high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
+    assert (found.difference, found.p_value_of_these_weights) == (0.0, 1.0)
+    assert found.p_value == 1.0
+    assert found.ci_low == -found.ci_high < 0
 
 
 def test_a_large_difference_is_significant_and_its_interval_excludes_zero():
     found = compare(
         "f1_macro", trainings(1, accuracy=0.95), trainings(2, accuracy=0.6), n_samples=500, seed=0
     )
-    assert found.p_value == pytest.approx(1 / 501)
+    assert found.p_value_of_these_weights == pytest.approx(1 / 501)
+    assert found.p_value < 0.001
     assert 0 < found.ci_low < found.difference < found.ci_high
 
 
@@ -75,8 +79,9 @@ def test_the_test_is_symmetric():
     one = compare("f1_macro", first, second, n_samples=300, seed=0)
     other = compare("f1_macro", second, first, n_samples=300, seed=0)
     assert one.difference == -other.difference
-    assert one.p_value == pytest.approx(other.p_value)
-    assert one.ci_low == pytest.approx(-other.ci_high)
+    assert one.p_value == other.p_value
+    assert one.p_value_of_these_weights == pytest.approx(other.p_value_of_these_weights)
+    assert one.ci_low == -other.ci_high
 
 
 def test_equal_systems_are_found_different_as_often_as_chance_says():
@@ -87,11 +92,54 @@ def test_equal_systems_are_found_different_as_often_as_chance_says():
             trainings(2 * k + 2, accuracy=0.75),
             n_samples=100,
             seed=k,
-        ).p_value
+        ).p_value_of_these_weights
         for k in range(60)
     ]
     assert 0.0 <= np.mean(np.asarray(values) <= 0.1) <= 0.22
     assert 0.35 <= np.mean(values) <= 0.65
+
+
+def test_the_standard_error_is_of_posts_and_of_the_seeds_of_both():
+    """Welch's test of the seeds alone, where all posts agree and seeds do not."""
+    rng = np.random.default_rng(3)
+    first, second = (
+        [decisions(rng, accuracy=accuracy) for accuracy in accuracies]
+        for accuracies in ((0.95, 0.8, 0.9), (0.7, 0.75, 0.6))
+    )
+    found = compare("f1_macro", first, second, n_samples=10, seed=0)
+    values = [[f1_macro(lines) for lines in system] for system in (first, second)]
+    samples = [[_mean_without(system, post) for system in (first, second)] for post in range(40)]
+    without = np.array([one - other for one, other in samples])
+    posts = 39 / 40 * ((without - without.mean()) ** 2).sum()
+    seeds = sum(np.var(own, ddof=1) / 3 for own in values)
+    half_width = (found.ci_high - found.ci_low) / 2
+    error = half_width / stats.t.ppf(0.975, np.arange(2, 45)[:, None])
+    assert np.abs(error - np.sqrt(posts + seeds)).min() < 0.01 * np.sqrt(posts + seeds)
+    assert found.p_value == pytest.approx(
+        2 * stats.t.sf(found.difference / np.sqrt(posts + seeds), 5), abs=0.02
+    )
+
+
+def _mean_without(system, post):
+    return np.mean([f1_macro([x for x in lines if x["post_id"] != f"p{post}"]) for lines in system])
+
+
+def test_authors_are_the_unit_where_they_are_known():
+    first, second = trainings(1, accuracy=0.8), trainings(2, accuracy=0.75)
+    by_post = compare("f1_macro", first, second, n_samples=10, seed=0)
+    for lines in (*first, *second):
+        for one in lines:
+            one["group_id"] = f"author {int(one['post_id'][1:]) // 10}"
+    by_author = compare("f1_macro", first, second, n_samples=10, seed=0)
+    assert (by_post.n_groups, by_author.n_groups, by_author.n_posts) == (40, 4, 40)
+    assert by_author.p_value != by_post.p_value
+
+
+def test_the_interval_of_a_mean_needs_three_trainings_and_stays_inside_its_range():
+    systems = trainings(1, accuracy=0.97, n=3)
+    low, high = mean_interval("f1_macro", systems)
+    assert 0 < low < np.mean([f1_macro(lines) for lines in systems]) < high < 1
+    assert mean_interval("f1_macro", systems[:2]) is None
 
 
 def test_the_smallest_p_value_of_few_posts_is_that_of_their_swaps():
@@ -99,7 +147,7 @@ def test_the_smallest_p_value_of_few_posts_is_that_of_their_swaps():
     good = [line(f"p{k}", "A.1", label=1, decision=1) for k in range(2)]
     bad = [line(f"p{k}", "A.1", label=1, decision=0) for k in range(2)]
     found = compare("f1_macro", [good], [bad], n_samples=4000, seed=0)
-    assert found.p_value == pytest.approx(0.5, abs=0.05)
+    assert found.p_value_of_these_weights == pytest.approx(0.5, abs=0.05)
 
 
 def test_evidence_is_compared_by_the_counts_of_the_lines():

@@ -7,11 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
-from psy_agents_noaug.metrics.intervals import (
-    BOOTSTRAPPED,
-    bootstrap_intervals,
-    draw_group_counts,
-)
+from psy_agents_noaug.metrics.intervals import OVERALL, PER_CRITERION, classification_samples
 
 CRITERIA = ("A.1", "A.2", "A.3")
 HALF = dict.fromkeys(CRITERIA, 0.5)
@@ -50,129 +46,118 @@ ROW = st.tuples(
 )
 
 
-def naive_intervals(predictions, *, thresholds, n_resamples, seed):
-    """Rebuilds the arrays of every resample and scores them as a split of its own.
+def intervals(predictions, *, criteria=CRITERIA, thresholds=HALF, **options):
+    samples = classification_samples(predictions, criteria=criteria, thresholds=thresholds)
+    return samples.intervals(**options)
 
-    A macro figure of a resample that lacks a criterion of the whole split is left out.
+
+def naive_samples(predictions, *, thresholds):
+    """Scores every split without one group as a split of its own.
+
+    A macro figure of one that lacks a criterion of the whole split is left out.
     """
     scored = {"criteria": CRITERIA, "thresholds": thresholds}
     whole = classification_metrics(predictions, **scored).values
-    posts = np.unique(predictions.group_ids)
-    rng = np.random.default_rng(seed)
-    counts = draw_group_counts(rng, n_groups=len(posts), n_resamples=n_resamples)
-    keys = [*BOOTSTRAPPED, *(f"per_criterion/{c}/f1" for c in CRITERIA)]
-    sampled = {key: [] for key in keys}
-    for draw in counts.T:
-        times = dict(zip(posts, draw, strict=True))
-        repeats = [times[post] for post in predictions.group_ids]
-        resample = take(predictions, np.repeat(np.arange(len(repeats)), repeats))
-        values = classification_metrics(resample, **scored).values
+    keys = [*OVERALL, *(f"per_criterion/{c}/{key}" for c in CRITERIA for key in PER_CRITERION)]
+    groups = np.unique(predictions.group_ids)
+    samples = {key: [whole[key]] for key in keys}
+    for group in groups:
+        kept = take(predictions, predictions.group_ids != group)
+        values = classification_metrics(kept, **scored).values
         for key in keys:
             own = [f"per_criterion/{c}/{key.removesuffix('_macro')}" for c in CRITERIA]
             lacks = key.endswith("_macro") and any(
                 values[k] is None and whole[k] is not None for k in own
             )
-            sampled[key].append(None if lacks else values[key])
-    out = {}
-    for key, sample in sampled.items():
-        defined = [value for value in sample if value is not None]
-        for end, quantile in (("low", 0.025), ("high", 0.975)):
-            enough = 2 * len(defined) >= n_resamples
-            out[f"{key}_ci_{end}"] = np.quantile(defined, quantile) if enough else None
-    return out
+            samples[key].append(None if lacks else values[key])
+    return {key: np.array(values, dtype=float) for key, values in samples.items()}
 
 
 @pytest.mark.parametrize("decimals", [1, 2, 17])
 @pytest.mark.parametrize("n_posts", [2, 5, 30])
-def test_the_bootstrap_is_the_one_that_rebuilds_every_resample(n_posts, decimals):
+def test_a_sample_is_scored_as_the_split_without_the_group(n_posts, decimals):
     for seed in range(3):
         predictions = random_pairs(seed, n_posts=n_posts, decimals=decimals)
         predictions = take(predictions, slice(0, -1))  # posts of unequal size
-        options = {"thresholds": {"A.1": 0.4, "A.2": 0.5, "A.3": 0.6}, "n_resamples": 20}
-        fast = bootstrap_intervals(predictions, criteria=CRITERIA, seed=seed, **options)
-        slow = naive_intervals(predictions, seed=seed, **options)
-        assert fast.values == pytest.approx(slow, abs=1e-12)
+        thresholds = {"A.1": 0.4, "A.2": 0.5, "A.3": 0.6}
+        fast = classification_samples(predictions, criteria=CRITERIA, thresholds=thresholds)
+        slow = naive_samples(predictions, thresholds=thresholds)
+        assert fast.values.keys() == slow.keys()
+        for key, values in slow.items():
+            np.testing.assert_allclose(fast.values[key], values, atol=1e-12, err_msg=key)
 
 
-def test_the_bootstrap_is_the_same_whether_done_at_once_or_in_chunks(monkeypatch):
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 20, "seed": 1}
-    at_once = bootstrap_intervals(random_pairs(1), **options)
+def test_samples_are_the_same_whether_computed_at_once_or_in_chunks(monkeypatch):
+    at_once = intervals(random_pairs(1))
     monkeypatch.setattr("psy_agents_noaug.metrics.intervals._CHUNK_CELLS", 3 * 90)
-    assert bootstrap_intervals(random_pairs(1), **options) == at_once
+    assert intervals(random_pairs(1)) == at_once
 
 
-def test_the_interval_depends_on_the_seed_and_holds_the_figure():
+def test_the_interval_holds_the_figure():
     predictions = random_pairs(2, n_posts=60)
-    options = {"criteria": CRITERIA, "thresholds": HALF}
-    point = classification_metrics(predictions, **options).values
-    first = bootstrap_intervals(predictions, n_resamples=200, seed=0, **options).values
-    second = bootstrap_intervals(predictions, n_resamples=200, seed=1, **options).values
-    assert first != second
-    for key in BOOTSTRAPPED:
-        assert first[f"{key}_ci_low"] < point[key] < first[f"{key}_ci_high"]
+    point = classification_metrics(predictions, criteria=CRITERIA, thresholds=HALF).values
+    found = intervals(predictions).values
+    for key in OVERALL:
+        assert found[f"{key}_ci_low"] < point[key] < found[f"{key}_ci_high"]
 
 
-def test_the_same_pairs_in_fewer_posts_and_more_confidence_widen_the_interval():
-    # Ten pairs a post that agree with each other: a tenth of the information.
+def test_the_same_pairs_in_fewer_groups_and_more_confidence_widen_the_interval():
+    # Ten pairs a group that agree with each other: a tenth of the information.
     rng = np.random.default_rng(0)
     hits = rng.random(40) < 0.7
-    rows = [("A.1", 1, 0.9 if hit else 0.1) for hit in hits for _ in range(10)]
+    rows = [("A.1", i % 2, float((i % 2) == hit)) for hit in hits for i in range(10)]
 
     def width(groups, confidence=0.95):
-        predictions = pairs(rows, groups)
-        options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 300, "seed": 0}
-        values = bootstrap_intervals(predictions, confidence=confidence, **options).values
+        values = intervals(pairs(rows, groups), confidence=confidence).values
         return values["accuracy_ci_high"] - values["accuracy_ci_low"]
 
-    by_post = [f"p{i // 10}" for i in range(400)]
-    assert width(by_post) > 2.5 * width(None)
-    assert width(by_post, confidence=0.99) > width(by_post) > width(by_post, confidence=0.5)
+    by_author = [f"p{i // 10}" for i in range(400)]
+    assert width(by_author) > 2.5 * width(None)
+    assert width(by_author, confidence=0.99) > width(by_author) > width(by_author, confidence=0.5)
 
 
-def test_one_post_has_no_interval_and_says_why():
-    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)], ["p", "p"])
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 10, "seed": 0}
-    metrics = bootstrap_intervals(predictions, **options)
-    assert set(metrics.values.values()) == {None}
-    assert set(metrics.undefined.values()) == {"all pairs are of one post"}
-    assert set(bootstrap_intervals(pairs([]), **options).undefined.values()) == {"no pairs"}
+def test_one_group_has_no_interval_and_says_why():
+    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1), ("A.1", 0, 0.7)], ["p"] * 3)
+    metrics = intervals(predictions)
+    assert metrics.undefined["f1_macro_ci_low"] == "too few: all items are of one group"
+    # The exact interval of a share of one group: 1 of 1.
+    assert metrics.values["per_criterion/A.1/recall_ci_low"] == pytest.approx(0.025)
+    assert set(intervals(pairs([])).undefined.values()) == {"the figure is undefined"}
 
 
-def test_an_interval_needs_its_figure_in_half_of_the_resamples():
-    predictions = pairs([("A.1", 1, 0.9), ("A.1", 0, 0.1)])
-    rngs = map(np.random.default_rng, range(99))
-    draws = (draw_group_counts(rng, n_groups=2, n_resamples=2)[0] for rng in rngs)
-    n_defined = [int((of_positive > 0).sum()) for of_positive in draws]
-    options = {"criteria": ["A.1"], "thresholds": HALF, "n_resamples": 2}
-    half = bootstrap_intervals(predictions, seed=n_defined.index(1), **options)
-    assert half.values["per_criterion/A.1/f1_ci_low"] == 1.0
-    none = bootstrap_intervals(predictions, seed=n_defined.index(0), **options)
-    assert none.undefined["f1_macro_ci_high"] == "undefined in 2 of 2 resamples"
+def test_a_criterion_with_one_positive_has_too_few_for_a_macro_figure():
+    rows = [("A.1", 1, 0.9), ("A.1", 0, 0.8), ("A.1", 0, 0.2), ("A.1", 0, 0.3)]
+    found = intervals(pairs(rows))
+    assert found.undefined["f1_macro_ci_high"].startswith("too few: without one of 1 groups")
+
+
+@pytest.mark.parametrize(("probability", "figure"), [(0.9, 1.0), (0.1, 0.0)])
+def test_all_or_none_of_five_found_is_no_interval_of_width_zero(probability, figure):
+    rows = [("A.1", 1, probability)] * 5 + [("A.1", 0, 0.3)] * 5
+    found = intervals(pairs(rows))
+    assert found.undefined["per_criterion/A.1/f1_ci_low"].startswith("too few")
+    # Clopper and Pearson: 0.025 ** (1 / 5).
+    low, high = (found.values[f"per_criterion/A.1/recall_ci_{end}"] for end in ("low", "high"))
+    expected = (0.025**0.2, 1.0) if figure else (0.0, 1 - 0.025**0.2)
+    assert (low, high) == pytest.approx(expected)
 
 
 def test_the_order_of_rows_changes_no_bit_of_any_interval():
-    predictions = random_pairs(3, n_posts=400, decimals=17)
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 50, "seed": 4}
-    shuffled = take(predictions, np.random.default_rng(4).permutation(1200))
-    assert bootstrap_intervals(shuffled, **options) == bootstrap_intervals(predictions, **options)
+    predictions = random_pairs(3, n_posts=2000, decimals=17)  # more groups than blocks
+    shuffled = take(predictions, np.random.default_rng(4).permutation(6000))
+    assert intervals(shuffled) == intervals(predictions)
 
 
 @settings(deadline=None, max_examples=50)
 @given(rows=st.lists(ROW, max_size=6), n_posts=st.integers(1, 4))
 def test_none_goes_with_a_reason_and_nan_never_comes_out(rows, n_posts):
-    predictions = pairs(rows, [f"p{i % n_posts}" for i in range(len(rows))])
-    options = {"criteria": CRITERIA, "thresholds": HALF, "n_resamples": 7, "seed": 0}
-    metrics = bootstrap_intervals(predictions, **options)
+    metrics = intervals(pairs(rows, [f"p{i % n_posts}" for i in range(len(rows))]))
     defined = {key: value for key, value in metrics.values.items() if value is not None}
     assert metrics.values.keys() - defined.keys() == metrics.undefined.keys()
     assert all(metrics.undefined.values())
-    assert all(type(v) is float and math.isfinite(v) for v in defined.values())
+    assert all(type(v) is float and 0 <= v <= 1 and math.isfinite(v) for v in defined.values())
 
 
 def test_bad_options_are_refused_by_name():
-    known = pairs([("A.1", 1, 0.9)])
-    options = {"criteria": CRITERIA, "thresholds": HALF, "seed": 0}
-    with pytest.raises(ValueError, match="`n_resamples` must be"):
-        bootstrap_intervals(known, n_resamples=0, **options)
     with pytest.raises(ValueError, match="`confidence` must be"):
-        bootstrap_intervals(known, n_resamples=1, confidence=95, **options)
+        intervals(pairs([("A.1", 1, 0.9)]), confidence=95)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from psy_agents_noaug.metrics.jackknife import jackknife, logit_interval
 from psy_agents_noaug.metrics.joint import JointDecisions, faithfulness, joint_metrics
 
 
@@ -13,7 +14,7 @@ def make(rows, criteria=None, posts=None) -> JointDecisions:
 
 
 def judge(decisions: JointDecisions, criteria=("A",)):
-    return joint_metrics(decisions, criteria=list(criteria), n_resamples=200, seed=0)
+    return joint_metrics(decisions, criteria=list(criteria), with_interval=True)
 
 
 WORKED = [
@@ -52,22 +53,19 @@ def test_shares_of_nothing_are_undefined_with_a_reason():
         assert metrics.undefined[name]
 
 
-def test_the_interval_is_that_of_a_naive_bootstrap_over_posts():
+def test_the_interval_is_that_of_the_figures_without_each_author():
     rng = np.random.default_rng(2)
     rows = [tuple(rng.random(4) < (0.6, 0.6, 0.8, 0.7)) for _ in range(40)]
-    posts = [f"p{at // 2:02d}" for at in range(40)]
-    got = judge(make(rows, posts=posts)).values
-    ids = np.unique(posts)
-    draw = np.random.default_rng(0)
-    samples = []
-    for _ in range(200):
-        drawn = [
-            at for name in ids[draw.integers(20, size=20)] for at in range(40) if posts[at] == name
-        ]
-        samples.append(judge(make([rows[at] for at in drawn])).values["supported_f1"])
-    low, high = np.quantile(samples, [0.025, 0.975])
-    assert (got["supported_f1_ci_low"], got["supported_f1_ci_high"]) == pytest.approx((low, high))
-    assert low < high
+    authors = [f"p{at // 2:02d}" for at in range(40)]
+    got = judge(make(rows, posts=authors)).values
+    values = [got["supported_f1"]]
+    for name in np.unique(authors):
+        kept = [row for row, author in zip(rows, authors, strict=True) if author != name]
+        values.append(judge(make(kept)).values["supported_f1"])
+    expected = logit_interval(jackknife(np.array(values)))
+    found = got["supported_f1_ci_low"], got["supported_f1_ci_high"]
+    assert found == pytest.approx(expected)
+    assert found[0] < got["supported_f1"] < found[1]
 
 
 def test_faithfulness_is_the_mean_fall_of_the_probability():

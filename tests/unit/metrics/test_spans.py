@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
     fit_null_threshold,
-    span_intervals,
     span_metrics,
+    span_samples,
 )
 
 TEXT = "aa bb cc dd ee ff gg hh"
@@ -188,41 +188,37 @@ def test_of_equally_good_thresholds_the_nearest_to_zero_wins():
     assert str(fit_null_threshold(both, criteria=["A"])) == "0.0"
 
 
-def test_intervals_are_those_of_a_naive_bootstrap_over_posts():
+def test_intervals_are_those_of_the_figures_without_each_group():
     rng = np.random.default_rng(0)
-    posts = [f"p{row // 2:02d}" for row in range(60)]
-    names = ["A", "B"] * 30
-    rows = random_pairs(rng, 60)
-    pairs = make(rows, posts=posts, criteria=names)
+    rows = random_pairs(rng, 90)
+    posts = [f"p{row // 3}" for row in range(90)]
+    names = ["AB"[row % 2] for row in range(90)]
     criteria = ["A", "B"]
-    got = span_intervals(pairs, criteria=criteria, threshold=0.0, n_resamples=150, seed=7).values
-    ids = np.unique(posts)
-    members = {name: [at for at, post in enumerate(posts) if post == name] for name in ids}
-    draw = np.random.default_rng(7)
-    samples = []
-    for _ in range(150):
-        drawn = [at for name in ids[draw.integers(30, size=30)] for at in members[name]]
-        resample = make([rows[at] for at in drawn], criteria=[names[at] for at in drawn])
-        samples.append(span_metrics(resample, criteria=criteria, threshold=0.0).values)
+    samples = span_samples(
+        make(rows, criteria=names, posts=posts), criteria=criteria, threshold=0.0
+    )
+    without = []
+    for name in np.unique(posts):
+        kept = [at for at in range(90) if posts[at] != name]
+        pairs = make([rows[at] for at in kept], criteria=[names[at] for at in kept])
+        without.append(span_metrics(pairs, criteria=criteria, threshold=0.0).values)
+    got = samples.intervals().values
     average_precision = "evidence_detection_average_precision"
     for key in ("evidence_iou_f1", "evidence_token_f1", "evidence_char_f1", average_precision):
-        naive = np.quantile([sample[key] for sample in samples], [0.025, 0.975])
-        assert [got[f"{key}_ci_low"], got[f"{key}_ci_high"]] == pytest.approx(naive.tolist())
-        assert naive[0] < naive[1]
+        expected = [values[key] for values in without]
+        np.testing.assert_allclose(samples.values[key][1:], expected, atol=1e-12)
+        assert 0 < got[f"{key}_ci_low"] < samples.values[key][0] < got[f"{key}_ci_high"] < 1
 
 
-def test_intervals_depend_on_the_seed_and_not_on_the_order_of_pairs():
-    rng = np.random.default_rng(1)
-    rows = random_pairs(rng, 30)
+def test_intervals_do_not_depend_on_the_order_of_pairs():
+    rows = random_pairs(np.random.default_rng(1), 30)
     posts = [f"p{row // 3}" for row in range(30)]
 
-    def interval(order, seed):
+    def interval(order):
         pairs = make([rows[at] for at in order], posts=[posts[at] for at in order])
-        return span_intervals(pairs, criteria=["A"], threshold=0.0, n_resamples=100, seed=seed)
+        return span_samples(pairs, criteria=["A"], threshold=0.0).intervals().values
 
-    forward, backward = range(30), range(29, -1, -1)
-    assert interval(forward, 1).values == pytest.approx(interval(backward, 1).values)
-    assert interval(forward, 1).values != interval(forward, 2).values
+    assert interval(range(30)) == pytest.approx(interval(range(29, -1, -1)))
 
 
 def test_scores_that_rise_and_criteria_that_are_unknown_are_refused():

@@ -201,10 +201,10 @@ def test_thresholds_are_fitted_on_val_alone(make_task):
 
 def test_thresholds_may_be_a_criterions_own(make_task):
     first = np.asarray([example.criterion_id == CRITERIA[0].criterion_id for example in VAL])
-    values = np.where(VAL_LABELS, 0.25, 0.125) + np.where(first, 0.5, 0.0)
+    values = np.where(VAL_LABELS, 0.25, 0.125) + np.where(first, 0.125, 0.0)
     task = make_task(thresholds="per_criterion")
     thresholds = task.evaluation.fit_decision_rule(_predictions(values))["thresholds"]
-    assert thresholds[CRITERIA[0].criterion_id] == 0.6875
+    assert thresholds[CRITERIA[0].criterion_id] == 0.3125
     assert thresholds[CRITERIA[1].criterion_id] == 0.1875
 
 
@@ -252,6 +252,7 @@ def test_a_record_holds_ids_and_numbers_and_no_text(make_task):
     assert records[0] == {
         "example_id": TEST[0].example_id,
         "post_id": "p20",
+        "group_id": TEST[0].group_id,
         "criterion_id": CRITERIA[0].criterion_id,
         "label": TEST[0].label,
         "probability": 0.25,
@@ -261,7 +262,7 @@ def test_a_record_holds_ids_and_numbers_and_no_text(make_task):
     assert [record["decision"] for record in records] == [1, 0] * 6
     assert [record["example_id"] for record in records] == [e.example_id for e in TEST]
     assert SECRET not in json.dumps(records)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(ValueError, match="one shape"):
         list(
             make_task().evaluation.records(
                 SplitPredictions("test", _predictions(values[:-1]), rule)
@@ -275,9 +276,13 @@ def test_a_report_adds_intervals_and_baselines(make_task):
     report = task.evaluation.report(SplitPredictions("test", perfect, RULE))
     metrics = task.evaluation.metrics(SplitPredictions("test", perfect, RULE))
     assert metrics.items() <= report.items()
-    for prefix in ("", "baseline_tfidf_lr/", "baseline_majority/"):
+    for prefix in ("", "baseline_tfidf_lr/", "baseline_majority/", "baseline_always_met/"):
         assert f"{prefix}f1_macro" in report
         assert f"{prefix}f1_macro_ci_low" in report
+        assert prefix == "" or f"{prefix}f1_macro_gain" in report
+    assert report["baseline_always_met/f1_micro"] == pytest.approx(2 * 2 / (12 + 2))
+    assert report["per_post/n_judged"] == 4
+    assert report["per_post/n_met_mae"] == 0.0
     # Half of train's pairs of the first criterion are met, so the majority decides it met: 1 of 4
     # is, and one met pair of the second criterion is missed.
     assert report["baseline_majority/f1_micro"] == pytest.approx(2 / 6)

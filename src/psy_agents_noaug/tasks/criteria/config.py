@@ -8,9 +8,11 @@ from psy_agents_noaug.config.schema import Positive, TaskSettings
 
 
 class CriteriaTaskConfig(TaskSettings):
-    """Loss, decision rule and intervals of the criteria task."""
+    """Loss and decision rule of the criteria task."""
 
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
+
+    removed = ("bootstrap_resamples",)
 
     name: Literal["criteria"]
     loss: Literal["cross_entropy", "focal"]
@@ -21,4 +23,3 @@ class CriteriaTaskConfig(TaskSettings):
     )
     thresholds: Literal["global", "per_criterion"]
     threshold_min_support: Positive
-    bootstrap_resamples: Annotated[int, Field(ge=100)]

@@ -5,18 +5,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
+from psy_agents_noaug.metrics.calibration import (
+    Calibration,
+    calibration_metrics,
+    cross_fitted,
+    fit_calibration,
+)
 from psy_agents_noaug.metrics.classification import (
     FIXED_THRESHOLD,
     PairPredictions,
     classification_metrics,
-    classification_report,
+    cutoffs_at_specificity,
     fit_thresholds,
+    recall_at_cutoffs,
 )
-from psy_agents_noaug.metrics.intervals import bootstrap_intervals
-from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.metrics.intervals import Samples, classification_samples
+from psy_agents_noaug.metrics.jackknife import intervals
+from psy_agents_noaug.metrics.posts import by_post, post_metrics
+from psy_agents_noaug.metrics.values import metrics_of
 from psy_agents_noaug.tasks.base import (
     DecisionRule,
     MetricValues,
@@ -27,20 +36,39 @@ from psy_agents_noaug.tasks.base import (
     flat_metrics,
 )
 from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
+from psy_agents_noaug.tasks.criteria.tables import (
+    BASELINES,
+    calibration_table,
+    criteria_table,
+    decisions_table,
+    posts_table,
+    systems_table,
+)
 
+SPECIFICITY = 0.9  # of val, at which the sensitivity is reported
 _HIGHER_IS_BETTER = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
 _LOWER_IS_BETTER = ("brier", "ece")
-_BASELINE_METRICS = ("f1_macro", "f1_micro", "accuracy", "auroc_macro", "average_precision_macro")
+_BASELINE_METRICS = (
+    "f1_macro",
+    "f1_micro",
+    "accuracy",
+    "auroc_macro",
+    "average_precision_macro",
+    "brier",
+)
 
 
 class CriteriaEvaluation(TaskEvaluation):
     """Compares p(met) with the labels of each split. Predictions hold `probabilities`, `[pairs]`.
 
+    The decision rule holds, fitted on val: `thresholds`, `calibration` (see `metrics.calibration`) and
+    `specificity_cutoffs`, by criterion. Checkpoints of version 0.1 have the thresholds alone.
+
     Args:
-        settings: how thresholds are fitted, and the number of bootstrap resamples.
+        settings: how thresholds are fitted.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        seed: of the resamples and the TF-IDF baseline.
+        seed: of the TF-IDF baseline.
     """
 
     def __init__(
@@ -58,44 +86,39 @@ class CriteriaEvaluation(TaskEvaluation):
         self._seed = seed
 
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
-        """Fit the `thresholds`, one per criterion, on predictions of val."""
-        return {"thresholds": self._fit(self._pairs("val", predictions["probabilities"]))}
+        """Fit the rule on predictions of val."""
+        return self._fit(self._pairs("val", predictions["probabilities"]))
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of `metrics.classification`."""
-        return flat_metrics(
-            classification_metrics(
-                self._pairs(predicted.split, predicted.values["probabilities"]),
-                criteria=self._criterion_ids,
-                thresholds=predicted.rule["thresholds"],
-            )
-        )
+        pairs = self._pairs(predicted.split, predicted.values["probabilities"])
+        return {
+            "n_posts": len(set(self._post_ids(predicted.split))),
+            **self._scored(pairs, predicted.rule),
+        }
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, bootstrap intervals, and the baselines on the same split."""
-        split = predicted.split
+        """Return `metrics`, intervals, calibration, figures of whole posts, and the baselines."""
+        split, rule = predicted.split, predicted.rule
         pairs = self._pairs(split, predicted.values["probabilities"])
-        metrics = self._with_intervals(pairs, predicted.rule["thresholds"])
-        tfidf = self._tfidf_lr(split)
-        fitted = self._fit(tfidf if split == "val" else self._tfidf_lr("val"))
-        majority = majority_probabilities(
-            train_labels=self._labels("train"),
-            train_criterion_ids=self._pair_criteria("train"),
-            criterion_ids=self._pair_criteria(split),
+        samples = self._samples(pairs, rule)
+        reference = self._majority(split)
+        metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
+        metrics |= self._calibration_metrics(pairs, rule, reference, split=split)
+        if cutoffs := rule.get("specificity_cutoffs"):
+            metrics |= flat_metrics(
+                recall_at_cutoffs(pairs, criteria=self._criterion_ids, cutoffs=cutoffs)
+            )
+        posts = by_post(
+            pairs,
+            decisions=self._decided(pairs, rule),
+            post_ids=np.asarray(self._post_ids(split)),
+            criteria=self._criterion_ids,
         )
-        baselines = {
-            "tfidf_lr": self._with_intervals(tfidf, fitted),
-            "majority": self._with_intervals(
-                self._pairs(split, majority),
-                dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
-            ),
-        }
-        for name, baseline in baselines.items():
-            metrics |= {
-                f"baseline_{name}/{key}": value
-                for key, value in baseline.items()
-                if key.startswith(_BASELINE_METRICS)
-            }
+        of_posts = flat_metrics(post_metrics(posts, episode=self._episode()))
+        metrics |= {f"per_post/{key}": value for key, value in of_posts.items()}
+        for name in BASELINES:
+            metrics |= self._baseline_metrics(name, split, samples)
         return metrics
 
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
@@ -106,17 +129,25 @@ class CriteriaEvaluation(TaskEvaluation):
 
     def decisions(self, predicted: SplitPredictions) -> list[dict[str, Any]]:
         """Return the entries of each pair's prediction line that concern its label."""
-        thresholds = predicted.rule["thresholds"]
+        rule = predicted.rule
+        pairs = self._pairs(predicted.split, predicted.values["probabilities"])
+        calibrated = _calibration(rule)
         return [
             {
-                "label": example.label,
+                "label": label,
                 "probability": value,
-                "decision": int(value >= thresholds[example.criterion_id]),
-                "threshold": thresholds[example.criterion_id],
+                **({} if known is None else {"calibrated_probability": known}),
+                "decision": int(decided),
+                "threshold": rule["thresholds"][criterion],
             }
-            for example, value in zip(
-                self._examples[predicted.split],
-                predicted.values["probabilities"].tolist(),
+            for label, value, known, decided, criterion in zip(
+                pairs.labels.tolist(),
+                pairs.probabilities.tolist(),
+                [None] * len(pairs.labels)
+                if calibrated is None
+                else calibrated.apply(pairs).probabilities.tolist(),
+                self._decided(pairs, rule).tolist(),
+                pairs.criterion_ids.tolist(),
                 strict=True,
             )
         ]
@@ -135,13 +166,16 @@ class CriteriaEvaluation(TaskEvaluation):
         return monitors
 
     def summary(self, metrics: MetricValues) -> str:
-        """Render the metrics per criterion, and a comparison with the baselines."""
-        per_criterion = classification_report(
-            {key: value for key, value in metrics.items() if not isinstance(value, str)},
-            criteria=self._criterion_ids,
-            names={criterion.criterion_id: criterion.name for criterion in self._criteria},
+        """Render the metrics per criterion and per post, and a comparison with the baselines."""
+        return "\n\n".join(
+            [
+                criteria_table(metrics, self._criteria),
+                decisions_table(metrics, self._criteria, specificity=SPECIFICITY),
+                calibration_table(metrics),
+                posts_table(metrics),
+                systems_table(metrics),
+            ]
         )
-        return f"{per_criterion}\n\n{_comparison(metrics)}"
 
     def _labels(self, split: str) -> np.ndarray:
         return np.asarray([example.label for example in self._examples[split]], dtype=np.int64)
@@ -149,35 +183,101 @@ class CriteriaEvaluation(TaskEvaluation):
     def _pair_criteria(self, split: str) -> np.ndarray:
         return np.asarray([example.criterion_id for example in self._examples[split]])
 
+    def _post_ids(self, split: str) -> list[str]:
+        return [example.post_id for example in self._examples[split]]
+
     def _pairs(self, split: str, probabilities: np.ndarray) -> PairPredictions:
         return PairPredictions(
             labels=self._labels(split),
             probabilities=probabilities.astype(np.float64),
             criterion_ids=self._pair_criteria(split),
-            group_ids=np.asarray([example.post_id for example in self._examples[split]]),
+            group_ids=np.asarray([example.group_id for example in self._examples[split]]),
         )
 
-    def _fit(self, pairs: PairPredictions) -> dict[str, float]:
-        return fit_thresholds(
-            pairs,
-            criteria=self._criterion_ids,
-            mode=self._settings.thresholds,
-            min_support=self._settings.threshold_min_support,
-        )
+    def _episode(self) -> tuple[str, ...] | None:
+        """Return the ids of the criteria if they are those of a major depressive episode."""
+        ids = tuple(self._criterion_ids)
+        return ids if self._criteria == list(MAJOR_DEPRESSIVE_EPISODE) else None
 
-    def _with_intervals(
-        self, pairs: PairPredictions, thresholds: Mapping[str, float]
-    ) -> MetricValues:
+    def _fit(self, pairs: PairPredictions) -> DecisionRule:
         criteria = self._criterion_ids
-        metrics = classification_metrics(pairs, criteria=criteria, thresholds=thresholds)
-        intervals = bootstrap_intervals(
-            pairs,
-            criteria=criteria,
-            thresholds=thresholds,
-            n_resamples=self._settings.bootstrap_resamples,
-            seed=self._seed,
+        calibration = fit_calibration(pairs, criteria=criteria)
+        return {
+            "thresholds": fit_thresholds(
+                pairs,
+                calibrated=calibration.apply(pairs).probabilities,
+                criteria=criteria,
+                mode=self._settings.thresholds,
+                min_support=self._settings.threshold_min_support,
+            ),
+            "calibration": calibration.to_json(),
+            "specificity_cutoffs": cutoffs_at_specificity(
+                pairs, criteria=criteria, specificity=SPECIFICITY
+            ),
+        }
+
+    def _scored(self, pairs: PairPredictions, rule: DecisionRule) -> MetricValues:
+        return flat_metrics(
+            classification_metrics(
+                pairs, criteria=self._criterion_ids, thresholds=rule["thresholds"]
+            )
         )
-        return flat_metrics(metrics) | flat_metrics(intervals)
+
+    def _samples(self, pairs: PairPredictions, rule: DecisionRule) -> Samples:
+        return classification_samples(
+            pairs, criteria=self._criterion_ids, thresholds=rule["thresholds"]
+        )
+
+    def _decided(self, pairs: PairPredictions, rule: DecisionRule) -> np.ndarray:
+        thresholds = rule["thresholds"]
+        cutoffs = np.asarray([thresholds[name] for name in pairs.criterion_ids.tolist()])
+        met: np.ndarray = pairs.probabilities >= cutoffs.astype(np.float64)
+        return met
+
+    def _calibration_metrics(
+        self, pairs: PairPredictions, rule: DecisionRule, reference: np.ndarray, *, split: str
+    ) -> MetricValues:
+        """Return the measures of the raw probabilities and of the calibrated ones.
+
+        On val the calibration is fitted again without the pairs that it is judged on.
+        """
+        metrics = flat_metrics(metrics_of(calibration_metrics(pairs, reference=reference)))
+        calibration = _calibration(rule)
+        if calibration is None:
+            return metrics
+        calibrated = (
+            cross_fitted(pairs, criteria=self._criterion_ids)
+            if split == "val"
+            else calibration.apply(pairs)
+        )
+        after = flat_metrics(metrics_of(calibration_metrics(calibrated, reference=reference)))
+        return metrics | {f"calibrated/{key}": value for key, value in after.items()}
+
+    def _baseline_metrics(self, name: str, split: str, model: Samples) -> MetricValues:
+        """Return the metrics of a baseline, and the model's macro-F1 minus the baseline's."""
+        if name == "tfidf_lr":
+            pairs = self._tfidf_lr(split)
+            rule = self._fit(pairs if split == "val" else self._tfidf_lr("val"))
+        else:
+            met = np.ones(len(self._examples[split]))
+            pairs = self._pairs(split, met if name == "always_met" else self._majority(split))
+            rule = {"thresholds": dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)}
+        samples = self._samples(pairs, rule)
+        gain = model.values["f1_macro"] - samples.values["f1_macro"]
+        own: MetricValues = {
+            "f1_macro_gain": None if np.isnan(gain[0]) else float(gain[0]),
+            **flat_metrics(intervals({"f1_macro_gain": gain}, bounded=False)),
+        }
+        scored = self._scored(pairs, rule) | flat_metrics(samples.intervals())
+        own |= {key: value for key, value in scored.items() if key.startswith(_BASELINE_METRICS)}
+        return {f"baseline_{name}/{key}": value for key, value in own.items()}
+
+    def _majority(self, split: str) -> np.ndarray:
+        return majority_probabilities(
+            train_labels=self._labels("train"),
+            train_criterion_ids=self._pair_criteria("train"),
+            criterion_ids=self._pair_criteria(split),
+        )
 
     def _tfidf_lr(self, split: str) -> PairPredictions:
         return self._pairs(
@@ -193,19 +293,6 @@ class CriteriaEvaluation(TaskEvaluation):
         )
 
 
-def _comparison(metrics: MetricValues) -> str:
-    """Render one row for the model and one per baseline; 95 % intervals over resampled posts."""
-    systems = {
-        "model": "",
-        "TF-IDF + LR": "baseline_tfidf_lr/",
-        "majority": "baseline_majority/",
-    }
-    rows = [["system", "macro-F1 [95 % interval]", "micro-F1", "AUROC", "AP", "accuracy"]]
-    for name, prefix in systems.items():
-        low, high = (format_value(metrics[f"{prefix}f1_macro_ci_{end}"]) for end in ("low", "high"))
-        rest = [
-            format_value(metrics[prefix + key])
-            for key in ("f1_micro", "auroc_macro", "average_precision_macro", "accuracy")
-        ]
-        rows.append([name, f"{format_value(metrics[prefix + 'f1_macro'])} [{low}, {high}]", *rest])
-    return render_table(rows, left=2)
+def _calibration(rule: DecisionRule) -> Calibration | None:
+    found = rule.get("calibration")
+    return None if found is None else Calibration(**found)

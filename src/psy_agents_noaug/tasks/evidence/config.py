@@ -8,13 +8,15 @@ from psy_agents_noaug.config.schema import DataConfig, ModelConfig, Positive, Ta
 
 
 class EvidenceTaskConfig(TaskSettings):
-    """Windows, loss, decoding and intervals of the evidence task."""
+    """Windows, loss and decoding of the evidence task."""
 
     headline_metrics = (
         "evidence_iou_f1",
         "evidence_token_f1",
         "evidence_detection_average_precision",
     )
+
+    removed = ("bootstrap_resamples",)
 
     name: Literal["evidence"]
     stride: Annotated[int, Field(ge=0)]
@@ -23,7 +25,6 @@ class EvidenceTaskConfig(TaskSettings):
     max_answer_length: Positive
     max_spans: Positive
     snap_to_sentences: bool
-    bootstrap_resamples: Annotated[int, Field(ge=100)]
 
     def conflicts(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Return the settings of other sections that conflict with the task, one sentence each."""

@@ -7,15 +7,16 @@ import numpy as np
 
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.metrics.jackknife import intervals
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
     fit_null_threshold,
     kept_spans,
-    span_intervals,
     span_metrics,
     span_overlaps,
+    span_samples,
 )
-from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.metrics.tables import beaten_line, format_value, render_table, with_interval
 from psy_agents_noaug.tasks.base import (
     DecisionRule,
     MetricValues,
@@ -26,12 +27,12 @@ from psy_agents_noaug.tasks.base import (
     flat_metrics,
 )
 from psy_agents_noaug.tasks.evidence.baselines import (
+    classified_sentences,
     first_sentence,
     no_evidence,
     similar_sentence,
     whole_post,
 )
-from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 THRESHOLD = "null_score_diff_threshold"
@@ -44,6 +45,7 @@ _COMPARED_METRICS = {
     "AP": "evidence_detection_average_precision",
 }
 _BASELINES = {
+    "tfidf_lr": "TF-IDF + LR sentences",
     "tfidf_sentence": "TF-IDF sentence",
     "first_sentence": "first sentence",
     "whole_post": "whole post",
@@ -58,21 +60,18 @@ class EvidenceEvaluation(TaskEvaluation):
     `SpanCandidates`.
 
     Args:
-        settings: the number of bootstrap resamples.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions; their evidence is known.
-        seed: of the resamples.
+        seed: of the TF-IDF baseline.
     """
 
     def __init__(
         self,
-        settings: EvidenceTaskConfig,
         *,
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         seed: int,
     ) -> None:
-        self._settings = settings
         self._criteria = list(criteria)
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
@@ -96,6 +95,7 @@ class EvidenceEvaluation(TaskEvaluation):
         ]
         return {
             **flat_metrics(metrics),
+            "evidence_n_posts": len({e.post_id for e in self._examples[predicted.split]}),
             THRESHOLD: threshold,
             "hard_negatives/n_pairs": len(false_alarms),
             "hard_negatives/false_alarm_rate": float(np.mean(false_alarms))
@@ -109,12 +109,14 @@ class EvidenceEvaluation(TaskEvaluation):
         }
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, their bootstrap intervals, and the baselines with intervals."""
+        """Return `metrics`, their intervals, and the baselines with intervals."""
         split = predicted.split
-        metrics = self.metrics(predicted)
-        metrics |= self._intervals(
-            self._spans(split, _candidates(predicted.values)), predicted.rule[THRESHOLD]
+        samples = span_samples(
+            self._spans(split, _candidates(predicted.values)),
+            criteria=self._criterion_ids,
+            threshold=predicted.rule[THRESHOLD],
         )
+        metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
         for name in _BASELINES:
             spans = self._spans(split, self._baseline(name, split))
             threshold = fit_null_threshold(
@@ -123,7 +125,12 @@ class EvidenceEvaluation(TaskEvaluation):
             baseline = flat_metrics(
                 span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
             )
-            baseline |= self._intervals(spans, threshold)
+            own = span_samples(spans, criteria=self._criterion_ids, threshold=threshold)
+            gain = samples.values["evidence_iou_f1"] - own.values["evidence_iou_f1"]
+            baseline |= flat_metrics(own.intervals()) | {
+                "evidence_iou_f1_gain": None if np.isnan(gain[0]) else float(gain[0]),
+                **flat_metrics(intervals({"evidence_iou_f1_gain": gain}, bounded=False)),
+            }
             metrics |= {
                 f"baseline_{name}/{key}": value
                 for key, value in baseline.items()
@@ -195,23 +202,22 @@ class EvidenceEvaluation(TaskEvaluation):
         systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED_METRICS)[1:]]]
         prefixes = {"model": ""} | {name: f"baseline_{key}/" for key, name in _BASELINES.items()}
         for name, prefix in prefixes.items():
-            low, high = (
-                format_value(metrics[f"{prefix}evidence_iou_f1_ci_{end}"])
-                for end in ("low", "high")
-            )
-            first, *rest = (
-                format_value(metrics[prefix + key]) for key in _COMPARED_METRICS.values()
-            )
-            systems.append([name, f"{first} [{low}, {high}]", *rest])
+            _, *others = (format_value(metrics[prefix + k]) for k in _COMPARED_METRICS.values())
+            systems.append([name, with_interval(metrics, f"{prefix}evidence_iou_f1"), *others])
         return (
             f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
             f"{render_table(systems, left=2)}\n"
-            "token F1 and exact: pairs with evidence; all: all pairs; without evidence no span is right"
+            "token F1, exact: pairs with evidence; all: all pairs; without evidence no span is right\n"
+            + beaten_line(metrics, _BASELINES, key="evidence_iou_f1")
         )
 
     def _baseline(self, name: str, split: str) -> SpanCandidates:
         examples = self._examples[split]
         match name:
+            case "tfidf_lr":
+                return classified_sentences(
+                    examples, train=self._examples["train"], seed=self._seed
+                )
             case "tfidf_sentence":
                 texts = {criterion.criterion_id: criterion.text for criterion in self._criteria}
                 return similar_sentence(
@@ -235,18 +241,7 @@ class EvidenceEvaluation(TaskEvaluation):
             ends=candidates.ends,
             scores=candidates.scores,
             criterion_ids=np.asarray([example.criterion_id for example in examples]),
-            group_ids=np.asarray([example.post_id for example in examples]),
-        )
-
-    def _intervals(self, spans: SpanPredictions, threshold: float) -> MetricValues:
-        return flat_metrics(
-            span_intervals(
-                spans,
-                criteria=self._criterion_ids,
-                threshold=threshold,
-                n_resamples=self._settings.bootstrap_resamples,
-                seed=self._seed,
-            )
+            group_ids=np.asarray([example.group_id for example in examples]),
         )
 
 

@@ -147,7 +147,7 @@ class EvidenceTask(Task):
             max_tokens=inputs.max_tokens,
         )
         self.evaluation = EvidenceEvaluation(
-            config.task, criteria=inputs.criteria, examples=self.examples, seed=config.seed
+            criteria=inputs.criteria, examples=self.examples, seed=config.seed
         )
 
     def empty_split(self, split: str) -> str:

@@ -10,7 +10,7 @@ from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.joint import JointDecisions, joint_metrics
 from psy_agents_noaug.metrics.spans import kept_spans
-from psy_agents_noaug.metrics.tables import format_value, render_table
+from psy_agents_noaug.metrics.tables import format_value, render_table, with_interval
 from psy_agents_noaug.tasks.base import (
     DecisionRule,
     MetricValues,
@@ -38,7 +38,7 @@ class JointEvaluation(TaskEvaluation):
         settings: of both tasks, and of the decoding.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        seed: of the resamples and the TF-IDF baseline.
+        seed: of the TF-IDF baselines.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class JointEvaluation(TaskEvaluation):
         self._settings = settings
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = dict(examples)
-        self._seed = seed
         self._known = {
             split: np.asarray([bool(e.evidence) or e.label == 0 for e in pairs], dtype=bool)
             for split, pairs in examples.items()
@@ -64,9 +63,7 @@ class JointEvaluation(TaskEvaluation):
         self._labels = CriteriaEvaluation(
             settings.criteria, criteria=criteria, examples=examples, seed=seed
         )
-        self._evidence = EvidenceEvaluation(
-            settings.evidence, criteria=criteria, examples=known_examples, seed=seed
-        )
+        self._evidence = EvidenceEvaluation(criteria=criteria, examples=known_examples, seed=seed)
 
     def n_unknown(self, split: str) -> int:
         """Return the number of met pairs with unknown evidence."""
@@ -86,18 +83,17 @@ class JointEvaluation(TaskEvaluation):
             **self._labels.metrics(decoded),
             **self._evidence.metrics(self._with_known_evidence(decoded)),
         }
-        return {**metrics, **self._joint(decoded, metrics, n_resamples=None)}
+        return {**metrics, **self._joint(decoded, metrics, with_interval=False)}
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
-        """Return `metrics`, their bootstrap intervals, and the baselines of both tasks."""
+        """Return `metrics`, their intervals, and the baselines of both tasks."""
         decoded = self._decoded(predicted)
         metrics = {
             **self._labels.report(decoded),
             **self._evidence.report(self._with_known_evidence(decoded)),
             "n_pairs_with_unknown_evidence": self.n_unknown(predicted.split),
         }
-        n_resamples = self._settings.criteria.bootstrap_resamples
-        return {**metrics, **self._joint(decoded, metrics, n_resamples=n_resamples)}
+        return {**metrics, **self._joint(decoded, metrics, with_interval=True)}
 
     def spans_of_met(self, predicted: SplitPredictions) -> dict[int, list[tuple[int, int]]]:
         """Return the predicted spans of the pairs that are decided met with evidence, by index."""
@@ -157,7 +153,6 @@ class JointEvaluation(TaskEvaluation):
         """Render the tables of both tasks, and the joint metrics."""
         head = ["joint_score", "supported F1 [95 % interval]", "macro-F1", "IOU F1"]
         head += ["met, no evidence", "evidence, not met", "comprehensiveness", "sufficiency"]
-        low, high = (format_value(metrics[f"supported_f1_ci_{end}"]) for end in ("low", "high"))
         names = (
             "f1_macro",
             "evidence_iou_f1",
@@ -168,7 +163,7 @@ class JointEvaluation(TaskEvaluation):
         )
         row = [
             format_value(metrics["joint_score"]),
-            f"{format_value(metrics['supported_f1'])} [{low}, {high}]",
+            with_interval(metrics, "supported_f1"),
             *(format_value(metrics[name]) for name in names),
         ]
         return "\n\n".join(
@@ -216,14 +211,14 @@ class JointEvaluation(TaskEvaluation):
         return replace(predicted, values={n: v[known] for n, v in predicted.values.items()})
 
     def _joint(
-        self, predicted: SplitPredictions, single: MetricValues, *, n_resamples: int | None
+        self, predicted: SplitPredictions, single: MetricValues, *, with_interval: bool
     ) -> MetricValues:
         """Return the metrics of `metrics.joint`, on pairs with known evidence.
 
         Args:
             predicted: the decoded predictions.
             single: the metrics of both single tasks.
-            n_resamples: of the intervals; None leaves intervals out.
+            with_interval: add the interval.
         """
         known = self._known[predicted.split]
         of_known = self._with_known_evidence(predicted)
@@ -236,11 +231,10 @@ class JointEvaluation(TaskEvaluation):
                 predicted=np.asarray([bool(spans) for spans in _kept(of_known)], dtype=bool),
                 right=self._evidence.has_right_span(of_known),
                 criterion_ids=np.asarray([example.criterion_id for example in pairs]),
-                group_ids=np.asarray([example.post_id for example in pairs]),
+                group_ids=np.asarray([example.group_id for example in pairs]),
             ),
             criteria=self._criterion_ids,
-            n_resamples=n_resamples,
-            seed=self._seed,
+            with_interval=with_interval,
         )
         parts = single["f1_macro"], single["evidence_iou_f1"]
         joint: MetricValues = flat_metrics(metrics)
