@@ -97,7 +97,7 @@ class AlignmentReport:
             remedy = "no other way to count offsets mends most of them; alignment.json lists them"
             if self.suggested is not None:
                 style, mended = self.suggested
-                remedy = f"`{style.settings()}` would mend {mended} of them"
+                remedy = f"`{style.settings(current=self.offsets)}` would mend {mended} of them"
             warnings.append(
                 f"{len(self.cut)} of {self.counts['given']} spans given by offsets begin or end inside "
                 f"a word: {remedy}."

@@ -7,7 +7,7 @@ emoji is two), others bytes of UTF-8, or the characters of a text whose line end
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, product
+from itertools import accumulate, compress, product
 from typing import Literal, get_args
 
 from psy_agents_noaug.data.folding import fold, fold_with_offsets
@@ -29,10 +29,12 @@ class OffsetStyle:
     unit: OffsetUnit = "code_points"
     inclusive_ends: bool = False
 
-    def settings(self) -> str:
-        """Return the settings that choose this style."""
+    def settings(self, *, current: "OffsetStyle") -> str:
+        """Return the settings that must change to choose this style."""
+        unit = f"data.offset_unit={self.unit}"
         ends = f"data.inclusive_ends={str(self.inclusive_ends).lower()}"
-        return f"data.offset_unit={self.unit} {ends}"
+        changed = (self.unit != current.unit, self.inclusive_ends != current.inclusive_ends)
+        return " ".join(compress((unit, ends), changed))
 
 
 CODE_POINTS = OffsetStyle()

@@ -249,7 +249,9 @@ def annotation_faults(
     if doubtful and (suggested := suggest_style(doubtful, current=offsets)):
         style, mended = suggested
         place = f"{annotations.file}, columns start_char and end_char"
-        detail = f"`{style.settings()}` mends {mended} of the {len(doubtful)} wrong rows"
+        detail = (
+            f"`{style.settings(current=offsets)}` mends {mended} of the {len(doubtful)} wrong rows"
+        )
         faults.insert(0, Fault(place, "must be counted as the settings say", detail))
     return faults
 

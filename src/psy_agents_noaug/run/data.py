@@ -179,12 +179,16 @@ def _log(prepared: PreparedData) -> None:
         len(labels.contradictions),
     )
     logger.info(
-        "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives). %d rows say that "
-        "they have none (nan, N/A).",
+        "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives).",
         ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
         alignment.hard_negatives,
-        alignment.missing,
     )
+    if alignment.missing:
+        logger.info(
+            "The evidence of %d annotations is a mark for a missing value, such as nan or N/A, and was "
+            "taken for none.",
+            alignment.missing,
+        )
     for warning in alignment.warnings():
         logger.warning(warning)
     logger.info(

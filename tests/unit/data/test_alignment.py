@@ -292,7 +292,7 @@ def test_offsets_that_cut_words_are_doubted_in_one_warning_that_names_the_unit()
     }
     assert report.warnings() == [
         "2 of 2 spans given by offsets begin or end inside a word: "
-        "`data.offset_unit=utf16 data.inclusive_ends=false` would mend 2 of them."
+        "`data.offset_unit=utf16` would mend 2 of them."
     ]
 
 

@@ -246,7 +246,7 @@ def test_where_offsets_are_wrong_the_unit_that_mends_them_is_named_first(tmp_pat
     found = faults(tmp_path, **EMOJI, annotations=rows)
     assert found == [
         "annotations.csv, columns start_char and end_char: must be counted as the settings say "
-        "(`data.offset_unit=utf16 data.inclusive_ends=false` mends 2 of the 2 wrong rows)",
+        "(`data.offset_unit=utf16` mends 2 of the 2 wrong rows)",
         "annotations.csv, row 1, column end_char: must not be beyond the text "
         "(30, but the text has 27 characters)",
         "annotations.csv, row 2, column evidence_text: must be the text at start_char and end_char",

@@ -77,6 +77,12 @@ def test_the_style_that_mends_the_spans_is_suggested(unit, inclusive, has_text):
     assert suggest_style(given[:2] * 2, current=style) != (style, 4)
 
 
+def test_a_style_is_named_by_the_settings_that_must_change():
+    both = OffsetStyle("utf16", inclusive_ends=True)
+    assert both.settings(current=CODE_POINTS) == "data.offset_unit=utf16 data.inclusive_ends=true"
+    assert OffsetStyle("utf16").settings(current=both) == "data.inclusive_ends=false"
+
+
 def test_nothing_is_suggested_that_mends_half_or_less():
     given = [GivenSpan("retired", 2, 7, None), GivenSpan("retired", 0, 6, None)]
     assert suggest_style(given, current=CODE_POINTS) is None  # inclusive ends mend one of them
