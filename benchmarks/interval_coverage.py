@@ -5,8 +5,8 @@
 A population has nine criteria, which a post tends to meet together, and a model with an AUROC of about
 0.85 whose thresholds have the highest F1 in the population. Each sample is a split of the sizes that
 users have: 57 posts with 12 met ones a criterion, 222 with 12, 222 with 4, 1000 with 54; and 30 authors
-with ten posts each, whose posts resemble each other in labels and in errors. The truth is the figure of a
-population of 400,000 posts. A sample with a criterion that a single post meets has no interval ("too
+with ten posts each, whose posts resemble each other in labels and in errors. The truth is the figure of
+a population of 400,000 posts. A sample with a criterion that a single post meets has no interval ("too
 few"); of 222 posts with 4 met ones that is every second. The others have more met posts on average, and
 so has the population.
 

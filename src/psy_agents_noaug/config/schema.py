@@ -41,6 +41,8 @@ class DataConfig(Section):
     split_fractions: Annotated[list[float], Field(min_length=3, max_length=3)]
     split_seed: Annotated[int, Field(ge=0)]
     fuzzy_threshold: Annotated[float, Field(ge=0.0, le=100.0)]
+    offset_unit: Literal["code_points", "utf16", "utf8_bytes", "lf", "crlf"] = "code_points"
+    inclusive_ends: bool = False
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
     token_cache: str = "auto"
 

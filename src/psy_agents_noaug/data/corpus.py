@@ -10,6 +10,7 @@ import pandas as pd
 
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.offsets import CODE_POINTS, OffsetStyle, to_code_points
 from psy_agents_noaug.data.tables import read_hub, read_table
 from psy_agents_noaug.data.validation import (
     Fault,
@@ -18,6 +19,7 @@ from psy_agents_noaug.data.validation import (
     column_faults,
     criteria_faults,
     criterion_names,
+    drop_missing_evidence,
     parse_offset,
     post_faults,
     quote_identifier,
@@ -70,6 +72,7 @@ class Corpus:
         criteria: sorted by identifier, with numbers as numbers (A.2 before A.10).
         ignored: number of rows left out, by label.
         fingerprint: SHA-256 of the content, independent of file format, row order and column names.
+        n_missing_evidence: number of rows whose evidence text only says that there is none ("nan").
     """
 
     posts: tuple[Post, ...]
@@ -77,6 +80,7 @@ class Corpus:
     criteria: tuple[Criterion, ...]
     ignored: dict[str, int]
     fingerprint: str
+    n_missing_evidence: int = 0
 
 
 def load_corpus(
@@ -87,6 +91,7 @@ def load_corpus(
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
+    offsets: OffsetStyle = CODE_POINTS,
 ) -> Corpus:
     """Read and validate the three tables.
 
@@ -97,6 +102,7 @@ def load_corpus(
         columns: per table ("posts", "annotations", "criteria"), our column names to the file's.
         ignored_criteria: labels whose rows are counted and left out; case does not matter.
         labels: the values that `status` may have.
+        offsets: how the file counts `start_char` and `end_char`.
 
     Raises:
         DataError: lists every fault of every table.
@@ -115,6 +121,7 @@ def load_corpus(
         columns=columns,
         ignored_criteria=ignored_criteria,
         labels=labels,
+        offsets=offsets,
     )
 
 
@@ -126,6 +133,7 @@ def load_hub_corpus(
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
+    offsets: OffsetStyle = CODE_POINTS,
 ) -> Corpus:
     """Load a corpus like `load_corpus`, with posts and annotations from the Hugging Face hub."""
     posts, annotations = read_hub(repo, revision=revision, columns=columns)
@@ -143,6 +151,7 @@ def load_hub_corpus(
         columns=columns,
         ignored_criteria=ignored_criteria,
         labels=labels,
+        offsets=offsets,
     )
 
 
@@ -163,14 +172,18 @@ def _corpus(
     columns: Mapping[str, Mapping[str, str]],
     ignored_criteria: Sequence[str],
     labels: LabelScale,
+    offsets: OffsetStyle,
 ) -> Corpus:
     faults = list(unreadable)
     tables: dict[str, Table] = {}
     bad: dict[str, set[tuple[int, str]]] = {}
+    n_missing = 0
     for kind, (file, frame) in frames.items():
         tables[kind], missing = rename_columns(
             frame, file=file, kind=kind, columns=columns.get(kind, {})
         )
+        if kind == "annotations":
+            n_missing = drop_missing_evidence(tables[kind])
         cells = column_faults(tables[kind], labels)
         bad[kind] = {(row, column) for row, column, _ in cells}
         faults += [*missing, *(fault for _, _, fault in cells)]
@@ -193,10 +206,16 @@ def _corpus(
             texts=texts,
             names=names or None,
             ignored=ignored_criteria,
+            offsets=offsets,
         )
     raise_faults("The corpus breaks the data contract:", faults)
     return _valid_corpus(
-        tables, criteria=criteria, ignored_criteria=ignored_criteria, labels=labels
+        tables,
+        criteria=criteria,
+        ignored_criteria=ignored_criteria,
+        labels=labels,
+        offsets=offsets,
+        n_missing_evidence=n_missing,
     )
 
 
@@ -206,6 +225,8 @@ def _valid_corpus(
     criteria: tuple[Criterion, ...],
     ignored_criteria: Sequence[str],
     labels: LabelScale,
+    offsets: OffsetStyle,
+    n_missing_evidence: int,
 ) -> Corpus:
     """Build the corpus from tables without faults."""
     table = tables["posts"]
@@ -216,6 +237,7 @@ def _valid_corpus(
         if post_id is not None and text is not None
     ]
     names = criterion_names(criteria)
+    texts = {post.post_id: post.text for post in posts}
     spelling = {label.casefold(): label for label in ignored_criteria}
     annotations: list[Annotation] = []
     ignored: Counter[str] = Counter()
@@ -232,14 +254,18 @@ def _valid_corpus(
         if criterion_id is None:
             ignored[spelling[label.casefold()]] += 1
             continue
+        first, last = parse_offset(start), parse_offset(end)
+        span = None
+        if first is not None and last is not None:
+            span = to_code_points(texts[post_id], first, last, offsets)
         annotations.append(
             Annotation(
                 post_id=post_id,
                 criterion_id=criterion_id,
                 status=value,
                 evidence_text=evidence_text,
-                start_char=parse_offset(start),
-                end_char=parse_offset(end),
+                start_char=span.start_char if span else None,
+                end_char=span.end_char if span else None,
                 sentence_id=sentence_id,
                 row=row + 1,
             )
@@ -258,6 +284,7 @@ def _valid_corpus(
         criteria=criteria,
         ignored=dict(sorted(ignored.items())),
         fingerprint=sha256_of_json(content),
+        n_missing_evidence=n_missing_evidence,
     )
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from psy_agents_noaug.data.alignment import fold
 from psy_agents_noaug.data.corpus import Post
+from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.splits import SPLIT_NAMES, Splits
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.utils.words import split_words
 
 SHINGLE_WORDS = 3
 _CHUNK = 2048
@@ -99,7 +100,11 @@ def _shingles(texts: Sequence[str]) -> list[np.ndarray]:
     """Return the shingles of each text as ascending numbers; the rarest shingle of all has number 0."""
     numbers: dict[str | tuple[int, ...], int] = {}
     words = [
-        [numbers.setdefault(word, len(numbers)) for word in _WORD.findall(text) or text.split()]
+        [
+            numbers.setdefault(word, len(numbers))
+            for run in _WORD.findall(text) or text.split()
+            for word in split_words(run)
+        ]
         for text in texts
     ]
     known: dict[tuple[int, ...], int] = {}

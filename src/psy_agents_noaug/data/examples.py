@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.corpus import Annotation, Corpus
 from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 
 Unit = Literal["post", "sentence"]

@@ -13,7 +13,14 @@ from typing import Any
 import pandas as pd
 
 from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.labels import LabelScale
+from psy_agents_noaug.data.offsets import (
+    GivenSpan,
+    OffsetStyle,
+    suggest_style,
+    to_code_points,
+)
 from psy_agents_noaug.errors import ConfigError, DataError, faults_message
 
 REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +37,8 @@ MAX_FAULTS_LISTED = 50
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
+# How programs write an empty cell, casefolded.
+_NO_EVIDENCE = frozenset({"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-", "--", "–", "—"})
 _UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
@@ -120,6 +129,21 @@ def parse_offset(value: str | None) -> int | None:
     return None if value is None else int(value.split(".")[0])
 
 
+def drop_missing_evidence(annotations: Table) -> int:
+    """Empty the cells of `evidence_text` that only say that there is none, and return their number.
+
+    A post may hold these words, but evidence that is nothing else is taken for a missing value.
+    """
+    if "evidence_text" not in annotations.frame:
+        return 0
+    cells = annotations.values("evidence_text")
+    kept = [None if (cell or "").strip().casefold() in _NO_EVIDENCE else cell for cell in cells]
+    annotations.frame["evidence_text"] = pd.Series(
+        kept, index=annotations.frame.index, dtype=object
+    )
+    return sum(cell is not None for cell in cells) - sum(cell is not None for cell in kept)
+
+
 def column_faults(table: Table, labels: LabelScale) -> list[tuple[int, str, Fault]]:
     """Check each cell on its own; returns (0-based row, column, fault)."""
     found = [
@@ -164,13 +188,16 @@ def annotation_faults(
     texts: Mapping[str | None, str | None] | None,
     names: Mapping[str, str] | None,
     ignored: Sequence[str],
+    offsets: OffsetStyle,
 ) -> list[Fault]:
     """Check annotations against posts and criteria, and their offsets against the text.
 
     `bad` are the cells already faulted; `texts` the posts by identifier, `names` the criterion
     identifiers by every name (aliases casefolded), each None where that table could not be read.
+    `offsets` is how the offsets are counted; if another way fits most wrong ones, a fault names it.
     """
     faults: list[Fault] = []
+    doubtful: list[GivenSpan] = []
     skipped = {label.casefold() for label in ignored}
     columns = ("post_id", "criterion_id", "evidence_text", "start_char", "end_char")
     cells = zip(*(annotations.values(column) for column in columns), strict=True)
@@ -200,20 +227,32 @@ def annotation_faults(
         text = None if texts is None or post_id is None else texts.get(post_id)
         if start < 0:
             fault("start_char", "must not be negative", str(start))
-        elif start >= end:
+            continue
+        if start >= end + offsets.inclusive_ends:
             fault("end_char", "must be greater than start_char", f"{start} and {end}")
-        elif text is not None and end > len(text):
+            continue
+        if text is None:
+            continue
+        given = None if (row, "evidence_text") in bad else evidence
+        span = to_code_points(text, start, end, offsets)
+        if span is None:
             detail = f"{end}, but the text has {len(text)} characters"
             fault("end_char", "must not be beyond the text", detail)
-        elif text is not None and not text[start:end].strip():
+        elif not (words := text[span.start_char : span.end_char]).strip():
             fault("start_char", "must begin a span that is more than whitespace")
-        elif (
-            text is not None
-            and evidence is not None
-            and (row, "evidence_text") not in bad
-            and _plain(evidence) != _plain(text[start:end])
-        ):
+            continue
+        elif given is not None and fold(given) != fold(words):
             fault("evidence_text", "must be the text at start_char and end_char")
+        else:
+            continue
+        doubtful.append(GivenSpan(text, start, end, given))
+    if doubtful and (suggested := suggest_style(doubtful, current=offsets)):
+        style, mended = suggested
+        place = f"{annotations.file}, columns start_char and end_char"
+        detail = (
+            f"`{style.settings(current=offsets)}` mends {mended} of the {len(doubtful)} wrong rows"
+        )
+        faults.insert(0, Fault(place, "must be counted as the settings say", detail))
     return faults
 
 
@@ -241,10 +280,6 @@ def _duplicate_faults(table: Table, column: str) -> list[Fault]:
             detail = f"{quote_identifier(value)} is in row {first[value] + 1} too"
             faults.append(Fault(table.place(row, column), "must be unique", detail))
     return faults
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) -> str | None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.encoding import EncodedPairs, Frame, framed_pairs, frames_of
+from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.data.tokens import tokenise
 from psy_agents_noaug.errors import ConfigError
 

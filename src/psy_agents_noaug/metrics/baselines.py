@@ -4,6 +4,7 @@ Both are fitted on the training pairs alone and return probabilities, which the 
 as the model's. A criterion without training pairs gets probability 0.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from psy_agents_noaug.metrics.classification import check_labels
+from psy_agents_noaug.utils.words import has_unspaced_script, split_words
 
 Floats = NDArray[np.float64]
 _NGRAMS = (1, 2)
+_WORD = re.compile(r"\b\w+\b")
 _MIN_DOCUMENTS = 2  # a term of a single training text is mostly a name or a typo
 
 
@@ -89,7 +92,9 @@ def tfidf_lr_probabilities(
         train_labels=labels, train_criterion_ids=train_ids, criterion_ids=ids
     )
     train_rows, distinct_train = _distinct(train_texts)
-    analyze = TfidfVectorizer(ngram_range=_NGRAMS).build_analyzer()
+    analyze = TfidfVectorizer(
+        ngram_range=_NGRAMS, tokenizer=tfidf_words, token_pattern=None
+    ).build_analyzer()
     n_documents = Counter(term for text in distinct_train for term in set(analyze(text)))
     fitted = [
         criterion
@@ -101,6 +106,8 @@ def tfidf_lr_probabilities(
 
     vectorizer = TfidfVectorizer(
         ngram_range=_NGRAMS,
+        tokenizer=tfidf_words,
+        token_pattern=None,
         sublinear_tf=True,
         min_df=min(_MIN_DOCUMENTS, max(n_documents.values())),
     )
@@ -113,6 +120,16 @@ def tfidf_lr_probabilities(
         model.fit(train_features[train_rows[own_train]], labels[own_train])
         probabilities[own] = model.predict_proba(features[rows[own]])[:, 1]
     return probabilities
+
+
+def tfidf_words(text: str) -> list[str]:
+    """Return scikit-learn's words, of two letters or more, and the words of scripts without spaces."""
+    return [
+        word
+        for run in _WORD.findall(text)
+        if len(run) > 1 or has_unspaced_script(run)
+        for word in split_words(run)
+    ]
 
 
 def _distinct(texts: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:

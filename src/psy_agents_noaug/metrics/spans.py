@@ -8,7 +8,7 @@ A pair is answerable if it has gold spans.
   and takes a lone "." for no answer.) Values are means over the pairs of a criterion. `answerable/` and
   `unanswerable/` are means over these pairs alone: where evidence is rare, predicting none scores high
   over all pairs.
-- `evidence_iou_*`: ERASER (DeYoung et al. 2020). A span is a set of words (runs without white space). A
+- `evidence_iou_*`: ERASER (DeYoung et al. 2020). A span is a set of words (see `utils.words`). A
   predicted span is right if its intersection over union with some gold span is at least 0.5. Precision
   counts predicted spans and recall counts gold spans, each once, so that neither exceeds 1.
 - `evidence_set_token_*`, `evidence_char_*`: precision, recall and F1 of the words, and of the code
@@ -20,7 +20,6 @@ alone. In such a mean, precision is 0 where nothing is predicted. `_micro` pools
 criteria. An undefined metric is None, with a reason.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +45,7 @@ from psy_agents_noaug.metrics.values import (
     ValueOrReason,
     metrics_of,
 )
+from psy_agents_noaug.utils.words import word_spans
 
 IOU_THRESHOLD = 0.5
 WITH_INTERVALS = (
@@ -59,7 +59,6 @@ WITH_INTERVALS = (
     "evidence_detection_f1",
 )
 _AVERAGE_PRECISION = "evidence_detection_average_precision"
-_WORD = re.compile(r"\S+")
 
 Spans = Sequence[tuple[int, int]]
 
@@ -379,7 +378,7 @@ def _union(sets: Sequence[NDArray[np.bool_]], size: int) -> NDArray[np.bool_]:
 
 
 def _words(text: str) -> Ints:
-    return np.array([match.span() for match in _WORD.finditer(text)], dtype=np.int64).reshape(-1, 2)
+    return np.array(word_spans(text), dtype=np.int64).reshape(-1, 2)
 
 
 def _words_in(words: Ints, span: tuple[int, int]) -> NDArray[np.bool_]:

@@ -9,11 +9,13 @@ from typing import Any
 
 from psy_agents_noaug.config.schema import DataConfig, TrainConfig
 from psy_agents_noaug.data import sample
-from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus, fold
+from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus
 from psy_agents_noaug.data.corpus import Corpus, Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
 from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
+from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.labels import LabelScale
+from psy_agents_noaug.data.offsets import OffsetStyle
 from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
 from psy_agents_noaug.tasks.registry import task_class
 
@@ -67,7 +69,9 @@ def prepare_data(config: TrainConfig) -> PreparedData:
     data = config.data
     labels = task_class(config.task.name).labels
     corpus = _load(data, labels)
-    spans, alignment = align_corpus(corpus, fuzzy_threshold=data.fuzzy_threshold)
+    spans, alignment = align_corpus(
+        corpus, fuzzy_threshold=data.fuzzy_threshold, offsets=_offset_style(data)
+    )
     examples, label_report = build_examples(
         corpus,
         unit=data.unit,
@@ -105,6 +109,7 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
             columns=columns,
             ignored_criteria=config.ignored_criteria,
             labels=labels,
+            offsets=_offset_style(config),
         )
     assert config.posts is not None
     assert config.annotations is not None
@@ -115,7 +120,12 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
         columns=columns,
         ignored_criteria=config.ignored_criteria,
         labels=labels,
+        offsets=_offset_style(config),
     )
+
+
+def _offset_style(config: DataConfig) -> OffsetStyle:
+    return OffsetStyle(config.offset_unit, config.inclusive_ends)
 
 
 def _divide(config: DataConfig, corpus: Corpus) -> Splits:
@@ -173,12 +183,14 @@ def _log(prepared: PreparedData) -> None:
         ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
         alignment.hard_negatives,
     )
-    if lost := alignment.ids["lost"]:
-        logger.warning(
-            "The evidence of %d annotations is not in their posts (post/criterion/row): %s",
-            len(lost),
-            ", ".join(lost),
+    if alignment.missing:
+        logger.info(
+            "The evidence of %d annotations is a mark for a missing value, such as nan or N/A, and was "
+            "taken for none.",
+            alignment.missing,
         )
+    for warning in alignment.warnings():
+        logger.warning(warning)
     logger.info(
         "Splits (%s): %s.",
         prepared.splits.origin,

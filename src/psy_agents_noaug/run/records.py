@@ -21,6 +21,7 @@ from psy_agents_noaug.tracking.manifest import write_manifest
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.files import write_json, write_text
+from psy_agents_noaug.utils.words import WORD_SEGMENTATION
 
 
 def open_tracker(
@@ -110,6 +111,7 @@ def record_manifest(
             "updated_at": now,
             "mlflow_run_id": context.tracker.run_id,
             "pretrained_model": config.model.pretrained_model,
+            "word_segmentation": WORD_SEGMENTATION,
             "torch_threads": torch.get_num_threads(),
             **extra,
         },

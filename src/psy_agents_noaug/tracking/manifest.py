@@ -25,6 +25,7 @@ _PACKAGES = (
     "pandas",
     "peft",
     "rapidfuzz",
+    "regex",
     "safetensors",
     "scikit-learn",
     "scipy",

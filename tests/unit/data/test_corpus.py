@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
 from psy_agents_noaug.data.corpus import Post, load_corpus, load_hub_corpus
+from psy_agents_noaug.data.offsets import CODE_POINTS, OffsetStyle
 from psy_agents_noaug.data.tables import read_hub, read_table
 from psy_agents_noaug.errors import ConfigError, DataError
 
@@ -56,6 +57,7 @@ def load(
     suffix=".csv",
     columns=None,
     ignored_criteria=("SPECIAL_CASE",),
+    offsets=CODE_POINTS,
 ):
     return load_corpus(
         posts=write(folder / f"posts{suffix}", posts),
@@ -63,6 +65,7 @@ def load(
         criteria=None if criteria is None else write(folder / f"criteria{suffix}", criteria),
         columns=columns or {},
         ignored_criteria=ignored_criteria,
+        offsets=offsets,
     )
 
 
@@ -208,6 +211,46 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
 def test_a_bad_annotation_is_found(tmp_path, cells, fault):
     rows = [annotation(), annotation(**cells)]
     assert faults(tmp_path, annotations=rows) == [f"annotations.csv, row 2, {fault}"]
+
+
+@pytest.mark.parametrize("cell", ["nan", "None", " NULL ", "N/A", "-", "NaN"])
+def test_evidence_that_only_says_that_there_is_none_is_missing_and_counted(tmp_path, cell):
+    rows = [
+        annotation(evidence_text=cell),
+        annotation(evidence_text="none of it", criterion_id="A.2"),
+    ]
+    corpus = load(tmp_path, annotations=rows)
+    assert [a.evidence_text for a in corpus.annotations] == [None, "none of it"]
+    assert corpus.n_missing_evidence == 1
+
+
+EMOJI = {"posts": [{"post_id": "p1", "text": "😭😭😭 It rained. I lie awake."}]}
+
+
+def test_offsets_are_read_in_the_unit_of_the_settings(tmp_path):
+    rows = [annotation(start_char=18, end_char=30, evidence_text="I lie awake.")]
+    corpus = load(tmp_path, **EMOJI, annotations=rows, offsets=OffsetStyle("utf16"))
+    assert (corpus.annotations[0].start_char, corpus.annotations[0].end_char) == (15, 27)
+    rows = [annotation(start_char=18, end_char=29)]
+    corpus = load(
+        tmp_path, **EMOJI, annotations=rows, offsets=OffsetStyle("utf16", inclusive_ends=True)
+    )
+    assert (corpus.annotations[0].start_char, corpus.annotations[0].end_char) == (15, 27)
+
+
+def test_where_offsets_are_wrong_the_unit_that_mends_them_is_named_first(tmp_path):
+    rows = [
+        annotation(start_char=18, end_char=30),
+        annotation(start_char=7, end_char=17, evidence_text="It rained.", criterion_id="A.2"),
+    ]
+    found = faults(tmp_path, **EMOJI, annotations=rows)
+    assert found == [
+        "annotations.csv, columns start_char and end_char: must be counted as the settings say "
+        "(`data.offset_unit=utf16` mends 2 of the 2 wrong rows)",
+        "annotations.csv, row 1, column end_char: must not be beyond the text "
+        "(30, but the text has 27 characters)",
+        "annotations.csv, row 2, column evidence_text: must be the text at start_char and end_char",
+    ]
 
 
 def test_offsets_that_fit_the_text_and_the_evidence_are_accepted(tmp_path):

@@ -65,6 +65,13 @@ def test_rounding_does_not_hide_a_pair_at_the_threshold():
     assert [pair[-1] for pair in find(**texts, threshold=0.55).near] == [0.55]
 
 
+def test_near_copies_are_found_in_scripts_without_spaces():
+    # 12 and 11 words without the punctuation; they share 9 of 10 trigrams.
+    one, other = "我整夜都睡不着也不想吃", "我整夜都睡不着也不想吃饭"
+    report = find(train=[one], test=[other], threshold=0.9)
+    assert [pair[-1] for pair in report.near] == [9 / 10]
+
+
 def test_texts_of_less_than_three_words_are_compared_by_words():
     report = find(train=["help me", "😔 😔"], val=["me... help"], test=["😔"], threshold=0.5)
     assert [(a, b, j) for a, _, b, _, j in report.near] == [

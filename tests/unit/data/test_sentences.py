@@ -20,11 +20,20 @@ def test_sentences_end_at_punctuation_before_space_and_at_line_ends():
     ]
 
 
+def test_chinese_and_japanese_sentences_end_without_a_space():
+    assert texts("今天下雨了。我“睡不着。”真的吗？！是") == [
+        "今天下雨了。",
+        "我“睡不着。”",
+        "真的吗？！",
+        "是",
+    ]
+
+
 def test_a_text_of_white_space_has_no_sentence():
     assert texts(" \n\t ") == []
 
 
-@given(st.text(st.sampled_from("ab.!?…'\")🐕\u0301 \r\n\t"), max_size=60))
+@given(st.text(st.sampled_from("ab.!?…'\")🐕。？」不\u0301 \r\n\t"), max_size=60))
 def test_every_visible_character_is_in_exactly_one_sentence(text):
     covered = [0] * len(text)
     for span in sentences(text):

@@ -3,7 +3,11 @@ import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
+from psy_agents_noaug.metrics.baselines import (
+    majority_probabilities,
+    tfidf_lr_probabilities,
+    tfidf_words,
+)
 
 # Synthetic: six posts, two criteria each.
 TEXTS = ["cannot sleep at night", "awake all night", "lost all joy", "no joy in music"]
@@ -109,3 +113,9 @@ def test_bad_arrays_are_refused_by_name_and_without_their_text():
     assert "secret" not in str(caught.value)
     with pytest.raises(ValueError, match="'train_texts': 12, 'train_labels': 1"):
         tfidf_lr_probabilities(**TRAIN | {"train_labels": [1]}, texts=[], criterion_ids=[], seed=0)
+
+
+def test_words_are_scikit_learns_and_those_of_scripts_without_spaces():
+    text = "I can't sleep, a 3.50 é_x at-all 한국어"
+    assert tfidf_words(text) == TfidfVectorizer(lowercase=False).build_tokenizer()(text)
+    assert tfidf_words("我 sad睡不着 a") == ["我", "sad", "睡", "不", "着"]

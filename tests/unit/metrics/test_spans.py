@@ -141,6 +141,38 @@ def test_a_span_is_right_if_half_of_the_words_they_touch_are_shared(one, other, 
     assert make([([other], [(one, 1.0)])]).overlaps[0].tolist() == [[right]]
 
 
+CHINESE = (
+    "今天下雨了。我整夜都睡不着，不知道怎么办。"  # 20 words; punctuation belongs to the word before
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "predicted", "right", "token_f1", "set_token_f1"),
+    [
+        # 整夜都睡不着 against 今天下雨了: no word shared.
+        (CHINESE, (7, 13), (0, 5), False, 0.0, 0.0),
+        # Against 都睡不着，不知: 4 of the 8 words of both are shared, of 6 and 6.
+        (CHINESE, (7, 13), (9, 16), True, 4 / 6, 4 / 6),
+        # Against 睡不着，不知: 3 of 8 shared, of 6 and 5.
+        (CHINESE, (7, 13), (10, 16), False, 6 / 11, 6 / 11),
+        # With or without the comma: the same words.
+        (CHINESE, (7, 13), (7, 14), True, 1.0, 1.0),
+        # Thai, grapheme clusters ไม่หลับ (ไ ม่ ห ลั บ) against หลับทั้ง (ห ลั บ ทั้ ง): 3 of 7 shared.
+        ("นอนไม่หลับทั้งคืน", (3, 10), (6, 14), False, 3 / 5, 3 / 5),
+        # Mixed: "so sad 很累" against "sad 很累": 3 of 4 shared.
+        ("I am so sad 很累", (5, 14), (8, 14), True, 6 / 7, 6 / 7),
+    ],
+)
+def test_words_of_scripts_without_spaces_are_counted_as_by_hand(
+    text, gold, predicted, right, token_f1, set_token_f1
+):
+    pairs = make([([gold], [(predicted, 1.0)])], text=text)
+    values = span_metrics(pairs, criteria=["A"], threshold=0.0).values
+    assert values["evidence_iou_f1"] == float(right)
+    assert values["evidence_token_f1"] == pytest.approx(token_f1)
+    assert values["evidence_set_token_f1"] == pytest.approx(set_token_f1)
+
+
 def test_the_fitted_threshold_has_the_best_iou_f1_of_all():
     rng = np.random.default_rng(3)
     pairs = make(random_pairs(rng, 40), criteria=["A", "B"] * 20)

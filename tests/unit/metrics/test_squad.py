@@ -28,6 +28,11 @@ ANSWER = st.one_of(st.text(max_size=20), st.lists(WORDS, max_size=8).map(" ".joi
         # Official script: a gold answer of articles and punctuation alone is no answer.
         ("", ["the ..."], 1.0, 1.0),
         ("the", ["sleep", "!"], 0.0, 0.0),
+        # Scripts without spaces: 睡不着 against 都睡不着, 3 of 3 and of 4; punctuation does not count.
+        ("睡不着。", ["睡不着", "都"], 1.0, 1.0),
+        ("睡不着，", ["都睡不着"], 0.0, 6 / 7),
+        ("นอน", ["นอนไม่"], 0.0, 6 / 8),
+        ("so 累", ["so sad 很累"], 0.0, 4 / 6),
     ],
 )
 def test_worked_cases_score_as_by_hand(prediction, golds, exact, f1):

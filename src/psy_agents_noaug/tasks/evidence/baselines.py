@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
-from psy_agents_noaug.metrics.baselines import tfidf_lr_probabilities
+from psy_agents_noaug.data.span import Span
+from psy_agents_noaug.metrics.baselines import tfidf_lr_probabilities, tfidf_words
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 _MAX_SENTENCES = 5
@@ -102,7 +102,9 @@ def similar_sentence(
         for example in {e.post_id: e for e in train}.values()
         for span in map(_borders, _sentences(example))
     )
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, stop_words="english", tokenizer=tfidf_words, token_pattern=None
+    )
     vectorizer.fit([*criterion_texts.values(), *train_sentences])
     criteria = {name: vectorizer.transform([text]) for name, text in criterion_texts.items()}
     posts = {example.post_id: example for example in examples}
