@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from psy_agents_noaug.config.loading import to_yaml
 from psy_agents_noaug.config.schema import TrainConfig
@@ -212,14 +213,29 @@ def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
 
 
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Name the settings, of those that a result depends on, in which `config` is not `recorded`."""
+    """Name the settings, of those that a result depends on, in which `config` is not `recorded`.
+
+    A setting that is not recorded is newer than the record, and had what is its default now.
+    """
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
+    before |= {key: _default(config, key) for key in now.keys() - before.keys()}
+    unused = {"data.sentences"} if config.data.unit == "post" else set()
     return [
         f"`{key}` was {before.get(key)!r}, but is {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - unused)
         if before.get(key) != now.get(key)
     ]
+
+
+def _default(config: TrainConfig, key: str) -> Any:
+    """Return the default of a setting, None if it has none."""
+    *sections, name = key.split(".")
+    section: Any = config
+    for part in sections:
+        section = getattr(section, part, None)
+    field = type(section).model_fields.get(name) if isinstance(section, BaseModel) else None
+    return None if field is None or field.is_required() else field.default
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
