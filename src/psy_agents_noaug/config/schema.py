@@ -36,6 +36,8 @@ class DataConfig(Section):
     columns: TableColumns = {}
     ignored_criteria: list[str] = []
     unit: Literal["post", "sentence"]
+    # The default is for configurations of 0.2.0 and earlier, which knew annotated sentences alone.
+    sentences: Literal["all", "annotated"] = "annotated"
     unannotated_pairs: Literal["negative", "drop"]
     negatives: Literal["all"] | Annotated[float, Field(gt=0.0)]
     split_fractions: Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -45,6 +47,12 @@ class DataConfig(Section):
     inclusive_ends: bool = False
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
     token_cache: str = "auto"
+
+    @property
+    def judges_annotated_sentences_only(self) -> bool:
+        """Whether no pair is about an ordinary sentence, where a model could raise a false alarm."""
+        is_partial = self.sentences == "annotated" or self.unannotated_pairs == "drop"
+        return self.unit == "sentence" and is_partial
 
     @model_validator(mode="after")
     def _names_its_source(self) -> "DataConfig":

@@ -7,14 +7,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from psy_agents_noaug.data.corpus import Annotation, Corpus
 from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.sentences import sentences as split_sentences
+from psy_agents_noaug.data.sentences import sentences_of_span
 from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
+from psy_agents_noaug.errors import DataError
 
 Unit = Literal["post", "sentence"]
+SentenceChoice = Literal["all", "annotated"]
 UnannotatedPairs = Literal["negative", "drop"]
 
 
@@ -26,7 +30,8 @@ class Example:
     sentence. If a criterion is met and has no evidence, its evidence is unknown.
 
     Attributes:
-        example_id: "post_id/criterion_id", or "post_id/sentence_id/criterion_id" for sentences.
+        example_id: "post_id/criterion_id"; for sentences "post_id/start_char-end_char/criterion_id", or
+            "post_id/sentence_id/criterion_id" if only annotated ones are paired.
         text: the post or the sentence.
         label: 0 if the criterion is not met, above 0 if it is (binary: 1).
         annotated: whether the label is explicit; otherwise it is the negative of an unannotated pair.
@@ -34,6 +39,8 @@ class Example:
         hard_negative_spans: spans of rows with status 0.
         evidence_is_partial: whether some rows with a positive status have known evidence and others
             do not.
+        sentence: where `text` lies in its post; None if it is the whole post, or the text of an
+            annotation, which may differ from the post's.
     """
 
     example_id: str
@@ -46,6 +53,7 @@ class Example:
     evidence: tuple[Span, ...]
     hard_negative_spans: tuple[Span, ...]
     evidence_is_partial: bool = False
+    sentence: Span | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,10 @@ class LabelReport:
         unannotated: pairs per criterion without an annotation.
         contradictions: examples whose rows differ in status; `LabelScale.merge` decides.
         ignored: rows left out, by label.
+        annotations_without_sentence: rows that belong to no sentence of their post, because they have
+            no evidence or it was not found; 0 unless all sentences are paired.
+        pairs_of_unknown_label: pairs left out because such a row says that their criterion is met
+            somewhere in the post.
     """
 
     n_posts: int
@@ -70,6 +82,8 @@ class LabelReport:
     contradictions: Sequence[str]
     ignored: Mapping[str, int]
     posts_without_annotation: int
+    annotations_without_sentence: int
+    pairs_of_unknown_label: int
 
     def to_json(self) -> dict[str, Any]:
         """Return plain containers, for a JSON file."""
@@ -84,12 +98,21 @@ class _Text:
     part: str
     group_id: str
     text: str
+    sentence: Span | None = None
+
+
+class _Texts(NamedTuple):
+    """The texts to pair, in the order of the examples, and the parts that each row is about."""
+
+    texts: list[_Text]
+    parts: Mapping[int, Sequence[str]]
 
 
 def build_examples(
     corpus: Corpus,
     *,
     unit: Unit,
+    sentences: SentenceChoice = "all",
     unannotated_pairs: UnannotatedPairs,
     spans: Mapping[int, Span],
     labels: LabelScale = BINARY,
@@ -98,8 +121,12 @@ def build_examples(
 
     Args:
         corpus: posts, annotations and criteria.
-        unit: "post" pairs every post; "sentence" pairs the annotated sentences (`evidence_text`, or
-            the text at the offsets), identified by `sentence_id`, or by content where it is missing.
+        unit: "post" pairs every post, "sentence" sentences.
+        sentences: "all" pairs every sentence of every post (`data.sentences`); an annotation belongs
+            to those that its span labels (`sentences_of_span`). If it has no span, its sentence is
+            unknown, and if it is positive too, the post's other pairs with its criterion are left out.
+            "annotated" pairs the annotated sentences alone (`evidence_text`, or the text at the
+            offsets), identified by `sentence_id`, or by content where it is missing.
         unannotated_pairs: "negative" or "drop".
         spans: aligned spans by annotation row (`align_corpus`).
         labels: the labels that the task reads.
@@ -109,36 +136,49 @@ def build_examples(
 
     Raises:
         DataError: lists the rows of sentences without text or with two texts, or the identifiers
-            with slashes that give two examples the same id.
+            with slashes that give two examples the same id; or no annotation has a sentence.
     """
     if unit == "post":
-        texts = {
-            (post.post_id, ""): _Text(post.post_id, "", post.group_id, post.text)
-            for post in corpus.posts
-        }
-        parts = {annotation.row: "" for annotation in corpus.annotations}
+        texts, parts = _posts(corpus)
+    elif sentences == "all":
+        texts, parts = _all_sentences(corpus, spans)
     else:
-        texts, parts = _sentences(corpus)
-    pairs: dict[tuple[str, str, str], list[Annotation]] = {}
+        texts, parts = _annotated_sentences(corpus)
+    rows_of: dict[tuple[str, str], dict[str, list[Annotation]]] = {}
     for annotation in corpus.annotations:
-        key = (annotation.post_id, parts[annotation.row], annotation.criterion_id)
-        pairs.setdefault(key, []).append(annotation)
+        for part in parts[annotation.row]:
+            by_criterion = rows_of.setdefault((annotation.post_id, part), {})
+            by_criterion.setdefault(annotation.criterion_id, []).append(annotation)
+    without_sentence = [row for row in corpus.annotations if not parts[row.row]]
+    unknown = {(row.post_id, row.criterion_id) for row in without_sentence if row.status > 0}
 
+    aligned = spans if unit == "post" else {}
     examples: list[Example] = []
     contradictions: list[str] = []
-    for (post_id, part), text in sorted(texts.items()):
+    n_unknown = 0
+    for text in texts:
+        by_criterion = rows_of.get((text.post_id, text.part), {})
         for criterion in corpus.criteria:
             criterion_id = criterion.criterion_id
-            rows = pairs.get((post_id, part, criterion_id), [])
+            rows = by_criterion.get(criterion_id, [])
             if not rows and unannotated_pairs == "drop":
                 continue
-            aligned = spans if unit == "post" else {}
+            if not rows and (text.post_id, criterion_id) in unknown:
+                n_unknown += 1
+                continue
             example = _example(text, criterion_id, rows, spans=aligned, labels=labels)
             examples.append(example)
             if len({row.status for row in rows}) > 1:
                 contradictions.append(example.example_id)
     _check_unique(examples)
-    return examples, _report(corpus, examples, contradictions)
+    report = _report(
+        corpus,
+        examples,
+        contradictions,
+        n_without_sentence=len(without_sentence),
+        n_unknown=n_unknown,
+    )
+    return examples, report
 
 
 def _example(
@@ -149,12 +189,7 @@ def _example(
     spans: Mapping[int, Span],
     labels: LabelScale,
 ) -> Example:
-    found = {
-        is_met: tuple(
-            sorted({spans[r.row] for r in rows if (r.status > 0) == is_met and r.row in spans})
-        )
-        for is_met in (False, True)
-    }
+    evidence = _spans_of([row for row in rows if row.status > 0], spans)
     return Example(
         example_id="/".join(filter(None, (text.post_id, text.part, criterion_id))),
         post_id=text.post_id,
@@ -163,18 +198,53 @@ def _example(
         text=text.text,
         label=labels.merge([row.status for row in rows]) if rows else 0,
         annotated=bool(rows),
-        evidence=found[True],
-        hard_negative_spans=found[False],
-        evidence_is_partial=bool(found[True])
+        evidence=evidence,
+        hard_negative_spans=_spans_of([row for row in rows if row.status <= 0], spans),
+        evidence_is_partial=bool(evidence)
         and any(row.status > 0 and row.row not in spans for row in rows),
+        sentence=text.sentence,
     )
 
 
-def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, str]]:
-    """Return the annotated sentences by (post, sentence), and the sentence of each annotation row."""
+def _spans_of(rows: Sequence[Annotation], spans: Mapping[int, Span]) -> tuple[Span, ...]:
+    # Millions of pairs of sentences have no row.
+    return tuple(sorted({spans[row.row] for row in rows if row.row in spans})) if rows else ()
+
+
+def _posts(corpus: Corpus) -> _Texts:
+    texts = [_Text(post.post_id, "", post.group_id, post.text) for post in corpus.posts]
+    texts.sort(key=lambda text: text.post_id)
+    return _Texts(texts, dict.fromkeys((row.row for row in corpus.annotations), ("",)))
+
+
+def _all_sentences(corpus: Corpus, spans: Mapping[int, Span]) -> _Texts:
+    """Return every sentence, and the sentences that each row labels: none if it has no span."""
+    rows_of: dict[str, list[int]] = {}
+    for annotation in corpus.annotations:
+        rows_of.setdefault(annotation.post_id, []).append(annotation.row)
+    texts: list[_Text] = []
+    parts: dict[int, list[str]] = {}
+    for post in sorted(corpus.posts, key=lambda post: post.post_id):
+        found = {span: f"{span.start_char}-{span.end_char}" for span in split_sentences(post.text)}
+        texts += [
+            _Text(post.post_id, part, post.group_id, post.text[s.start_char : s.end_char], s)
+            for s, part in found.items()
+        ]
+        for row in rows_of.get(post.post_id, []):
+            labelled = sentences_of_span(spans[row], list(found)) if row in spans else []
+            parts[row] = [found[sentence] for sentence in labelled]
+    if parts and not any(parts.values()):
+        raise DataError(
+            "No annotation has evidence that was found in its post, so the sentence of none is known. "
+            "Give `evidence_text` or offsets, or use `data.unit=post`."
+        )
+    return _Texts(texts, parts)
+
+
+def _annotated_sentences(corpus: Corpus) -> _Texts:
     posts = {post.post_id: post for post in corpus.posts}
     texts: dict[tuple[str, str], _Text] = {}
-    parts: dict[int, str] = {}
+    parts: dict[int, tuple[str]] = {}
     faults: list[Fault] = []
     for annotation in sorted(corpus.annotations, key=lambda a: a.row):
         post = posts[annotation.post_id]
@@ -183,7 +253,7 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
         if text is None and annotation.start_char is not None:
             text = post.text[annotation.start_char : annotation.end_char]
         if text is None:
-            rule = "must have evidence_text or offsets where the unit is the sentence"
+            rule = "must have evidence_text or offsets where only annotated sentences are judged"
             faults.append(Fault(place, rule))
             continue
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -192,9 +262,9 @@ def _sentences(corpus: Corpus) -> tuple[dict[tuple[str, str], _Text], dict[int, 
         if texts.setdefault((post.post_id, part), sentence) != sentence:
             rule = "must have the same text as the other rows of its sentence"
             faults.append(Fault(place, rule, quote_identifier(part)))
-        parts[annotation.row] = part
+        parts[annotation.row] = (part,)
     raise_faults("The annotations cannot be used by sentence:", faults)
-    return texts, parts
+    return _Texts([text for _, text in sorted(texts.items())], parts)
 
 
 def _check_unique(examples: Sequence[Example]) -> None:
@@ -211,7 +281,12 @@ def _check_unique(examples: Sequence[Example]) -> None:
 
 
 def _report(
-    corpus: Corpus, examples: Sequence[Example], contradictions: Sequence[str]
+    corpus: Corpus,
+    examples: Sequence[Example],
+    contradictions: Sequence[str],
+    *,
+    n_without_sentence: int,
+    n_unknown: int,
 ) -> LabelReport:
     counts = Counter((e.criterion_id, int(e.label > 0), e.annotated) for e in examples)
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
@@ -226,4 +301,6 @@ def _report(
         contradictions=list(contradictions),
         ignored=dict(corpus.ignored),
         posts_without_annotation=sum(p.post_id not in annotated_posts for p in corpus.posts),
+        annotations_without_sentence=n_without_sentence,
+        pairs_of_unknown_label=n_unknown,
     )

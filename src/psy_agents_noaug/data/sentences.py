@@ -1,6 +1,7 @@
 """Sentence segmentation."""
 
 import re
+from collections.abc import Sequence
 
 from psy_agents_noaug.data.span import Span
 
@@ -26,3 +27,26 @@ def sentences(text: str) -> list[Span]:
                 at = start + len(piece) - len(piece.lstrip())
                 found.append(Span(at, at + len(words)))
     return found
+
+
+def sentences_of_span(span: Span, sentences: Sequence[Span]) -> list[Span]:
+    """Return the sentences that an annotated span is about.
+
+    Those of which the span covers at least half, and those that hold at least half of what it covers
+    of all sentences. A span that covers more than white space is about one sentence at least.
+
+    Args:
+        span: offsets in a post.
+        sentences: those of the post.
+    """
+    shared = {
+        sentence: min(sentence.end_char, span.end_char) - max(sentence.start_char, span.start_char)
+        for sentence in sentences
+        if sentence.start_char < span.end_char and span.start_char < sentence.end_char
+    }
+    covered = sum(shared.values())
+    return [
+        sentence
+        for sentence, n_shared in shared.items()
+        if 2 * n_shared >= min(sentence.end_char - sentence.start_char, covered)
+    ]

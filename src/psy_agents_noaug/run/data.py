@@ -75,6 +75,7 @@ def prepare_data(config: TrainConfig) -> PreparedData:
     examples, label_report = build_examples(
         corpus,
         unit=data.unit,
+        sentences=data.sentences,
         unannotated_pairs=data.unannotated_pairs,
         spans=spans,
         labels=labels,
@@ -142,8 +143,12 @@ def _divide(config: DataConfig, corpus: Corpus) -> Splits:
 def _judged_texts(
     config: DataConfig, corpus: Corpus, splits: Splits, examples: list[Example]
 ) -> tuple[Sequence[Post], Splits]:
-    """The texts among which duplicates would leak, and their division: posts, or their sentences."""
-    if config.unit == "post":
+    """Return the texts among which duplicates would leak, and their division.
+
+    Posts, or annotated sentences. Where all sentences are judged it is posts too: many people write the
+    same short sentence, in the posts that a model meets later as well; copied posts are the leak.
+    """
+    if config.unit == "post" or config.sentences == "all":
         return corpus.posts, splits
     split_of = splits.split_of()
     texts: dict[str, Post] = {}
@@ -183,6 +188,13 @@ def _log(prepared: PreparedData) -> None:
         ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
         alignment.hard_negatives,
     )
+    if labels.annotations_without_sentence:
+        logger.warning(
+            "%d annotations have no sentence, because they have no evidence or it was not found: their "
+            "posts are judged without them, and without %d pairs whose label is therefore unknown.",
+            labels.annotations_without_sentence,
+            labels.pairs_of_unknown_label,
+        )
     if alignment.missing:
         logger.info(
             "The evidence of %d annotations is a mark for a missing value, such as nan or N/A, and was "

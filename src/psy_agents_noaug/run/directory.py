@@ -220,9 +220,10 @@ def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
         recorded = validate_train_config(recorded).model_dump()
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
+    unused = {"data.sentences"} if config.data.unit == "post" else set()
     return [
         f"`{key}` was {before.get(key)!r}, but is {now.get(key)!r} now"
-        for key in sorted(before.keys() | now.keys())
+        for key in sorted((before.keys() | now.keys()) - unused)
         if before.get(key) != now.get(key)
     ]
 

@@ -29,6 +29,11 @@ from psy_agents_noaug.training.evaluator import Evaluator
 
 logger = logging.getLogger(__name__)
 
+ANNOTATED_ONLY = (
+    "Annotated sentences only: ordinary sentences, on which a model can raise false alarms, are not "
+    "judged."
+)
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -143,6 +148,10 @@ def report_split(
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
     figures = task.evaluation.report(predicted)
     figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
+    summary = task.evaluation.summary(figures)
+    if context.config.data.judges_annotated_sentences_only:
+        figures["annotated_sentences_only"] = 1
+        summary = f"{summary}\n\n{ANNOTATED_ONLY}"
     metrics = {f"{split}/{key}": value for key, value in figures.items()}
     if context.is_main:
         directory, tracker = context.directory, context.tracker
@@ -154,4 +163,4 @@ def report_split(
         )
         for path in (directory.metrics, lines):
             tracker.log_artifact(path)
-    return RunResult(context.directory.path, dict(metrics), task.evaluation.summary(figures))
+    return RunResult(context.directory.path, dict(metrics), summary)

@@ -31,8 +31,14 @@ def corpus_of(*annotations: Annotation, posts=POSTS) -> Corpus:
     return Corpus(posts, annotations, CRITERIA, {"SPECIAL_CASE": 3}, "")
 
 
-def build(corpus, *, unit="post", unannotated_pairs="negative", spans=None):
-    return build_examples(corpus, unit=unit, unannotated_pairs=unannotated_pairs, spans=spans or {})
+def build(corpus, *, unit="post", sentences="annotated", unannotated_pairs="negative", spans=None):
+    return build_examples(
+        corpus,
+        unit=unit,
+        sentences=sentences,
+        unannotated_pairs=unannotated_pairs,
+        spans=spans or {},
+    )
 
 
 def test_every_post_is_paired_with_every_criterion_where_unannotated_is_negative():
@@ -55,6 +61,8 @@ def test_every_post_is_paired_with_every_criterion_where_unannotated_is_negative
         "contradictions": [],
         "ignored": {"SPECIAL_CASE": 3},
         "posts_without_annotation": 0,
+        "annotations_without_sentence": 0,
+        "pairs_of_unknown_label": 0,
     }
 
 
@@ -99,9 +107,9 @@ def test_the_order_of_rows_changes_nothing():
     ]
     shuffled = random.Random(0).sample(rows, len(rows))
     spans = {row.row: Span(0, row.row) for row in rows}
-    for unit in ("post", "sentence"):
-        a = build(corpus_of(*rows), unit=unit, spans=spans)
-        assert a == build(corpus_of(*shuffled, posts=POSTS[::-1]), unit=unit, spans=spans)
+    for kind in ({}, {"unit": "sentence"}, {"unit": "sentence", "sentences": "all"}):
+        a = build(corpus_of(*rows), **kind, spans=spans)
+        assert a == build(corpus_of(*shuffled, posts=POSTS[::-1]), **kind, spans=spans)
 
 
 def test_sentences_become_examples_of_their_own():

@@ -33,6 +33,15 @@ def test_an_old_checkpoint_is_evaluated_to_the_figures_of_its_time(task, tiny_co
         assert found[f"val/{name}"] == pytest.approx(value, abs=1e-4)
 
 
+def test_an_old_checkpoint_is_judged_on_annotated_sentences_as_in_its_time(tiny_corpus, tmp_path):
+    path = tmp_path / "criteria.pt"
+    shutil.copy(FOLDER / "criteria.pt", path)
+    settings = {"data.dir": tiny_corpus, "data.unit": "sentence"}
+    found = evaluate(path, settings, split="val", verbose=False)
+    assert found.metrics["val/n_pairs"] == 8 * 9  # one annotation in each post
+    assert found.metrics["val/annotated_sentences_only"] == 1
+
+
 def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_corpus, "corpus")
