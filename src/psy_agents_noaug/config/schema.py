@@ -41,6 +41,7 @@ class DataConfig(Section):
     split_seed: Annotated[int, Field(ge=0)]
     fuzzy_threshold: Annotated[float, Field(ge=0.0, le=100.0)]
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    duplicates: Literal["warn", "drop_from_train"] = "warn"
     token_cache: str = "auto"
 
     @model_validator(mode="after")

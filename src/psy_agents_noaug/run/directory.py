@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from psy_agents_noaug.config.loading import to_yaml
+from psy_agents_noaug.config.loading import to_yaml, validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError, RunInUseError, faults_message
 from psy_agents_noaug.training.trainer import BEST, LAST
@@ -212,7 +212,12 @@ def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
 
 
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Name the settings, of those that a result depends on, in which `config` is not `recorded`."""
+    """Name the settings, of those that a result depends on, in which `config` is not `recorded`.
+
+    A setting that is newer than the record had its default.
+    """
+    with suppress(ConfigError):  # not valid any more: compared as it is
+        recorded = yaml.safe_load(to_yaml(validate_train_config(recorded)))
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
     return [
