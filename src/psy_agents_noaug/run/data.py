@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 MAX_IDS_IN_JSON = 100
 _DUPLICATES = {
-    "exact": "Exact duplicates",
-    "near": "Near duplicates",
-    "quoted": "Quotations (most of the shorter text is in the longer one)",
+    "exact": "exact duplicates of a text",
+    "near": "near duplicates of a text",
+    "quoted": "longer texts with most of a text",
 }
 
 
@@ -238,7 +238,7 @@ def _log(prepared: PreparedData) -> None:
         if pairs:
             counts = [len(prepared.duplicates.post_ids(name, kind)) for name in prepared.counts]
             logger.warning(
-                "%s of texts in different splits (%d of train, %d of val, %d of test): %s",
+                "There are %s in different splits (%d texts of train, %d of val, %d of test): %s",
                 _DUPLICATES[kind],
                 *counts,
                 first_of([f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]),
