@@ -1,9 +1,10 @@
 """What a checkpoint remembers of its posts, to find them again in another corpus with an edit or quoted.
 
 The runs of five words (shingles, Broder 1997) of all posts are in one Bloom filter (Bloom 1970) with one
-hash function and eight bits per shingle. About one in eight of any five words seem to be in it, and it
+hash function and eight bits per shingle. Up to one in eight of any five words seem to be in it, and it
 does not say in which post. So whoever has a text can find whether most of it was seen; but who guesses a
-text word by word finds thousands of words that seem to go on.
+text word by word, from a vocabulary of thousands, finds hundreds of words that seem to go on. That is
+a hindrance, not a secret: only a key that is not in the checkpoint would make it one.
 """
 
 import hashlib
