@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MAX_NAMES_LISTED = 10
+
 
 class PsyAgentsError(Exception):
     """Base class of every error whose message is written for the user."""
@@ -55,6 +57,12 @@ class Interrupted(BaseException):
 def faults_message(headline: str, faults: Sequence[str]) -> str:
     """Return one message for all faults: the headline, then one line per fault."""
     return "\n".join([headline, *(f"  - {fault}" for fault in faults)])
+
+
+def first_of(names: Sequence[str]) -> str:
+    """List the first ten names, and how many more there are: one line must not hold thousands."""
+    rest = len(names) - MAX_NAMES_LISTED
+    return ", ".join(names[:MAX_NAMES_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def not_one_of(key: str, choices: Sequence[str], value: object) -> str:

@@ -15,6 +15,7 @@ def test_a_citation_names_the_version_of_the_code():
     assert citation["version"] == __version__
 
 
-def test_the_changelog_begins_with_the_version_of_the_code():
+def test_the_latest_release_of_the_changelog_is_the_version_of_the_code():
     changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## \[(.+?)\]", changelog, re.MULTILINE)[1] == __version__
+    released = re.search(r"^## \[(?!Unreleased)(.+?)\]", changelog, re.MULTILINE)
+    assert released[1] == __version__

@@ -1,18 +1,17 @@
 """From the Hydra tree and a command line to a checked, typed configuration."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from psy_agents_noaug.config.overrides import hydra_literal, one_line, parse_overrides
 from psy_agents_noaug.errors import (
     ConfigError,
     did_you_mean,
@@ -75,7 +74,7 @@ def load_evaluate_config(
     own = {key: composed[key] for key in EvaluateConfig.model_fields if key in composed}
     evaluation = validate(EvaluateConfig, own)
     explicit: dict[str, Any] = {}
-    for override in _parse(overrides):
+    for override in parse_overrides(overrides):
         key = override.key_or_group
         if override.is_delete():
             raise ConfigError(f"An evaluation replaces settings, it cannot delete one: ~{key}.")
@@ -90,7 +89,7 @@ def given(argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a line that is no override, or that deletes a key.
     """
-    overrides = _parse(argv)
+    overrides = parse_overrides(argv)
     deleted = [override.key_or_group for override in overrides if override.is_delete()]
     if deleted:
         raise ConfigError(f"Settings are replaced here, not deleted: ~{', ~'.join(deleted)}.")
@@ -111,7 +110,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def to_overrides(values: Mapping[str, Any]) -> list[str]:
     """Return overrides in Hydra's syntax that give `values`, by dotted keys; groups choose."""
     return [
-        f"{key}={value}" if (_config_dir() / key).is_dir() else f"++{key}={_hydra_literal(value)}"
+        f"{key}={value}" if (_config_dir() / key).is_dir() else f"++{key}={hydra_literal(value)}"
         for key, value in values.items()
     ]
 
@@ -127,13 +126,13 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
     try:
         content = OmegaConf.load(path)
     except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
-        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
     try:
         values = _plain(content)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"`best_config` {path} cannot be read: {_one_line(error)}") from error
+        raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
     provenance = values.pop("hpo", None) or {}
     if not isinstance(provenance, dict):
         raise ConfigError(f"`hpo` in `best_config` {path} must be a mapping.")
@@ -177,7 +176,7 @@ def compose_config(
         overrides: in Hydra's syntax.
         task: the choice of the group `task`, where the file has that group.
     """
-    parsed = _parse(overrides)
+    parsed = parse_overrides(overrides)
     best = [override.value() for override in parsed if override.key_or_group == "best_config"]
     from_file: Mapping[str, Any] = {}
     if best and best[-1] is not None:
@@ -185,7 +184,7 @@ def compose_config(
     arguments = [] if task is None else [f"task={task}"]
     if folders := config_folders():
         places = [f"file://{folder}" for folder in folders]
-        arguments.append(f"hydra.searchpath={_hydra_literal(places)}")
+        arguments.append(f"hydra.searchpath={hydra_literal(places)}")
     arguments += [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
@@ -194,7 +193,7 @@ def compose_config(
     except (HydraException, OmegaConfBaseException) as error:
         chosen = [("task", task), *from_file.items()]
         chosen += [(override.key_or_group, override.value()) for override in parsed]
-        faults = _unknown_choices(chosen) or [_one_line(error)]
+        faults = _unknown_choices(chosen) or [one_line(error)]
         raise ConfigError(
             faults_message("The configuration cannot be composed:", faults)
         ) from error
@@ -341,46 +340,11 @@ def _existing_key(location: tuple[int | str, ...], values: Mapping[str, Any]) ->
     return ".".join(known)
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ConfigError(
-            f"The command line must hold key=value pairs: {_one_line(error)}"
-        ) from error
-    sweeps = [str(override.input_line) for override in parsed if override.is_sweep_override()]
-    if sweeps:
-        raise ConfigError(
-            f"`{'`, `'.join(sweeps)}`: a setting has one value. A list is written KEY=[A,B], a text "
-            "with a comma KEY='A,B'; psy-agents tune searches over values."
-        )
-    return parsed
-
-
 def _unrestricted(override: Override) -> str:
     """Let an unknown value key through composing, so that the schema reports it with the rest."""
     line = override.input_line or ""
     is_group = (_config_dir() / override.key_or_group).is_dir()
     return line if is_group or line.startswith(("+", "~")) else f"++{line}"
-
-
-def _hydra_literal(value: Any) -> str:
-    """Spell a YAML value in Hydra's override grammar."""
-    if isinstance(value, str):
-        # A backslash stands for itself in Hydra's grammar, but before a quote.
-        escaped = re.sub(r"(\\*)(')", r"\1\1\\'", value)
-        trailing = len(value) - len(value.rstrip("\\"))
-        return "'" + escaped + "\\" * trailing + "'"
-    if isinstance(value, list):
-        return f"[{','.join(_hydra_literal(item) for item in value)}]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_hydra_literal(v)}" for k, v in value.items()) + "}"
-    # Not looked up by value: 1.0 and 0 are equal to True and False.
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value)
 
 
 def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
@@ -394,11 +358,6 @@ def _plain(config: Any) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).split("Config search path")[0]
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _config_dir() -> Path:

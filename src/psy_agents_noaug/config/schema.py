@@ -46,6 +46,7 @@ class DataConfig(Section):
     offset_unit: Literal["code_points", "utf16", "utf8_bytes", "lf", "crlf"] = "code_points"
     inclusive_ends: bool = False
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
+    duplicates: Literal["warn", "drop_from_train"] = "warn"
     token_cache: str = "auto"
 
     @property

@@ -25,7 +25,7 @@ from psy_agents_noaug.data.offsets import (
 )
 from psy_agents_noaug.data.repeats import choose_occurrences, first_sentence_number
 from psy_agents_noaug.data.span import Span
-from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.errors import ConfigError, first_of
 
 AlignmentKind = Literal["given", "verbatim", "folded", "fuzzy", "lost"]
 
@@ -85,7 +85,7 @@ class AlignmentReport:
         if lost := self.ids["lost"]:
             warnings.append(
                 f"The evidence of {len(lost)} annotations is not in their posts (post/criterion/row): "
-                f"{', '.join(lost)}"
+                f"{first_of(lost)}"
             )
         if self.ambiguous:
             warnings.append(

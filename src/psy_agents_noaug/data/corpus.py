@@ -17,12 +17,13 @@ from psy_agents_noaug.data.validation import (
     Table,
     annotation_faults,
     column_faults,
+    columns_of_file,
     criteria_faults,
     criterion_names,
     drop_missing_evidence,
     parse_offset,
     post_faults,
-    quote_identifier,
+    quote_criterion,
     raise_faults,
     rename_columns,
     resolve_criterion,
@@ -113,7 +114,7 @@ def load_corpus(
     paths = {"posts": posts, "annotations": annotations, "criteria": criteria}
     for kind, path in paths.items():
         if path is not None:
-            _read_into(frames, unreadable, kind=kind, path=path)
+            _read_into(frames, unreadable, kind=kind, path=path, columns=columns)
     return _corpus(
         frames,
         unreadable,
@@ -143,7 +144,7 @@ def load_hub_corpus(
     }
     unreadable: list[Fault] = []
     if criteria is not None:
-        _read_into(frames, unreadable, kind="criteria", path=criteria)
+        _read_into(frames, unreadable, kind="criteria", path=criteria, columns=columns)
     return _corpus(
         frames,
         unreadable,
@@ -156,10 +157,16 @@ def load_hub_corpus(
 
 
 def _read_into(
-    frames: dict[str, tuple[str, pd.DataFrame]], unreadable: list[Fault], *, kind: str, path: Path
+    frames: dict[str, tuple[str, pd.DataFrame]],
+    unreadable: list[Fault],
+    *,
+    kind: str,
+    path: Path,
+    columns: Mapping[str, Mapping[str, str]],
 ) -> None:
+    wanted = columns_of_file(kind, columns.get(kind, {}))
     try:
-        frames[kind] = (path.name, read_table(path))
+        frames[kind] = (path.name, read_table(path, wanted))
     except DataError as error:  # raised together with the faults of the other tables
         unreadable.append(Fault(kind, "cannot be read", str(error)))
 
@@ -252,7 +259,7 @@ def _valid_corpus(
         assert value is not None
         criterion_id = resolve_criterion(label, names)
         if criterion_id is None:
-            ignored[spelling[label.casefold()]] += 1
+            ignored[spelling[label.strip().casefold()]] += 1
             continue
         first, last = parse_offset(start), parse_offset(end)
         span = None
@@ -326,6 +333,6 @@ def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
             # If its rows were left out, its positive pairs would become negatives.
             raise ConfigError(
                 "`ignored_criteria` must be labels that are no criterion, but "
-                f"{quote_identifier(label)} is criterion {criterion_id}. To leave it "
+                f"{quote_criterion(label)} is criterion {criterion_id}. To leave it "
                 "out, give a criteria table without it."
             )

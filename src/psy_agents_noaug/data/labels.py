@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 _BINARY = {
-    **dict.fromkeys(("1", "1.0", "True", "true"), 1),
-    **dict.fromkeys(("0", "0.0", "False", "false"), 0),
+    **dict.fromkeys(("1", "1.0", "true", "yes"), 1),
+    **dict.fromkeys(("0", "0.0", "false", "no"), 0),
 }
 # Other spellings ("1e0", "+1", digits of other scripts) are mistakes in a table.
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]*)?")
@@ -35,8 +35,9 @@ class LabelScale:
 
     def parse(self, cell: str) -> float | None:
         """Return the label in a cell, an int unless the scale is real; None where it breaks the rule."""
+        cell = cell.strip()
         if self.kind == "binary":
-            return _BINARY.get(cell)
+            return _BINARY.get(cell.casefold())
         if not _NUMBER.fullmatch(cell) or float(cell) > self.high:
             return None
         number = float(cell)

@@ -21,7 +21,7 @@ from psy_agents_noaug.data.offsets import (
     suggest_style,
     to_code_points,
 )
-from psy_agents_noaug.errors import ConfigError, DataError, faults_message
+from psy_agents_noaug.errors import ConfigError, DataError, faults_message, first_of
 
 REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "posts": ("post_id", "text"),
@@ -34,6 +34,7 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "criteria": ("aliases",),
 }
 MAX_FAULTS_LISTED = 50
+_MAX_LABEL = 64  # characters
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
@@ -44,14 +45,23 @@ _UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One breach: `place` (file, row, column), the `rule`, and what of it may be told."""
+    """One breach.
+
+    Attributes:
+        place: file, row and column.
+        rule: that is broken.
+        detail: what may be told of the breach.
+        known: what would keep the rule, for the first fault of its kind.
+    """
 
     place: str
     rule: str
     detail: str = ""
+    known: str = ""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.rule}{f' ({self.detail})' if self.detail else ''}"
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.place}: {self.rule}{detail}{f'; known: {self.known}' if self.known else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +100,26 @@ def quote_identifier(identifier: str) -> str:
     return f"<{len(identifier)} characters, not shown>"
 
 
+def quote_criterion(name: str) -> str:
+    """Quote the identifier or a name of a criterion, which may have spaces."""
+    is_label = len(name) <= _MAX_LABEL and name.isprintable()
+    return f"'{name}'" if is_label else quote_identifier(name)
+
+
 def quote_columns(names: Sequence[str]) -> str:
     """List column names; a file without a header has text where they should be."""
     return ", ".join(quote_identifier(name) for name in names) or "none"
+
+
+def columns_of_file(kind: str, columns: Mapping[str, str]) -> set[str]:
+    """Return the file's names of the columns that are read, where `columns` maps ours to them."""
+    known = (*REQUIRED_COLUMNS[kind], *OPTIONAL_COLUMNS[kind])
+    return {columns.get(name, name).strip() for name in known}
+
+
+def required_columns_of_file(kind: str, columns: Mapping[str, str]) -> set[str]:
+    """Return the file's names of the columns that a table must have."""
+    return {columns.get(name, name).strip() for name in REQUIRED_COLUMNS[kind]}
 
 
 def rename_columns(
@@ -115,7 +142,7 @@ def rename_columns(
     ours: dict[str, Any] = {}
     faults: list[Fault] = []
     for name in known:
-        source = columns.get(name, name)
+        source = columns.get(name, name).strip()
         if source in frame:
             ours[name] = frame[source]
         elif name in REQUIRED_COLUMNS[kind] or source != name:
@@ -175,7 +202,7 @@ def criteria_faults(criteria: Table) -> list[Fault]:
         for alias in split_aliases(aliases):
             owner = owners.setdefault(alias.casefold(), row)
             if owner != row:
-                detail = f"{quote_identifier(alias)} is also a name of row {owner + 1}"
+                detail = f"{quote_criterion(alias)} is also a name of row {owner + 1}"
                 rule = "must be no name of another criterion"
                 faults.append(Fault(criteria.place(row, "aliases"), rule, detail))
     return faults
@@ -199,23 +226,28 @@ def annotation_faults(
     faults: list[Fault] = []
     doubtful: list[GivenSpan] = []
     skipped = {label.casefold() for label in ignored}
+    shown = _ShownIdentifiers(texts, names)
     columns = ("post_id", "criterion_id", "evidence_text", "start_char", "end_char")
     cells = zip(*(annotations.values(column) for column in columns), strict=True)
     for row, (post_id, label, evidence, start_cell, end_cell) in enumerate(cells):
 
-        def fault(column: str, rule: str, detail: str = "", row: int = row) -> None:
-            faults.append(Fault(annotations.place(row, column), rule, detail))
+        def fault(
+            column: str, rule: str, detail: str = "", known: str = "", row: int = row
+        ) -> None:
+            faults.append(Fault(annotations.place(row, column), rule, detail, known))
 
         if texts is not None and post_id is not None and post_id not in texts:
-            fault("post_id", "must be in the posts", quote_identifier(post_id))
+            detail = quote_identifier(post_id)
+            fault("post_id", "must be in the posts", detail, shown.known_posts())
         if (
             names is not None
             and label is not None
             and (row, "criterion_id") not in bad
             and resolve_criterion(label, names) is None
-            and label.casefold() not in skipped
+            and label.strip().casefold() not in skipped
         ):
-            fault("criterion_id", "must be a criterion or an alias", quote_identifier(label))
+            rule = "must be a criterion or an alias"
+            fault("criterion_id", rule, shown.criterion(label), shown.known_criteria())
         if bad & {(row, "start_char"), (row, "end_char")}:
             continue
         start, end = parse_offset(start_cell), parse_offset(end_cell)
@@ -262,14 +294,63 @@ def split_aliases(cell: str | None) -> tuple[str, ...]:
 
 
 def criterion_names(criteria: Sequence[Criterion]) -> dict[str, str]:
-    """Map identifiers as they are, and aliases casefolded, to identifiers."""
-    names = {a.casefold(): c.criterion_id for c in criteria for a in c.aliases}
-    return names | {c.criterion_id: c.criterion_id for c in criteria}
+    """Map every name of a criterion to its identifier: identifiers as they are, all others casefolded.
+
+    Names and casefolded identifiers that could mean two criteria mean none.
+    """
+    aliases = {a.casefold(): c.criterion_id for c in criteria for a in c.aliases}
+    others = [(n.strip().casefold(), c) for c in criteria for n in (c.criterion_id, c.name)]
+    owners: dict[str, set[str]] = {}
+    for name, criterion in others:
+        owners.setdefault(name, set()).add(criterion.criterion_id)
+    names = {name: next(iter(ids)) for name, ids in owners.items() if len(ids) == 1}
+    return names | aliases | {c.criterion_id: c.criterion_id for c in criteria}
 
 
 def resolve_criterion(label: str, names: Mapping[str, str]) -> str | None:
     """Return the identifier that a label of an annotation means, or None."""
-    return names.get(label) or names.get(label.casefold())
+    return names.get(label) or names.get(label.strip().casefold())
+
+
+class _ShownIdentifiers:
+    """What messages show of unknown identifiers, and once what is known.
+
+    Args:
+        texts: the posts by identifier, None where they could not be read.
+        names: the criterion identifiers by every name.
+    """
+
+    def __init__(
+        self, texts: Mapping[str | None, str | None] | None, names: Mapping[str, str] | None
+    ) -> None:
+        self._texts = texts or {}
+        self._posts = [post_id for post_id in self._texts if post_id is not None]
+        self._criteria = list(dict.fromkeys((names or {}).values()))
+        self._labels: dict[str, str] = {}
+        self._folded: str | None = None
+
+    def criterion(self, label: str) -> str:
+        """Quote a criterion's label: it may have spaces, but not be text that a post has."""
+        if label not in self._labels and len(self._labels) <= MAX_FAULTS_LISTED:
+            is_shown = self._texts and not self._is_in_a_post(label)
+            quote = quote_criterion if is_shown else quote_identifier
+            self._labels[label] = quote(label)
+        return self._labels.get(label, "")
+
+    def known_posts(self) -> str:
+        """List the first identifiers of posts; nothing when asked again."""
+        known, self._posts = self._posts, []
+        return first_of([quote_identifier(post_id) for post_id in known])
+
+    def known_criteria(self) -> str:
+        """List the criteria; nothing when asked again."""
+        known, self._criteria = self._criteria, []
+        return first_of([quote_criterion(criterion_id) for criterion_id in known])
+
+    def _is_in_a_post(self, label: str) -> bool:
+        if self._folded is None:
+            self._folded = "\n".join(fold(text) for text in self._texts.values() if text)
+        return fold(label) in self._folded
 
 
 def _duplicate_faults(table: Table, column: str) -> list[Fault]:

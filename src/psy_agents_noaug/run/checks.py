@@ -9,7 +9,8 @@ import torch
 
 from psy_agents_noaug.config.loading import read_overrides_file
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message
+from psy_agents_noaug.data.seen import SeenPosts
+from psy_agents_noaug.errors import CheckpointError, ConfigError, faults_message, first_of
 from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import Task
@@ -99,28 +100,61 @@ def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
         )
 
 
-def check_unseen(checkpoint: Checkpoint, data: PreparedData, split: str, path: Path) -> None:
+def check_unseen(
+    checkpoint: Checkpoint, data: PreparedData, split: str, path: Path
+) -> dict[str, int]:
     """Refuse a split of other data with posts that training or the thresholds have seen.
 
-    The posts are known by the hashes of their texts, so this holds for any corpus. On the training's
-    own corpus and division, duplicates across splits have been reported, and train and val are judged
-    under these names.
+    Posts of the same text are known by their hashes. Warns of posts that were seen with an edit or in a
+    quotation, and of authors whose posts were seen. This holds for any corpus. On the training's own
+    corpus and division, duplicates across splits have been reported, and train and val are judged under
+    these names.
+
+    Returns:
+        Figures on the split: how many posts there are warnings of; none on the training's own data.
 
     Raises:
         CheckpointError: with the ids of the posts.
     """
     if checkpoint.metadata["fingerprints"] == data.fingerprints():
-        return
+        return {}
     seen = set(checkpoint.metadata["seen_texts"])
     known = [post_id for post_id, text in data.text_hashes(split).items() if text in seen]
     if known:
         raise CheckpointError(
-            faults_message(
-                f"{path} has seen {len(known)} posts of {split} in training, so figures on it would be "
-                "too good. Divide the data as in training, or leave these posts out by `data.splits`:",
-                known[:20] + (["..."] if len(known) > 20 else []),
-            )
+            f"{path} has seen {len(known)} posts of {split} in training, so figures on it would be too "
+            "good. Divide the data as in training, or leave these posts out by `data.splits`: "
+            f"{first_of(known)}."
         )
+    if "seen_posts" not in checkpoint.metadata:
+        logger.warning(
+            "%s is of a version that kept hashes of whole posts alone: posts of %s that training has "
+            "seen with an edit, or in a quotation, are not found.",
+            path,
+            split,
+        )
+        return {}
+    remembered = SeenPosts.from_metadata(checkpoint.metadata["seen_posts"])
+    posts = data.posts(split)
+    near, by_authors = remembered.near_duplicates(posts), remembered.by_seen_authors(posts)
+    relations = {
+        "are near duplicates of posts that training has seen, or quote them or are quoted there": near,
+        "have authors (group_id) of posts that training has seen": by_authors,
+    }
+    for relation, ids in relations.items():
+        if ids:
+            logger.warning(
+                "%d of %d posts of %s %s, so figures on them are too good: %s",
+                len(ids),
+                len(posts),
+                split,
+                relation,
+                first_of(ids),
+            )
+    return {
+        "n_near_duplicates_of_train": len(near),
+        "n_posts_by_authors_of_train": len(by_authors),
+    }
 
 
 def evaluation_directory(

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,28 @@ from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
 from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.data.offsets import OffsetStyle
+from psy_agents_noaug.data.seen import SeenPosts
 from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
+from psy_agents_noaug.errors import DataError, first_of
 from psy_agents_noaug.tasks.registry import task_class
 
 logger = logging.getLogger(__name__)
 
+MAX_IDS_IN_JSON = 100
+_DUPLICATES = {
+    "exact": "exact duplicates of a text",
+    "near": "near duplicates of a text",
+    "quoted": "longer texts with most of a text",
+}
+
 
 @dataclass(frozen=True)
 class PreparedData:
-    """A corpus cut into examples, and what was found on the way."""
+    """A corpus cut into examples, and what was found on the way.
+
+    Attributes:
+        dropped: texts (posts, or their sentences) that are left out of training as duplicates.
+    """
 
     corpus: Corpus
     splits: Splits
@@ -34,6 +47,7 @@ class PreparedData:
     duplicates: DuplicateReport
     counts: dict[str, dict[str, Any]]
     warnings: list[str]
+    dropped: Sequence[str]
 
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of the corpus's content and of its division."""
@@ -41,13 +55,20 @@ class PreparedData:
 
     def text_hashes(self, *splits: str) -> dict[str, str]:
         """Return the hash of each post's folded text in `splits`, by post id."""
-        members = self.splits.by_name()
-        wanted = {post_id for split in splits for post_id in members[split]}
         return {
             post.post_id: hashlib.sha256(fold(post.text).encode()).hexdigest()[:24]
-            for post in self.corpus.posts
-            if post.post_id in wanted
+            for post in self.posts(*splits)
         }
+
+    def posts(self, *splits: str) -> list[Post]:
+        """Return the posts of `splits` without those that are left out of training."""
+        members = self.splits.by_name()
+        wanted = {post_id for split in splits for post_id in members[split]} - set(self.dropped)
+        return [post for post in self.corpus.posts if post.post_id in wanted]
+
+    def seen_posts(self) -> SeenPosts:
+        """Return what a checkpoint remembers of the posts that training and thresholds see."""
+        return SeenPosts.of(self.posts("train", "val"), key=self.corpus.fingerprint)
 
     def report(self) -> dict[str, Any]:
         """Return everything that `alignment.json` holds: ids and counts, no text."""
@@ -55,6 +76,10 @@ class PreparedData:
             "alignment": self.alignment.to_json(),
             "labels": self.labels.to_json(),
             "duplicates_across_splits": self.duplicates.to_json(),
+            "dropped_from_train": {
+                "n": len(self.dropped),
+                "ids": self.dropped[:MAX_IDS_IN_JSON],
+            },
             "splits": self.counts,
             "warnings": self.warnings,
         }
@@ -84,14 +109,20 @@ def prepare_data(config: TrainConfig) -> PreparedData:
     duplicates = find_duplicates_across_splits(
         *_judged_texts(data, corpus, splits, examples), threshold=data.near_duplicate_threshold
     )
+    dropped: list[str] = []
+    if data.duplicates == "drop_from_train":
+        dropped = duplicates.post_ids("train")
+        examples = _without(set(dropped), examples, splits)
+    kept = sorted(set(splits.train) - set(dropped))
+    remaining = replace(splits, train=tuple(kept))
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
-    counts, warnings = split_summary(splits, examples, criterion_ids=criterion_ids)
+    counts, warnings = split_summary(remaining, examples, criterion_ids=criterion_ids)
     split_of = splits.split_of()
     by_split: dict[str, list[Example]] = {name: [] for name in splits.by_name()}
     for example in examples:
         by_split[split_of[example.post_id]].append(example)
     prepared = PreparedData(
-        corpus, splits, by_split, alignment, label_report, duplicates, counts, warnings
+        corpus, splits, by_split, alignment, label_report, duplicates, counts, warnings, dropped
     )
     _log(prepared)
     return prepared
@@ -154,12 +185,27 @@ def _judged_texts(
     texts: dict[str, Post] = {}
     members: dict[str, list[str]] = {name: [] for name in splits.by_name()}
     for example in examples:
-        text_id = example.example_id.removesuffix(f"/{example.criterion_id}")
+        text_id = _text_id(example)
         if text_id not in texts:
             texts[text_id] = Post(text_id, example.text, example.group_id)
             members[split_of[example.post_id]].append(text_id)
     lists = {name: tuple(ids) for name, ids in members.items()}
     return list(texts.values()), Splits(**lists, fingerprint="", origin=splits.origin)
+
+
+def _text_id(example: Example) -> str:
+    return example.example_id.removesuffix(f"/{example.criterion_id}")
+
+
+def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list[Example]:
+    """Leave examples out of training, but not all."""
+    kept = [example for example in examples if _text_id(example) not in dropped]
+    if {example.post_id for example in kept}.isdisjoint(splits.train):
+        raise DataError(
+            "`data.duplicates=drop_from_train` leaves nothing to train on: val or test has every "
+            "text of train too. Use another corpus or division."
+        )
+    return kept
 
 
 def _folder(config: DataConfig) -> Path:
@@ -212,13 +258,21 @@ def _log(prepared: PreparedData) -> None:
             for name, count in prepared.counts.items()
         ),
     )
-    for kind, pairs in prepared.duplicates.to_json().items():
+    for kind, pairs in prepared.duplicates.by_kind().items():
         if pairs:
+            counts = [len(prepared.duplicates.post_ids(name, kind)) for name in prepared.counts]
             logger.warning(
-                "%d %s duplicates of a text in different splits: %s",
-                len(pairs),
-                kind,
-                ", ".join(f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs),
+                "There are %s in different splits (%d texts of train, %d of val, %d of test): %s",
+                _DUPLICATES[kind],
+                *counts,
+                first_of([f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]),
             )
+    if prepared.dropped:
+        logger.warning(
+            "%d texts are left out of training, as val or test has them too "
+            "(data.duplicates=drop_from_train): %s",
+            len(prepared.dropped),
+            first_of(prepared.dropped),
+        )
     for warning in prepared.warnings:
         logger.warning(warning)

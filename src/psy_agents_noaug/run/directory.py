@@ -214,10 +214,10 @@ def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     """Name the settings, of those that a result depends on, in which `config` is not `recorded`.
 
-    Settings that are newer than `recorded` have their defaults in it.
+    A setting that is newer than the record had its default.
     """
-    with suppress(ConfigError):
-        recorded = validate_train_config(recorded).model_dump()
+    with suppress(ConfigError):  # not valid any more: compared as it is
+        recorded = yaml.safe_load(to_yaml(validate_train_config(recorded)))
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
     unused = {"data.sentences"} if config.data.unit == "post" else set()

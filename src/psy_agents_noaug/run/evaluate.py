@@ -85,7 +85,7 @@ def evaluate(
     config = lay_over(checkpoint.config, explicit)
     hardware = prepare_hardware(config)
     data = prepare_data(config)
-    check_unseen(checkpoint, data, split, path)
+    seen = check_unseen(checkpoint, data, split, path)
     weights = weights_sha256(checkpoint.weights)
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
     encoders = rebuild_encoders(checkpoint.metadata)
@@ -110,7 +110,7 @@ def evaluate(
     with tracking_status(tracker):
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return report_split(
-            context, task, split, rule=checkpoint.decision_rule, step=checkpoint.step
+            context, task, split, rule=checkpoint.decision_rule, step=checkpoint.step, seen=seen
         )
 
 
@@ -129,7 +129,13 @@ def _checkpoint_file(path: Path) -> Path:
 
 
 def report_split(
-    context: RunContext, task: Task, split: str, *, rule: DecisionRule, step: int
+    context: RunContext,
+    task: Task,
+    split: str,
+    *,
+    rule: DecisionRule,
+    step: int,
+    seen: Mapping[str, int] | None = None,
 ) -> RunResult:
     """Predict a split, and write its metrics and predictions.
 
@@ -139,6 +145,7 @@ def report_split(
         split: train, val or test.
         rule: makes decisions of the predictions.
         step: at which the tracker shows the figures.
+        seen: how many posts of the split training may have seen, to be reported with the figures.
     """
     evaluator = Evaluator(
         task, context.hardware, eval_batch_size=context.config.training.eval_batch_size
@@ -152,7 +159,7 @@ def report_split(
     if context.config.data.judges_annotated_sentences_only:
         figures["annotated_sentences_only"] = 1
         summary = f"{summary}\n\n{ANNOTATED_ONLY}"
-    metrics = {f"{split}/{key}": value for key, value in figures.items()}
+    metrics = {f"{split}/{key}": value for key, value in {**figures, **(seen or {})}.items()}
     if context.is_main:
         directory, tracker = context.directory, context.tracker
         directory.add_metrics(metrics)

@@ -158,6 +158,7 @@ def _trainer(
             **task.metadata(),
             "fingerprints": data.fingerprints(),
             "seen_texts": sorted(data.text_hashes("train", "val").values()),
+            "seen_posts": data.seen_posts().to_metadata(),
         },
     )
 

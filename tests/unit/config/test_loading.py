@@ -14,6 +14,9 @@ from psy_agents_noaug.config.loading import (
     load_train_config,
     to_yaml,
 )
+from psy_agents_noaug.config.loading import (
+    given as settings_given,
+)
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tasks.registry import task_names
 
@@ -142,11 +145,59 @@ def test_no_type_is_guessed():
         "training.eval_batch_size='3'",
         "training.deterministic=1",
         "model.head_dropout=true",
-        "output_dir=5",
+        "data.ignored_criteria=5",
     ]
     message = fault_of(*overrides)
     for override in overrides:
         assert f"\n  - `{override.partition('=')[0]}` is " in message
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run_name=2024_11_03", "2024_11_03"),
+        ("run_name=2024", "2024"),
+        ("run_name=1e5", "1e5"),
+        ("run_name=true", "true"),
+        ("run_name=null", None),
+        ("++model.revision=12e4567", "12e4567"),
+        ("data.dir=/a/b=c", "/a/b=c"),
+        ("data.dir=/a/b=c,d (e)/it's", "/a/b=c,d (e)/it's"),
+        ("data.dir='/a,b'", "/a,b"),
+        ("output_dir=/a/\\=b", "/a/=b"),
+        ("output_dir=~/x", str(Path.home() / "x")),
+    ],
+)
+def test_a_text_setting_takes_what_is_written(override, value):
+    found = load("data=redsm5", "data.dir=x", override)
+    for part in override.lstrip("+").partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+def test_an_evaluation_takes_texts_as_they_are_written_too():
+    evaluation, explicit = load_evaluate_config(
+        "criteria", ["checkpoint=2024_11_03", "data.dir=a=b"]
+    )
+    assert (evaluation.checkpoint, explicit) == ("2024_11_03", {"data.dir": "a=b"})
+    assert settings_given(["checkpoint=2024_11_03"]) == {"checkpoint": "2024_11_03"}
+
+
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("data.dir=/a,b", """ "data.dir='/a,b'";"""),
+        ("data.dir=[a", """ "data.dir='[a'\""""),
+        ("output_dir=${a", """ 'output_dir='"'"'${a'"'"''"""),
+    ],
+)
+def test_a_text_that_hydra_reads_otherwise_is_refused_with_its_spelling(override, advice):
+    assert advice in fault_of(override)
+
+
+def test_a_number_is_not_taken_for_a_text():
+    assert load("seed=1_000").seed == 1000
+    assert "`training.epochs` is '3=4'" in fault_of("training.epochs=3=4")
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])

@@ -2,6 +2,7 @@ import csv
 import json
 import random
 import sys
+from datetime import datetime
 from types import SimpleNamespace
 
 import datasets
@@ -9,6 +10,8 @@ import pandas as pd
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from psy_agents_noaug.data.corpus import Post, load_corpus, load_hub_corpus
 from psy_agents_noaug.data.offsets import CODE_POINTS, OffsetStyle
@@ -142,7 +145,20 @@ def test_own_criteria_are_sorted_with_numbers_as_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "status"),
-    [(1, 1), (0, 0), ("1", 1), ("0", 0), (1.0, 1), (0.0, 0), ("1.0", 1), (True, 1), (False, 0)],
+    [
+        *[
+            (1, 1),
+            (0, 0),
+            ("1", 1),
+            ("0", 0),
+            (1.0, 1),
+            (0.0, 0),
+            ("1.0", 1),
+            (True, 1),
+            (False, 0),
+        ],
+        *[("TRUE", 1), ("FALSE", 0), ("Yes", 1), ("no", 0), (" 1", 1)],
+    ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_status_is_0_or_1_in_any_spelling(tmp_path, value, status, suffix):
@@ -182,7 +198,7 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
         ({"criterion_id": "B.1"}, "column criterion_id: must be a criterion or an alias ('B.1')"),
         ({"status": ""}, "column status: must not be missing"),
         ({"status": 2}, "column status: must be 0 or 1"),
-        ({"status": "yes"}, "column status: must be 0 or 1"),
+        ({"status": "maybe"}, "column status: must be 0 or 1"),
         ({"status": 0.5}, "column status: must be 0 or 1"),
         ({"start_char": 1}, "column end_char: must come with the other offset"),
         ({"end_char": 1}, "column start_char: must come with the other offset"),
@@ -210,7 +226,8 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
 )
 def test_a_bad_annotation_is_found(tmp_path, cells, fault):
     rows = [annotation(), annotation(**cells)]
-    assert faults(tmp_path, annotations=rows) == [f"annotations.csv, row 2, {fault}"]
+    found = [line.partition("; known:")[0] for line in faults(tmp_path, annotations=rows)]
+    assert found == [f"annotations.csv, row 2, {fault}"]
 
 
 @pytest.mark.parametrize("cell", ["nan", "None", " NULL ", "N/A", "-", "NaN"])
@@ -311,7 +328,8 @@ def test_all_faults_of_all_tables_come_in_one_error(tmp_path):
         "criteria.csv, column text: is missing (the file has 'criterion_id', 'name')",
         "criteria.csv, row 1, column name: must not be missing",
         "posts.csv, row 4, column post_id: must be unique ('p1' is in row 1 too)",
-        "annotations.csv, row 1, column post_id: must be in the posts ('p8')",
+        "annotations.csv, row 1, column post_id: must be in the posts ('p8'); "
+        "known: 'p1', 'p2', '007'",
         "annotations.csv, row 2, column end_char: must be greater than start_char (9 and 2)",
     ]
 
@@ -327,7 +345,7 @@ def test_missing_files_and_missing_columns_are_told_together(tmp_path):
         )
     message = str(caught.value)
     assert "gone.csv: there is no such file" in message
-    assert "criteria.xlsx: a table must be a .csv, .jsonl, .parquet file" in message
+    assert "criteria.xlsx: a table must be a .csv, .tsv, .json, .jsonl, .parquet file" in message
     for column in ("criterion_id", "status", "sentence_text"):
         found = "the file has 'post_id', <20 characters, not shown>"
         assert f"annotations.csv, column {column}: is missing ({found})" in message
@@ -371,7 +389,10 @@ def test_a_criterion_cannot_be_ignored(tmp_path, label):
 
 
 def test_a_label_that_is_not_ignored_is_unknown(tmp_path):
-    rule = "must be a criterion or an alias ('special_case')"
+    rule = (
+        "must be a criterion or an alias ('special_case'); "
+        "known: 'A.1', 'A.2', 'A.3', 'A.4', 'A.5', 'A.6', 'A.7', 'A.8', 'A.9'"
+    )
     found = faults(tmp_path, ignored_criteria=[])
     assert found == [f"annotations.csv, row 3, column criterion_id: {rule}"]
 
@@ -407,7 +428,15 @@ def test_csv_cells_are_kept_to_the_character(tmp_path):
         ("t.jsonl", b'{"a": 1}\n{"a": CANARY}\n[1]\n', "line 3: must be a JSON object"),
         ("t.jsonl", b'{"a": ["CANARY"]}\n', "row 1, column 'a': must be text or a number (is a"),
         ("t.parquet", b"CANARY", "t.parquet: malformed Parquet"),
-        ("t.json", b"{}", "must be a .csv, .jsonl, .parquet file"),
+        ("t.txt", b"a,b", "must be a .csv, .tsv, .json, .jsonl, .parquet file"),
+        ("t.json", b'{\n "a": 1\n}', "(pandas writes what is read here with `to_json("),
+        ("t.json", b'[{"a": CANARY}]', "line 1: must be one JSON array of objects"),
+        ("t.json", b'[{"a": "CANARY"}, "CANARY"]', "record 2: must be a JSON object"),
+        ("t.jsonl", b'{"a": "x", "a": "CANARY"}\n', "line 1: must have each key once ('a')"),
+        ("t.jsonl", b"[" * 100_000, "t.jsonl: must be one JSON array of objects"),
+        ("t.csv", "a,b\n1,CANARY\n".encode("utf-16-le"), "probably UTF-16 without a byte order"),
+        ("t.csv", "a,b\n".encode("utf-16") + b"x", "the file begins as UTF-16, but is none"),
+        ("t.csv", "a,b\n1,CANARY’s\n".encode("cp1252"), "`iconv -f cp1252 -t utf-8 OLD > NEW`"),
     ],
 )
 def test_a_malformed_file_is_named_with_the_line(tmp_path, name, content, message):
@@ -417,6 +446,145 @@ def test_a_malformed_file_is_named_with_the_line(tmp_path, name, content, messag
         read_table(path)
     assert message in str(caught.value)
     assert "CANARY" not in str(caught.value)
+
+
+POST_COLUMNS = {"post_id", "text", "group_id"}
+TWO_POSTS = {"post_id": ["p1", "p2"], "text": ["a, b", 'c "d"\ne']}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.csv", 'post_id;text\np1;a, b\np2;"c ""d""\ne"\n'),
+        ("t.csv", 'post_id\ttext\np1\ta, b\np2\t"c ""d""\ne"\n'),
+        ("t.csv", '\n post_id , text\np1,"a, b"\np2,"c ""d""\ne"\n'),
+        ("t.csv", 'post_id, text\np1, "a, b"\np2, "c ""d""\ne"\n'),
+        ("t.tsv", 'post_id\ttext\np1\ta, b\np2\t"c ""d""\ne"\n'),
+        ("t.tsv", 'post_id,text\np1,"a, b"\np2,"c ""d""\ne"\n'),
+        ("t.json", json.dumps(pd.DataFrame(TWO_POSTS).to_dict("records"))),
+        ("t.jsonl", ' [{"post_id":"p1","text":"a, b"},\n {"post_id":"p2","text":"c \\"d\\"\\ne"}]'),
+        ("t.json", '{"post_id":"p1","text":"a, b"}\n{"post_id ":"p2","text":"c \\"d\\"\\ne"}'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_table_is_read_whatever_its_delimiter_layout_or_unicode_encoding(
+    tmp_path, name, content, encoding
+):
+    path = tmp_path / name
+    path.write_bytes(content.encode(encoding))
+    assert read_table(path, POST_COLUMNS).to_dict("list") == TWO_POSTS
+
+
+def test_cells_keep_their_spaces_where_the_header_alone_has_one(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("post_id, text\np1, x\np2,y\n", "utf-8")
+    assert list(read_table(path)["text"]) == [" x", "y"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_columns_that_nothing_maps_may_hold_anything(tmp_path, suffix):
+    extra = {"media": {"a": 1}, "awards": [1, 2], "list": [{"text": 1}]}
+    if suffix == ".parquet":
+        extra["at"] = datetime(2026, 1, 1)
+    posts = [{**post, **extra} for post in POSTS]
+    assert load(tmp_path, posts=posts, suffix=suffix).posts == load(tmp_path).posts
+
+
+def test_columns_that_nothing_maps_may_have_one_name(tmp_path):
+    (tmp_path / "t.csv").write_text("post_id,,,text,x,x\np1,,,hello,1,2\n", "utf-8")
+    assert list(read_table(tmp_path / "t.csv", POST_COLUMNS)["text"]) == ["hello"]
+    (tmp_path / "t.jsonl").write_text('{"post_id": 1, "text": "a", "x": 1, "x": 2}', "utf-8")
+    assert list(read_table(tmp_path / "t.jsonl", POST_COLUMNS)["text"]) == ["a"]
+
+
+def test_numbers_of_json_are_kept_as_long_as_they_are(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": ' + "9" * 5000 + ', "b": 1e999}', "utf-8")
+    frame = read_table(tmp_path / "t.jsonl")
+    assert frame.to_dict("list") == {"a": ["9" * 5000], "b": ["inf"]}
+
+
+@pytest.mark.parametrize(
+    ("label", "criterion_id"),
+    [("Sleep problems", "A.4"), (" a.4 ", "A.4"), ("FATIGUE", "A.6"), ("sleep_issues", "A.4")],
+)
+def test_a_criterion_is_known_by_its_id_its_name_and_its_aliases(tmp_path, label, criterion_id):
+    corpus = load(tmp_path, annotations=[annotation(criterion_id=label)])
+    assert corpus.annotations[0].criterion_id == criterion_id
+
+
+def test_a_name_that_could_mean_two_criteria_means_none(tmp_path):
+    criteria = [{**row, "name": "Mood"} for row in CRITERIA]
+    found = faults(tmp_path, criteria=criteria, annotations=[annotation(criterion_id="mood")])
+    assert found == [
+        "annotations.csv, row 1, column criterion_id: must be a criterion or an alias ('mood'); "
+        "known: 'B.2', 'B.10'"
+    ]
+
+
+def test_an_unknown_criterion_is_shown_unless_it_is_text_of_a_post(tmp_path):
+    rows = [
+        annotation(criterion_id=name) for name in ("Loss of appetite", "private  WORDS I cannot")
+    ]
+    first, second = faults(tmp_path, annotations=rows)
+    assert "('Loss of appetite'); known: 'A.1', 'A.2'" in first
+    assert second.endswith("(<23 characters, not shown>)")
+
+
+PIECES = [
+    *(
+        b"post_id",
+        b"text",
+        b",",
+        b";",
+        b"\t",
+        b'"',
+        b"\n",
+        b"\r",
+        b" ",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b":",
+    ),
+    *(b"null", b"1e9", b'{"post_id": 1, "text": "', b'"}\n', b"\0", b"\\u", b"post_id,text\n"),
+    *(b"\xff\xfe", b"\xef\xbb\xbf", b"\xe9", CANARY.encode()),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    suffix=st.sampled_from([".csv", ".tsv", ".json", ".jsonl"]),
+    pieces=st.lists(
+        st.one_of(
+            st.sampled_from(PIECES),
+            st.binary(max_size=8),
+        ),
+        max_size=30,
+    ),
+    encoding=st.sampled_from([None, "utf-16", "utf-16-le"]),
+)
+def test_any_bytes_give_posts_or_an_error_without_their_text(
+    tmp_path_factory, suffix, pieces, encoding
+):
+    folder = tmp_path_factory.mktemp("bytes")
+    content = b"".join(pieces)
+    if encoding is not None:
+        content = content.decode("latin-1").encode(encoding)
+    (folder / f"posts{suffix}").write_bytes(content)
+    rows = write(folder / "annotations.csv", [annotation(post_id="1")])
+    message = ""
+    try:
+        load_corpus(
+            posts=folder / f"posts{suffix}",
+            annotations=rows,
+            criteria=None,
+            columns={},
+            ignored_criteria=[],
+        )
+    except (DataError, ConfigError) as error:
+        message = str(error)
+    assert CANARY not in message
 
 
 def test_jsonl_lines_end_at_line_feeds_only(tmp_path):

@@ -1,3 +1,4 @@
+import json
 import random
 import time
 
@@ -50,6 +51,10 @@ def test_near_copies_come_with_their_exact_similarity():
     assert report.to_json() == {
         "exact": [],
         "near": [("train0", "train", "test0", "test", 4 / 6)],
+        "quoted": [],
+        "n_posts_exact": {"train": 0, "val": 0, "test": 0},
+        "n_posts_near": {"train": 1, "val": 0, "test": 1},
+        "n_posts_quoted": {"train": 0, "val": 0, "test": 0},
     }
 
 
@@ -83,7 +88,8 @@ def test_texts_of_less_than_three_words_are_compared_by_words():
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.7, 0.8, 1.0])
 def test_no_pair_is_missed_that_brute_force_finds(threshold):
     draw = random.Random(7)
-    texts = [" ".join(draw.choices("abcd", k=draw.randint(1, 9))) for _ in range(90)]
+    drawn = (" ".join(draw.choices("abcd", k=draw.randint(1, 9))) for _ in range(300))
+    texts = list(dict.fromkeys(drawn))[:90]
     parts = {"train": texts[:60], "val": texts[60:75], "test": texts[75:]}
     named = [(f"{n}{i}", n, t) for n, ts in parts.items() for i, t in enumerate(ts)]
     expected = set()
@@ -106,6 +112,61 @@ def test_two_thousand_posts_take_no_time():
     report = find(train=texts[:1600], val=texts[1600:1800], test=[*texts[1800:], f"{texts[0]} x"])
     assert time.perf_counter() - started < 10
     assert [(a, b) for a, _, b, _, _ in report.near] == [("train0", "test200")]
+
+
+def test_a_post_that_most_of_is_in_a_longer_one_is_quoted():
+    draw = random.Random(3)
+    words = [f"w{i}" for i in range(2000)]
+    quoted, around = draw.sample(words, 30), draw.sample(words, 200)
+    report = find(
+        train=[" ".join(quoted)],
+        val=[" ".join(quoted[:20])],  # too short to be told from a set phrase
+        test=[" ".join([*around[:100], *quoted[:-1], *around[100:]])],
+    )
+    assert report.near == []
+    assert report.quoted == [("train0", "train", "test0", "test", 27 / 28)]
+
+
+def test_words_of_scripts_without_spaces_are_their_characters():
+    report = find(
+        train=["我昨天晚上一直睡不着觉"],
+        val=["今天天气很好我们去公园"],
+        test=["我昨天晚上一直睡不着觉了"],
+    )
+    assert [(a, b) for a, _, b, _, _ in report.near] == [("train0", "test0")]
+
+
+@pytest.mark.parametrize("n_changed", [0, 1, 4])
+def test_thousands_of_posts_from_one_template_take_no_time_and_few_lines(n_changed):
+    draw = random.Random(1)
+    words = [f"w{i}" for i in range(20_000)]
+    template = draw.choices(words, k=60)
+    texts = [" ".join(draw.choices(words, k=60)) for _ in range(16_000)]
+    for number in range(4000):
+        alike = list(template)
+        for place in draw.sample(range(60), n_changed):
+            alike[place] = f"name{number}"
+        texts.append(" ".join(alike))
+    draw.shuffle(texts)
+    started = time.perf_counter()
+    report = find(train=texts[:14_000], val=texts[14_000:17_000], test=texts[17_000:])
+    assert time.perf_counter() - started < 10
+    told = report.to_json()
+    assert len(json.dumps(told)) < 30_000
+    if n_changed == 0:
+        assert sum(told["n_posts_exact"].values()) == 4000
+        assert len(report.exact) < 8000
+    if n_changed == 1:
+        assert (
+            len(set().union(*(report.post_ids(name) for name in ("train", "val", "test")))) == 4000
+        )
+
+
+def test_the_posts_of_a_split_with_duplicates_are_listed_by_kind():
+    report = find(train=[FILLER, FILLER, "a b c"], val=[FILLER], test=[f"{FILLER} today"])
+    assert report.post_ids("train") == ["train0", "train1"]
+    assert report.post_ids("test", "exact") == []
+    assert report.post_ids("test", "near") == ["test0"]
 
 
 @pytest.mark.parametrize("threshold", [0, -0.1, 1.1])

@@ -7,7 +7,7 @@ SHARE = LabelScale("real", high=1)
 
 
 @pytest.mark.parametrize(
-    "cell", ["1e0", "+1", "-0", " 1", "1_0", "\u0661", "nan", "inf", "yes", ""]
+    "cell", ["1e0", "+1", "-0", "1 0", "1_0", "\u0661", "nan", "inf", "maybe", ""]
 )
 def test_odd_spellings_are_no_label_of_any_scale(cell):
     assert [scale.parse(cell) for scale in (BINARY, SEVERITY, SHARE)] == [None] * 3
