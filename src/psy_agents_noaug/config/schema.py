@@ -47,6 +47,7 @@ class DataConfig(Section):
     inclusive_ends: bool = False
     near_duplicate_threshold: Annotated[float, Field(gt=0.0, le=1.0)]
     duplicates: Literal["warn", "drop_from_train"] = "warn"
+    subgroups: list[str] = []
     token_cache: str = "auto"
 
     @property
@@ -240,3 +241,4 @@ class EvaluateConfig(Section):
 
     checkpoint: str
     split: Literal["train", "val", "test"]
+    prevalence: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

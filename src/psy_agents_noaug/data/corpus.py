@@ -15,6 +15,7 @@ from psy_agents_noaug.data.tables import read_hub, read_table
 from psy_agents_noaug.data.validation import (
     Fault,
     Table,
+    add_subgroups,
     annotation_faults,
     column_faults,
     columns_of_file,
@@ -35,11 +36,16 @@ from psy_agents_noaug.utils.files import sha256_of_json
 
 @dataclass(frozen=True, slots=True)
 class Post:
-    """A post. Posts with the same `group_id` stay in one split; it is `post_id` if none is given."""
+    """A post. Posts with the same `group_id` stay in one split; it is `post_id` if none is given.
+
+    Attributes:
+        subgroups: its value in each column of `data.subgroups`.
+    """
 
     post_id: str
     text: str
     group_id: str
+    subgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,7 @@ def load_corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
     offsets: OffsetStyle = CODE_POINTS,
+    subgroups: Sequence[str] = (),
 ) -> Corpus:
     """Read and validate the three tables.
 
@@ -104,6 +111,7 @@ def load_corpus(
         ignored_criteria: labels whose rows are counted and left out; case does not matter.
         labels: the values that `status` may have.
         offsets: how the file counts `start_char` and `end_char`.
+        subgroups: columns of the posts that divide them into subgroups.
 
     Raises:
         DataError: lists every fault of every table.
@@ -114,7 +122,9 @@ def load_corpus(
     paths = {"posts": posts, "annotations": annotations, "criteria": criteria}
     for kind, path in paths.items():
         if path is not None:
-            _read_into(frames, unreadable, kind=kind, path=path, columns=columns)
+            _read_into(
+                frames, unreadable, kind=kind, path=path, columns=columns, subgroups=subgroups
+            )
     return _corpus(
         frames,
         unreadable,
@@ -123,6 +133,7 @@ def load_corpus(
         ignored_criteria=ignored_criteria,
         labels=labels,
         offsets=offsets,
+        subgroups=subgroups,
     )
 
 
@@ -135,6 +146,7 @@ def load_hub_corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale = BINARY,
     offsets: OffsetStyle = CODE_POINTS,
+    subgroups: Sequence[str] = (),
 ) -> Corpus:
     """Load a corpus like `load_corpus`, with posts and annotations from the Hugging Face hub."""
     posts, annotations = read_hub(repo, revision=revision, columns=columns)
@@ -153,6 +165,7 @@ def load_hub_corpus(
         ignored_criteria=ignored_criteria,
         labels=labels,
         offsets=offsets,
+        subgroups=subgroups,
     )
 
 
@@ -163,8 +176,9 @@ def _read_into(
     kind: str,
     path: Path,
     columns: Mapping[str, Mapping[str, str]],
+    subgroups: Sequence[str] = (),
 ) -> None:
-    wanted = columns_of_file(kind, columns.get(kind, {}))
+    wanted = columns_of_file(kind, columns.get(kind, {}), subgroups)
     try:
         frames[kind] = (path.name, read_table(path, wanted))
     except DataError as error:  # raised together with the faults of the other tables
@@ -180,6 +194,7 @@ def _corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale,
     offsets: OffsetStyle,
+    subgroups: Sequence[str],
 ) -> Corpus:
     faults = list(unreadable)
     tables: dict[str, Table] = {}
@@ -189,6 +204,8 @@ def _corpus(
         tables[kind], missing = rename_columns(
             frame, file=file, kind=kind, columns=columns.get(kind, {})
         )
+        if kind == "posts":
+            missing += add_subgroups(tables[kind], frame, subgroups, columns.get(kind, {}))
         if kind == "annotations":
             n_missing = drop_missing_evidence(tables[kind])
         cells = column_faults(tables[kind], labels)
@@ -222,6 +239,7 @@ def _corpus(
         ignored_criteria=ignored_criteria,
         labels=labels,
         offsets=offsets,
+        subgroups=subgroups,
         n_missing_evidence=n_missing,
     )
 
@@ -233,14 +251,18 @@ def _valid_corpus(
     ignored_criteria: Sequence[str],
     labels: LabelScale,
     offsets: OffsetStyle,
+    subgroups: Sequence[str],
     n_missing_evidence: int,
 ) -> Corpus:
     """Build the corpus from tables without faults."""
     table = tables["posts"]
-    rows = zip(*(table.values(name) for name in ("post_id", "text", "group_id")), strict=True)
+    named = [f"subgroup:{name}" for name in subgroups]
+    rows = zip(
+        *(table.values(name) for name in ("post_id", "text", "group_id", *named)), strict=True
+    )
     posts = [
-        Post(post_id, text, group_id or post_id)
-        for post_id, text, group_id in rows
+        Post(post_id, text, group_id or post_id, tuple(value or "missing" for value in values))
+        for post_id, text, group_id, *values in rows
         if post_id is not None and text is not None
     ]
     names = criterion_names(criteria)

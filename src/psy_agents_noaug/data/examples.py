@@ -41,6 +41,7 @@ class Example:
             do not.
         sentence: where `text` lies in its post; None if it is the whole post, or the text of an
             annotation, which may differ from the post's.
+        subgroups: of its post.
     """
 
     example_id: str
@@ -54,6 +55,7 @@ class Example:
     hard_negative_spans: tuple[Span, ...]
     evidence_is_partial: bool = False
     sentence: Span | None = None
+    subgroups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class _Text:
     group_id: str
     text: str
     sentence: Span | None = None
+    subgroups: tuple[str, ...] = ()
 
 
 class _Texts(NamedTuple):
@@ -203,6 +206,7 @@ def _example(
         evidence_is_partial=bool(evidence)
         and any(row.status > 0 and row.row not in spans for row in rows),
         sentence=text.sentence,
+        subgroups=text.subgroups,
     )
 
 
@@ -212,7 +216,10 @@ def _spans_of(rows: Sequence[Annotation], spans: Mapping[int, Span]) -> tuple[Sp
 
 
 def _posts(corpus: Corpus) -> _Texts:
-    texts = [_Text(post.post_id, "", post.group_id, post.text) for post in corpus.posts]
+    texts = [
+        _Text(post.post_id, "", post.group_id, post.text, None, post.subgroups)
+        for post in corpus.posts
+    ]
     texts.sort(key=lambda text: text.post_id)
     return _Texts(texts, dict.fromkeys((row.row for row in corpus.annotations), ("",)))
 
@@ -227,7 +234,14 @@ def _all_sentences(corpus: Corpus, spans: Mapping[int, Span]) -> _Texts:
     for post in sorted(corpus.posts, key=lambda post: post.post_id):
         found = {span: f"{span.start_char}-{span.end_char}" for span in split_sentences(post.text)}
         texts += [
-            _Text(post.post_id, part, post.group_id, post.text[s.start_char : s.end_char], s)
+            _Text(
+                post.post_id,
+                part,
+                post.group_id,
+                post.text[s.start_char : s.end_char],
+                s,
+                post.subgroups,
+            )
             for s, part in found.items()
         ]
         for row in rows_of.get(post.post_id, []):
@@ -258,7 +272,7 @@ def _annotated_sentences(corpus: Corpus) -> _Texts:
             continue
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         part = annotation.sentence_id or f"text-{digest}"
-        sentence = _Text(post.post_id, part, post.group_id, text)
+        sentence = _Text(post.post_id, part, post.group_id, text, None, post.subgroups)
         if texts.setdefault((post.post_id, part), sentence) != sentence:
             rule = "must have the same text as the other rows of its sentence"
             faults.append(Fault(place, rule, quote_identifier(part)))

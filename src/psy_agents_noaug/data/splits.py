@@ -17,6 +17,7 @@ from psy_agents_noaug.utils.files import sha256_of_json, write_json
 
 SPLIT_NAMES = ("train", "val", "test")
 FILE_FORMAT = 1
+FEW_GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +148,9 @@ def split_summary(
     """Count posts, pairs and positive pairs per criterion in each split.
 
     Returns:
-        {split: {"posts", "pairs", "positives": {criterion_id: count}}}, and a warning for each
-        criterion without a positive pair in val or test, where its recall and F1 are undefined.
+        {split: {"posts", "pairs", "positives": {criterion_id: count}}}, and warnings: of each
+        criterion without a positive pair in val or test, where its recall and F1 are undefined, and
+        of few authors (or posts) there.
     """
     split_of = splits.split_of()
     pairs = Counter(split_of[example.post_id] for example in examples)
@@ -170,6 +172,16 @@ def split_summary(
         for name in ("val", "test")
         for criterion_id in criterion_ids
         if positives[name, criterion_id] == 0
+    ]
+    groups: dict[str, set[str]] = defaultdict(set)
+    for example in examples:
+        groups[split_of[example.post_id]].add(example.group_id)
+    fitted = {"val": "the thresholds and the checkpoint that it chooses", "test": "its figures"}
+    warnings += [
+        f"{name} has {len(groups[name])} authors or posts, fewer than {FEW_GROUPS}: {fitted[name]} "
+        "hang on a few of them, and intervals are wide or missing."
+        for name in ("val", "test")
+        if len(groups[name]) < FEW_GROUPS
     ]
     return summary, warnings
 

@@ -34,6 +34,7 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "criteria": ("aliases",),
 }
 MAX_FAULTS_LISTED = 50
+MAX_SUBGROUPS = 20
 _MAX_LABEL = 64  # characters
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
@@ -111,10 +112,48 @@ def quote_columns(names: Sequence[str]) -> str:
     return ", ".join(quote_identifier(name) for name in names) or "none"
 
 
-def columns_of_file(kind: str, columns: Mapping[str, str]) -> set[str]:
-    """Return the file's names of the columns that are read, where `columns` maps ours to them."""
+def columns_of_file(
+    kind: str, columns: Mapping[str, str], subgroups: Sequence[str] = ()
+) -> set[str]:
+    """Return the file's names of the columns that are read.
+
+    Args:
+        kind: of the table.
+        columns: our column names to the file's.
+        subgroups: further columns of the posts, by the file's names.
+    """
     known = (*REQUIRED_COLUMNS[kind], *OPTIONAL_COLUMNS[kind])
-    return {columns.get(name, name).strip() for name in known}
+    wanted = {columns.get(name, name).strip() for name in known}
+    return wanted | set(subgroups) if kind == "posts" else wanted
+
+
+def add_subgroups(
+    posts: Table, frame: pd.DataFrame, names: Sequence[str], columns: Mapping[str, str]
+) -> list[Fault]:
+    """Add the columns that divide the posts into subgroups, as `subgroup:<name>`.
+
+    Their values become part of metric names, so a column must have few of them, and not be the text.
+
+    Args:
+        posts: the table with our column names.
+        frame: the table as read.
+        names: of the columns.
+        columns: our column names to the file's.
+    """
+    faults = []
+    for name in names:
+        place = f"{posts.file}, column {name}"
+        if name in (columns.get(own, own).strip() for own in REQUIRED_COLUMNS["posts"]):
+            faults.append(Fault(place, "cannot divide posts into subgroups"))
+        elif name not in frame:
+            found = f"the file has {quote_columns(list(frame.columns))}"
+            faults.append(Fault(place, "is missing", found))
+        elif (n_values := len(set(frame[name]))) > MAX_SUBGROUPS:
+            rule = f"must have at most {MAX_SUBGROUPS} different values to make subgroups"
+            faults.append(Fault(place, rule, f"it has {n_values}"))
+        else:
+            posts.frame[f"subgroup:{name}"] = frame[name]
+    return faults
 
 
 def required_columns_of_file(kind: str, columns: Mapping[str, str]) -> set[str]:

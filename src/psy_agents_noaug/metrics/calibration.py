@@ -46,6 +46,14 @@ class Calibration:
     slope: float
     intercepts: Mapping[str, float]
 
+    def is_close(self, other: "Calibration") -> bool:
+        """Return whether both are the same up to the precision of a fit."""
+        own, its = (
+            [calibration.slope, *calibration.intercepts.values()] for calibration in (self, other)
+        )
+        same = list(self.intercepts) == list(other.intercepts)
+        return same and bool(np.allclose(own, its, rtol=1e-4, atol=1e-4))
+
     def to_json(self) -> dict[str, Any]:
         """Return plain containers, for a checkpoint."""
         return asdict(self)
@@ -105,8 +113,8 @@ def cross_fitted(predictions: PairPredictions, *, criteria: Sequence[str]) -> Pa
     probabilities = predictions.probabilities.copy()
     for fold in np.unique(folds):
         own = folds == fold
-        calibration = fit_calibration(_take(predictions, ~own), criteria=criteria)
-        probabilities[own] = calibration.apply(_take(predictions, own)).probabilities
+        calibration = fit_calibration(predictions.take(~own), criteria=criteria)
+        probabilities[own] = calibration.apply(predictions.take(own)).probabilities
     return replace(predictions, probabilities=probabilities)
 
 
@@ -179,7 +187,3 @@ def _from_log_odds(odds: Floats) -> Floats:
 
     probabilities: Floats = expit(odds)
     return probabilities
-
-
-def _take(predictions: PairPredictions, rows: Any) -> PairPredictions:
-    return PairPredictions(**{name: array[rows] for name, array in vars(predictions).items()})

@@ -20,6 +20,7 @@ When a metric is undefined, and why macro averages of two systems on one split a
 An undefined metric is `None`, with a reason in `Metrics.undefined`. It is never NaN.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -80,6 +81,10 @@ class PairPredictions:
             object.__setattr__(self, name, arrays[name])
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "probabilities", probabilities)
+
+    def take(self, rows: Any) -> "PairPredictions":
+        """Return the pairs that an index or a mask chooses."""
+        return PairPredictions(**{name: array[rows] for name, array in vars(self).items()})
 
 
 def check_labels(labels: ArrayLike, *, name: str) -> Ints:
@@ -307,7 +312,7 @@ def values_at_prevalence(
         prevalence: share of posts that meet a criterion, in (0, 1).
     """
     found: dict[str, float | None] = {"prevalence": prevalence}
-    for key in [key for key in metrics if key.endswith("/specificity")]:
+    for key in [k for k in metrics if re.fullmatch(r"per_criterion/.*/specificity", k)]:
         prefix = key.removesuffix("specificity")
         recall, specificity = metrics[f"{prefix}recall"], metrics[key]
         names = ("precision_at_prevalence", "npv_at_prevalence")

@@ -54,6 +54,10 @@ class Samples:
     values: Mapping[str, Floats]
     shares: Mapping[str, int]
 
+    def only(self, keys: Sequence[str]) -> "Samples":
+        """Return the samples of these figures."""
+        return Samples({key: self.values[key] for key in keys}, self.shares)
+
     def intervals(self, *, confidence: float = 0.95) -> Metrics:
         """Return `<key>_ci_low` and `<key>_ci_high` of each figure."""
         return intervals(self.values, shares=self.shares, confidence=confidence)

@@ -10,7 +10,8 @@
 - `joint_score`: the mean of `f1_macro` and `evidence_iou_f1`.
 - `comprehensiveness`, `sufficiency` (ERASER, DeYoung et al. 2020): mean decrease of p(met) when the
   predicted spans are removed from the post, and when only they remain; over the positive decisions
-  with predicted evidence.
+  with predicted evidence. `_random`: the same for as many words at random places of the post, since
+  any removal may lower p(met); `_gain`: the first minus the second.
 """
 
 from collections.abc import Sequence
@@ -105,24 +106,52 @@ def joint_metrics(
     return Metrics(point.values | interval.values, point.undefined | interval.undefined)
 
 
-def faithfulness(full: Floats, without: Floats, alone: Floats) -> Metrics:
-    """Return comprehensiveness and sufficiency.
+@dataclass(frozen=True, eq=False)
+class ReducedProbabilities:
+    """p(met) of the pairs that are decided met with evidence; all arrays have shape [pairs].
 
-    Args:
-        full: p(met) of the whole post, `[pairs]`.
-        without: p(met) without the predicted spans, `[pairs]`.
-        alone: p(met) of the predicted spans alone, `[pairs]`.
+    Attributes:
+        full: of the whole post.
+        without: without the predicted spans.
+        alone: of the predicted spans alone.
+        without_random: without as many words at random places.
+        random_alone: of these words alone.
+        group_ids: strings, the author (or post) of each pair.
     """
-    if not len(full):
+
+    full: Floats
+    without: Floats
+    alone: Floats
+    without_random: Floats
+    random_alone: Floats
+    group_ids: NDArray[Any]
+
+
+def faithfulness(found: ReducedProbabilities) -> Metrics:
+    """Return comprehensiveness and sufficiency, beside random spans, with intervals."""
+    names = ("comprehensiveness", "sufficiency")
+    kinds = ("", "_random", "_gain")
+    if not len(found.full):
         reason = "no pair with a positive decision and evidence"
-        return metrics_of({"comprehensiveness": reason, "sufficiency": reason, "n_faithfulness": 0})
-    return metrics_of(
-        {
-            "comprehensiveness": float((full - without).mean()),
-            "sufficiency": float((full - alone).mean()),
-            "n_faithfulness": len(full),
-        }
-    )
+        keys = [f"{name}{kind}" for name in names for kind in kinds]
+        keys += [f"{key}_ci_{end}" for key in keys for end in ("low", "high")]
+        return metrics_of({"n_faithfulness": 0, **dict.fromkeys(keys, reason)})
+    falls = {
+        "comprehensiveness": found.full - found.without,
+        "sufficiency": found.full - found.alone,
+        "comprehensiveness_random": found.full - found.without_random,
+        "sufficiency_random": found.full - found.random_alone,
+    }
+    for name in names:
+        falls[f"{name}_gain"] = falls[name] - falls[f"{name}_random"]
+    blocks, n_blocks = jackknife_blocks(found.group_ids)
+    sums = np.zeros((n_blocks, 1 + len(falls)))
+    np.add.at(sums, blocks, np.stack([np.ones(len(found.full)), *falls.values()], axis=1))
+    n, *totals = np.moveaxis(leave_blocks_out(sums), -1, 0)
+    samples = {name: divide(total, n) for name, total in zip(falls, totals, strict=True)}
+    ends = intervals(samples, bounded=False)
+    values = {name: float(fall.mean()) for name, fall in falls.items()}
+    return Metrics({"n_faithfulness": len(found.full), **values, **ends.values}, ends.undefined)
 
 
 def _supported(counts: Floats) -> dict[str, Floats]:

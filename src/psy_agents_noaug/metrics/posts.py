@@ -94,6 +94,8 @@ def post_metrics(posts: PostDecisions, *, episode: tuple[str, ...] | None) -> Me
         )
         values |= own.values
         undefined |= own.undefined
+        if (low := values["n_met_mae_ci_low"]) is not None:
+            values["n_met_mae_ci_low"] = max(low, 0.0)
     if episode is not None:
         own = _episode_metrics(posts, episode)
         values |= own.values

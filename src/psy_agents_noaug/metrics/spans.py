@@ -8,9 +8,12 @@ A pair is answerable if it has gold spans.
   and takes a lone "." for no answer.) Values are means over the pairs of a criterion. `answerable/` and
   `unanswerable/` are means over these pairs alone: where evidence is rare, predicting none scores high
   over all pairs.
-- `evidence_iou_*`: ERASER (DeYoung et al. 2020). A span is a set of words (see `utils.words`). A
-  predicted span is right if its intersection over union with some gold span is at least 0.5. Precision
-  counts predicted spans and recall counts gold spans, each once, so that neither exceeds 1.
+- `evidence_iou_*`: in the manner of ERASER (DeYoung et al. 2020), but by criterion. A span is a set of
+  words (see `utils.words`). A predicted span is right if its intersection over union with some gold span
+  is at least 0.5. Precision counts predicted spans and recall counts gold spans, each once, so that
+  neither exceeds 1.
+- `evidence_eraser_iou_f1_*`: as ERASER's own `partial_match_score` computes them, over the pairs of all
+  criteria; its recall counts predicted spans, so that two of them on one gold span count twice.
 - `evidence_set_token_*`, `evidence_char_*`: precision, recall and F1 of the words, and of the code
   points, in any predicted span against those in any gold span, over all pairs of a criterion.
 - `evidence_detection_*`: whether a pair has evidence at all; average precision ranks by the best span.
@@ -176,6 +179,8 @@ def span_metrics(
     for name, values in _metrics(pooled).items():
         if "iou" in name or "set_token" in name or "detection" in name:
             metrics[f"{name}_micro"] = _value_or_reason(name, values[0, 0], pooled[0, 0])
+    for name, values in _eraser_metrics(pooled).items():
+        metrics[name] = _value_or_reason(name, values[0, 0], pooled[0, 0])
     for position, criterion in enumerate(criteria):
         own: dict[str, ValueOrReason] = {
             "evidence_n_pairs": int(counts[position, 0, _N]),
@@ -196,20 +201,22 @@ def span_samples(
     """Return the figures behind the intervals of a split's metrics. The threshold is fixed.
 
     Returns:
-        The keys in WITH_INTERVALS, and the detection's average precision.
+        The keys in WITH_INTERVALS, ERASER's F1s, and the detection's average precision.
     """
     detection = _detection(predictions)
     index = criterion_index(detection, criteria)
     blocks, n_blocks = jackknife_blocks(predictions.group_ids)
     counts = np.zeros((len(criteria), n_blocks, _N_COUNTS))
     np.add.at(counts, (index, blocks), _pair_counts(predictions, threshold))
-    figures = _metrics(leave_blocks_out(counts))
+    samples = leave_blocks_out(counts)
+    figures = _metrics(samples)
     ranking = classification_samples(
         detection, criteria=criteria, thresholds=dict.fromkeys(criteria, 0.5)
     )
     return Samples(
         {
             **{key: macro(figures[key]) for key in WITH_INTERVALS},
+            **_eraser_metrics(samples.sum(axis=0)),
             _AVERAGE_PRECISION: ranking.values["average_precision_macro"],
         },
         shares={"evidence_exact_match": len(set(predictions.group_ids.tolist()))},
@@ -275,8 +282,11 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
     _DETECTED,
     _FALSE_ALARM,
     _MISSED,
-) = range(18)
-_N_COUNTS = 18
+    _PREDICTING,
+    _SHARE_OF_PREDICTED,
+    _SHARE_OF_GOLD,
+) = range(21)
+_N_COUNTS = 21
 
 
 def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
@@ -302,6 +312,9 @@ def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
         row[_DETECTED] = answerable and bool(kept)
         row[_FALSE_ALARM] = bool(kept) and not answerable
         row[_MISSED] = answerable and not kept
+        row[_PREDICTING] = bool(kept)
+        row[_SHARE_OF_PREDICTED] = row[_RIGHT] / len(kept) if kept else 0.0
+        row[_SHARE_OF_GOLD] = row[_RIGHT] / len(gold) if gold else 0.0
         if gold or kept:
             words = _words(text)
             row[_WORDS_BOTH : _WORDS_GOLD + 1] = _overlap_counts(
@@ -348,6 +361,24 @@ def _metrics(counts: Floats) -> dict[str, Floats]:
         "evidence_detection_f1": f1_score(
             c[_DETECTED], detections, c[_N_ANSWERABLE], found=c[_DETECTED]
         ),
+    }
+
+
+def _eraser_metrics(counts: Floats) -> dict[str, Floats]:
+    """Return ERASER's own F1s of matching spans, from [..., counts]; NaN without gold spans.
+
+    `pooled` is its micro average, over all spans. `instance` is its macro average: the F1 of mean
+    precision, over the pairs with a predicted span, and mean recall, over the pairs with a gold one.
+    """
+    c = np.moveaxis(counts, -1, 0)
+    recall = divide(c[_SHARE_OF_GOLD], c[_N_ANSWERABLE])
+    precision = np.nan_to_num(divide(c[_SHARE_OF_PREDICTED], c[_PREDICTING]))
+    instance = np.nan_to_num(divide(2 * precision * recall, precision + recall))
+    return {
+        "evidence_eraser_iou_f1_pooled": f1_score(
+            c[_RIGHT], c[_PREDICTED], c[_GOLD], found=c[_RIGHT]
+        ),
+        "evidence_eraser_iou_f1_instance": np.where(c[_GOLD] > 0, instance, np.nan),
     }
 
 

@@ -142,6 +142,7 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
             ignored_criteria=config.ignored_criteria,
             labels=labels,
             offsets=_offset_style(config),
+            subgroups=config.subgroups,
         )
     assert config.posts is not None
     assert config.annotations is not None
@@ -153,6 +154,7 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
         ignored_criteria=config.ignored_criteria,
         labels=labels,
         offsets=_offset_style(config),
+        subgroups=config.subgroups,
     )
 
 

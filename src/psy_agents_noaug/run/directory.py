@@ -30,6 +30,7 @@ _FREE_KEYS = {
     "output_dir",
     "tracking",
     "data.token_cache",
+    "data.subgroups",
     "training.save_steps",
     "training.num_workers",
     "training.pin_memory",

@@ -12,6 +12,7 @@ import pandas as pd
 from psy_agents_noaug.config.loading import lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig
 from psy_agents_noaug.errors import CheckpointError
+from psy_agents_noaug.metrics.classification import values_at_prevalence
 from psy_agents_noaug.run.checks import (
     check_evaluation_settings,
     check_unseen,
@@ -110,7 +111,13 @@ def evaluate(
     with tracking_status(tracker):
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return report_split(
-            context, task, split, rule=checkpoint.decision_rule, step=checkpoint.step, seen=seen
+            context,
+            task,
+            split,
+            rule=checkpoint.decision_rule,
+            step=checkpoint.step,
+            seen=seen,
+            prevalence=evaluation.prevalence,
         )
 
 
@@ -136,6 +143,7 @@ def report_split(
     rule: DecisionRule,
     step: int,
     seen: Mapping[str, int] | None = None,
+    prevalence: float | None = None,
 ) -> RunResult:
     """Predict a split, and write its metrics and predictions.
 
@@ -146,6 +154,7 @@ def report_split(
         rule: makes decisions of the predictions.
         step: at which the tracker shows the figures.
         seen: how many posts of the split training may have seen, to be reported with the figures.
+        prevalence: also report predictive values at this prevalence of each criterion.
     """
     evaluator = Evaluator(
         task, context.hardware, eval_batch_size=context.config.training.eval_batch_size
@@ -155,6 +164,8 @@ def report_split(
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
     figures = task.evaluation.report(predicted)
     figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
+    if prevalence is not None:
+        figures |= values_at_prevalence(figures, prevalence=prevalence)
     summary = task.evaluation.summary(figures)
     if context.config.data.judges_annotated_sentences_only:
         figures["annotated_sentences_only"] = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.run.checks import (
+    check_both_classes,
     check_monitor,
     check_resumed_data,
     warn_of_other_conditions,
@@ -135,7 +136,9 @@ def _build(
     )
     examples = {name: data.examples[name] for name in ("train", "val")}
     inputs = TaskInputs(encoders, data.corpus.criteria, examples, hardware.max_tokens_held)
-    return build_task(config, inputs)
+    task = build_task(config, inputs)
+    check_both_classes(task)
+    return task
 
 
 def _trainer(

@@ -1,8 +1,14 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from psy_agents_noaug.metrics.jackknife import jackknife, logit_interval
-from psy_agents_noaug.metrics.joint import JointDecisions, faithfulness, joint_metrics
+from psy_agents_noaug.metrics.joint import (
+    JointDecisions,
+    ReducedProbabilities,
+    faithfulness,
+    joint_metrics,
+)
 
 
 def make(rows, criteria=None, posts=None) -> JointDecisions:
@@ -68,10 +74,38 @@ def test_the_interval_is_that_of_the_figures_without_each_author():
     assert found[0] < got["supported_f1"] < found[1]
 
 
+def reduced(full, without, alone, *, without_random=None, random_alone=None):
+    n = len(full)
+    arrays = {
+        "full": full,
+        "without": without,
+        "alone": alone,
+        "without_random": full if without_random is None else without_random,
+        "random_alone": full if random_alone is None else random_alone,
+    }
+    return ReducedProbabilities(
+        **{name: np.asarray(values, dtype=float) for name, values in arrays.items()},
+        group_ids=np.array([f"p{at}" for at in range(n)]),
+    )
+
+
 def test_faithfulness_is_the_mean_fall_of_the_probability():
-    metrics = faithfulness(np.array([0.9, 0.7]), np.array([0.3, 0.5]), np.array([0.8, 0.9]))
-    assert metrics.values["comprehensiveness"] == pytest.approx(0.4)
-    assert metrics.values["sufficiency"] == pytest.approx(-0.05)
-    nothing = faithfulness(np.zeros(0), np.zeros(0), np.zeros(0))
+    values = faithfulness(reduced([0.9, 0.7], [0.3, 0.5], [0.8, 0.9])).values
+    assert values["comprehensiveness"] == pytest.approx(0.4)
+    assert values["sufficiency"] == pytest.approx(-0.05)
+    nothing = faithfulness(reduced([], [], []))
     assert nothing.values["comprehensiveness"] is None
-    assert "no pair" in nothing.undefined["sufficiency"]
+    assert "no pair" in nothing.undefined["sufficiency_ci_low"]
+
+
+def test_faithfulness_is_measured_against_random_spans_and_its_interval_is_students():
+    rng = np.random.default_rng(0)
+    full, without = 0.9 - 0.1 * rng.random(30), 0.4 + 0.2 * rng.random(30)
+    found = reduced(full, without, full, without_random=full - 0.1)
+    values = faithfulness(found).values
+    assert values["comprehensiveness_random"] == pytest.approx(0.1)
+    gain = full - without - 0.1
+    assert values["comprehensiveness_gain"] == pytest.approx(gain.mean())
+    expected = stats.ttest_1samp(gain, 0.0).confidence_interval(0.95)
+    low, high = (values[f"comprehensiveness_gain_ci_{end}"] for end in ("low", "high"))
+    assert (low, high) == pytest.approx((expected.low, expected.high), rel=0.02)

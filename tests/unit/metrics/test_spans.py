@@ -220,6 +220,42 @@ def test_of_equally_good_thresholds_the_nearest_to_zero_wins():
     assert str(fit_null_threshold(both, criteria=["A"])) == "0.0"
 
 
+def erasers_own(rows):
+    """ERASER's partial_match_score at 0.5, as its paper and its docstring describe it."""
+    right, predicted, gold = [], [], []
+    for gold_spans, found in rows:
+        spans = [set(range(*span)) for span, _ in found]
+        golds = [set(range(*span)) for span in gold_spans]
+        best = [max((len(s & g) / len(s | g) for g in golds), default=0.0) for s in spans]
+        right.append(sum(value >= 0.5 for value in best))
+        predicted.append(len(spans))
+        gold.append(len(golds))
+
+    def f1(precision, recall):
+        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+    macro = [
+        np.mean([r / n for r, n in zip(right, counts, strict=True) if n])
+        for counts in (predicted, gold)
+    ]
+    return f1(sum(right) / sum(predicted), sum(right) / sum(gold)), f1(*macro)
+
+
+def test_erasers_own_figures_pool_all_spans_or_average_the_pairs():
+    rows = [
+        ([words(0, 0), words(4, 4)], [(words(0, 0), 3.0)]),  # words of one length: code points do
+        ([words(1, 1)], [(words(1, 1), 2.0), (words(5, 5), 1.0), (words(6, 6), 0.5)]),
+        ([], [(words(2, 2), 1.0)]),
+        ([words(3, 3)], []),
+    ]
+    pooled, instance = erasers_own(rows)
+    names = ["A", "B", "A", "B"]
+    values = span_metrics(make(rows, criteria=names), criteria=["A", "B"], threshold=0.0).values
+    assert values["evidence_eraser_iou_f1_pooled"] == pytest.approx(pooled)
+    assert values["evidence_eraser_iou_f1_instance"] == pytest.approx(instance)
+    assert pooled != instance != values["evidence_iou_f1"]
+
+
 def test_intervals_are_those_of_the_figures_without_each_group():
     rng = np.random.default_rng(0)
     rows = random_pairs(rng, 90)

@@ -313,10 +313,11 @@ def test_truncated_texts_are_counted(make_task):
     task = make_task(examples={"val": examples}, max_length=96)
     assert longest < 96
     predicted = SplitPredictions("val", _predictions([0.1] * 18), RULE)
-    assert task.input_metrics(predicted, predict=None) == {
-        "n_truncated_texts": 1,
-        "share_of_truncated_texts": pytest.approx(1 / 18),
-    }
+    found = task.input_metrics(predicted, predict=None)
+    assert found["n_truncated_texts"] == 1
+    assert found["share_of_truncated_texts"] == pytest.approx(1 / 18)
+    assert found["subgroup/truncation/truncated/n_pairs"] == 1
+    assert found["subgroup/truncation/whole/n_pairs"] == 17
 
 
 def test_metadata_rebuild_the_model_and_read_its_outputs(make_task, encoder):

@@ -255,16 +255,24 @@ def test_faithfulness_reads_the_post_without_the_spans_and_the_spans_alone(make_
     }
     predict = Recorder(task)
     figures = task.input_metrics(SplitPredictions("val", found, rule), predict)
-    without, alone = predict.sources
+    without, alone, without_random, random_alone = predict.sources
     for index, example in enumerate(VAL):
         kept = list(zip(found["span_starts"][index], found["span_ends"][index], strict=True))
         spans = sorted((int(a), int(b)) for a, b in kept if a >= 0)
         texts = [source.examples[index].text for source in (without, alone)]
         assert texts[1] == " ".join(example.text[a:b] for a, b in spans)
         assert sorted("".join(texts).replace(" ", "")) == sorted(example.text.replace(" ", ""))
+        drawn = [source.examples[index].text for source in (without_random, random_alone)]
+        # Random spans may overlap, never be longer than the predicted ones.
+        assert 0 < len(drawn[1].split()) <= len(texts[1].split())
+        assert sorted(" ".join(drawn).split()) == sorted(example.text.split())
     full, rest = found["probabilities"], predict.found[0]["probabilities"]
     assert figures["comprehensiveness"] == pytest.approx(float((full - rest).mean()), abs=1e-6)
     assert figures["n_faithfulness"] == len(VAL)
+    by_chance = predict.found[2]["probabilities"]
+    assert figures["comprehensiveness_gain"] == pytest.approx(
+        float((by_chance - rest).mean()), abs=1e-6
+    )
 
 
 def test_without_a_positive_decision_faithfulness_is_undefined(make_task):

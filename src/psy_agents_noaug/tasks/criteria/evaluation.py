@@ -1,5 +1,6 @@
 """Metrics of predicted probabilities, from any model."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -22,9 +23,11 @@ from psy_agents_noaug.metrics.classification import (
     fit_thresholds,
     recall_at_cutoffs,
 )
+from psy_agents_noaug.metrics.false_alarms import false_alarms_per_post
 from psy_agents_noaug.metrics.intervals import Samples, classification_samples
 from psy_agents_noaug.metrics.jackknife import intervals
 from psy_agents_noaug.metrics.posts import by_post, post_metrics
+from psy_agents_noaug.metrics.subgroups import length_groups, met_groups, subgroup_metrics
 from psy_agents_noaug.metrics.values import metrics_of
 from psy_agents_noaug.tasks.base import (
     DecisionRule,
@@ -42,6 +45,7 @@ from psy_agents_noaug.tasks.criteria.tables import (
     criteria_table,
     decisions_table,
     posts_table,
+    subgroups_table,
     systems_table,
 )
 
@@ -69,6 +73,7 @@ class CriteriaEvaluation(TaskEvaluation):
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
         seed: of the TF-IDF baseline.
+        subgroups: names of the examples' `subgroups`.
     """
 
     def __init__(
@@ -78,12 +83,14 @@ class CriteriaEvaluation(TaskEvaluation):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         seed: int,
+        subgroups: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._criteria = list(criteria)
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
         self._seed = seed
+        self._subgroups = list(subgroups)
 
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the rule on predictions of val."""
@@ -104,22 +111,42 @@ class CriteriaEvaluation(TaskEvaluation):
         samples = self._samples(pairs, rule)
         reference = self._majority(split)
         metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
-        metrics |= self._calibration_metrics(pairs, rule, reference, split=split)
+        metrics |= self._calibration_metrics(pairs, rule, reference)
         if cutoffs := rule.get("specificity_cutoffs"):
             metrics |= flat_metrics(
                 recall_at_cutoffs(pairs, criteria=self._criterion_ids, cutoffs=cutoffs)
             )
-        posts = by_post(
-            pairs,
-            decisions=self._decided(pairs, rule),
-            post_ids=np.asarray(self._post_ids(split)),
-            criteria=self._criterion_ids,
-        )
-        of_posts = flat_metrics(post_metrics(posts, episode=self._episode()))
-        metrics |= {f"per_post/{key}": value for key, value in of_posts.items()}
+        metrics |= self._post_metrics(pairs, rule, split=split)
+        examples = self._examples[split]
+        for position, name in enumerate(self._subgroups):
+            own = np.asarray([example.subgroups[position] for example in examples])
+            metrics |= self.subgroup_metrics(predicted, name, own)
+        lengths = length_groups([example.text for example in examples])
+        metrics |= self.subgroup_metrics(predicted, "length", lengths)
+        met = Counter(example.post_id for example in examples if example.label > 0)
+        n_met = np.asarray([met[example.post_id] for example in examples])
+        metrics |= self.subgroup_metrics(predicted, "number met", met_groups(n_met))
         for name in BASELINES:
             metrics |= self._baseline_metrics(name, split, samples)
         return metrics
+
+    def subgroup_metrics(
+        self, predicted: SplitPredictions, name: str, values: np.ndarray
+    ) -> MetricValues:
+        """Return `subgroup/<name>/<value>/<figure>` of each value.
+
+        Args:
+            predicted: the predictions of a split.
+            name: of what divides the pairs.
+            values: the subgroup of each pair, `[pairs]`.
+        """
+        found = subgroup_metrics(
+            self._pairs(predicted.split, predicted.values["probabilities"]),
+            values,
+            criteria=self._criterion_ids,
+            thresholds=predicted.rule["thresholds"],
+        )
+        return {f"subgroup/{name}/{key}": value for key, value in flat_metrics(found).items()}
 
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
@@ -167,15 +194,15 @@ class CriteriaEvaluation(TaskEvaluation):
 
     def summary(self, metrics: MetricValues) -> str:
         """Render the metrics per criterion and per post, and a comparison with the baselines."""
-        return "\n\n".join(
-            [
-                criteria_table(metrics, self._criteria),
-                decisions_table(metrics, self._criteria, specificity=SPECIFICITY),
-                calibration_table(metrics),
-                posts_table(metrics),
-                systems_table(metrics),
-            ]
+        tables = (
+            criteria_table(metrics, self._criteria),
+            decisions_table(metrics, self._criteria, specificity=SPECIFICITY),
+            calibration_table(metrics),
+            posts_table(metrics),
+            subgroups_table(metrics),
+            systems_table(metrics),
         )
+        return "\n\n".join(filter(None, tables))
 
     def _labels(self, split: str) -> np.ndarray:
         return np.asarray([example.label for example in self._examples[split]], dtype=np.int64)
@@ -234,20 +261,35 @@ class CriteriaEvaluation(TaskEvaluation):
         met: np.ndarray = pairs.probabilities >= cutoffs.astype(np.float64)
         return met
 
+    def _post_metrics(
+        self, pairs: PairPredictions, rule: DecisionRule, *, split: str
+    ) -> MetricValues:
+        """Return the figures of whole posts and, where all sentences are judged, the false alarms."""
+        decided, post_ids = self._decided(pairs, rule), np.asarray(self._post_ids(split))
+        posts = by_post(pairs, decisions=decided, post_ids=post_ids, criteria=self._criterion_ids)
+        found = flat_metrics(post_metrics(posts, episode=self._episode()))
+        metrics = {f"per_post/{key}": value for key, value in found.items()}
+        if any(example.sentence is not None for example in self._examples[split]):
+            metrics["false_alarms_per_post"] = false_alarms_per_post(
+                post_ids, pairs.labels, decided
+            )
+        return metrics
+
     def _calibration_metrics(
-        self, pairs: PairPredictions, rule: DecisionRule, reference: np.ndarray, *, split: str
+        self, pairs: PairPredictions, rule: DecisionRule, reference: np.ndarray
     ) -> MetricValues:
         """Return the measures of the raw probabilities and of the calibrated ones.
 
-        On val the calibration is fitted again without the pairs that it is judged on.
+        If the calibration was fitted on these pairs, it is fitted again without those it is judged on.
         """
         metrics = flat_metrics(metrics_of(calibration_metrics(pairs, reference=reference)))
         calibration = _calibration(rule)
         if calibration is None:
             return metrics
+        criteria = self._criterion_ids
         calibrated = (
-            cross_fitted(pairs, criteria=self._criterion_ids)
-            if split == "val"
+            cross_fitted(pairs, criteria=criteria)
+            if calibration.is_close(fit_calibration(pairs, criteria=criteria))
             else calibration.apply(pairs)
         )
         after = flat_metrics(metrics_of(calibration_metrics(calibrated, reference=reference)))

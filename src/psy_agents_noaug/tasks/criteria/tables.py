@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.metrics.subgroups import FIGURES as SUBGROUP_FIGURES
 from psy_agents_noaug.metrics.tables import beaten_line, format_value, render_table, with_interval
 
 BASELINES = {
@@ -100,6 +101,19 @@ def calibration_table(metrics: Mapping[str, Any]) -> str:
     return render_table(rows, left=1)
 
 
+def subgroups_table(metrics: Mapping[str, Any]) -> str:
+    """Return a row per subgroup of the pairs."""
+    rows = [["subgroup", "", "pairs", "met", "macro-F1", "micro-F1", "AUROC (all pairs)"]]
+    for key in metrics:
+        if key.startswith("subgroup/") and key.endswith("/n_pairs"):
+            prefix = key.removesuffix("n_pairs")
+            _, name, value, _ = key.split("/", 3)
+            figures = [with_interval(metrics, prefix + figure) for figure in SUBGROUP_FIGURES]
+            counts = [str(metrics[f"{prefix}{count}"]) for count in ("n_pairs", "n_positive")]
+            rows.append([name, value, *counts, *figures])
+    return render_table(rows, left=2) if len(rows) > 1 else ""
+
+
 def posts_table(metrics: Mapping[str, Any]) -> str:
     """Return the figures of whole posts in a few lines."""
     error, bias = (
@@ -110,6 +124,10 @@ def posts_table(metrics: Mapping[str, Any]) -> str:
         f"criteria met per post ({metrics['per_post/n_judged']} posts): mean absolute error {error}, "
         f"bias {bias}"
     ]
+    if "false_alarms_per_post" in metrics:
+        lines.append(
+            f"false alarms per post: {format_value(metrics['false_alarms_per_post'], '.2f')}"
+        )
     if "per_post/episode/recall" in metrics:
         prefix = "per_post/episode/"
         cells = [

@@ -67,8 +67,12 @@ class CriteriaTask(Task):
             head_width=config.model.head_width,
             head_dropout=config.model.head_dropout,
         )
-        self.evaluation = CriteriaEvaluation(
-            settings, criteria=inputs.criteria, examples=self.examples, seed=config.seed
+        self.evaluation: CriteriaEvaluation = CriteriaEvaluation(
+            settings,
+            criteria=inputs.criteria,
+            examples=self.examples,
+            seed=config.seed,
+            subgroups=config.data.subgroups,
         )
         self._focal_gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
         self._class_weights = epoch_class_weights(self, settings.class_weights)
@@ -108,10 +112,14 @@ class CriteriaTask(Task):
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
         truncated = self.source(predicted.split).encoded.truncated
-        return {
+        metrics: MetricValues = {
             "n_truncated_texts": int(truncated.sum()),
             "share_of_truncated_texts": float(truncated.mean()),
         }
+        if truncated.any() and not truncated.all():
+            values = np.where(truncated, "truncated", "whole")
+            metrics |= self.evaluation.subgroup_metrics(predicted, "truncation", values)
+        return metrics
 
     def metadata(self) -> dict[str, Any]:
         return {"classes": list(CLASSES), **super().metadata()}

@@ -27,6 +27,9 @@ from psy_agents_noaug.tasks.evidence.evaluation import (
     evidence_lines,
 )
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig
+from psy_agents_noaug.utils.words import word_spans
+
+SpansByPair = Mapping[int, Sequence[tuple[int, int]]]  # of pairs, by their index in the split
 
 
 class JointEvaluation(TaskEvaluation):
@@ -38,7 +41,8 @@ class JointEvaluation(TaskEvaluation):
         settings: of both tasks, and of the decoding.
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions.
-        seed: of the TF-IDF baselines.
+        seed: of the TF-IDF baselines and the random spans.
+        subgroups: names of the examples' `subgroups`.
     """
 
     def __init__(
@@ -48,10 +52,12 @@ class JointEvaluation(TaskEvaluation):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         seed: int,
+        subgroups: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = dict(examples)
+        self._seed = seed
         self._known = {
             split: np.asarray([bool(e.evidence) or e.label == 0 for e in pairs], dtype=bool)
             for split, pairs in examples.items()
@@ -61,7 +67,11 @@ class JointEvaluation(TaskEvaluation):
             for split, pairs in examples.items()
         }
         self._labels = CriteriaEvaluation(
-            settings.criteria, criteria=criteria, examples=examples, seed=seed
+            settings.criteria,
+            criteria=criteria,
+            examples=examples,
+            seed=seed,
+            subgroups=subgroups,
         )
         self._evidence = EvidenceEvaluation(criteria=criteria, examples=known_examples, seed=seed)
 
@@ -102,10 +112,29 @@ class JointEvaluation(TaskEvaluation):
         kept = _kept(decoded)
         return {index: sorted(spans) for index, spans in enumerate(kept) if met[index] and spans}
 
+    def random_spans(self, split: str, spans: SpansByPair) -> dict[int, list[tuple[int, int]]]:
+        """Return, for each pair, spans of as many words at random places of its post.
+
+        Args:
+            split: of the pairs.
+            spans: the predicted ones, by index of the pair.
+        """
+        found = {}
+        for index, predicted in spans.items():
+            rng = np.random.default_rng([self._seed, index])
+            words = word_spans(self._examples[split][index].text)
+            drawn = []
+            for start, end in predicted:
+                n = sum(first < end and last > start for first, last in words)
+                at = int(rng.integers(len(words) - n + 1))
+                drawn.append((words[at][0], words[at + n - 1][1]))
+            found[index] = _merged(drawn)
+        return found
+
     def reduced_posts(
         self,
         split: str,
-        spans_of_met: Mapping[int, Sequence[tuple[int, int]]],
+        spans_of_met: SpansByPair,
         *,
         part: Literal["without", "alone"],
     ) -> list[Example]:
@@ -152,19 +181,23 @@ class JointEvaluation(TaskEvaluation):
     def summary(self, metrics: MetricValues) -> str:
         """Render the tables of both tasks, and the joint metrics."""
         head = ["joint_score", "supported F1 [95 % interval]", "macro-F1", "IOU F1"]
-        head += ["met, no evidence", "evidence, not met", "comprehensiveness", "sufficiency"]
+        head += ["met, no evidence", "evidence, not met", "comprehensiveness (random spans)"]
+        head += ["sufficiency (random spans)"]
         names = (
             "f1_macro",
             "evidence_iou_f1",
             "positive_without_evidence",
             "evidence_without_positive",
-            "comprehensiveness",
-            "sufficiency",
         )
+        faithfulness = [
+            f"{format_value(metrics[name])} ({format_value(metrics[f'{name}_random'])})"
+            for name in ("comprehensiveness", "sufficiency")
+        ]
         row = [
             format_value(metrics["joint_score"]),
             with_interval(metrics, "supported_f1"),
             *(format_value(metrics[name]) for name in names),
+            *faithfulness,
         ]
         return "\n\n".join(
             [
@@ -242,6 +275,17 @@ class JointEvaluation(TaskEvaluation):
             reason = "f1_macro or evidence_iou_f1 is undefined"
             return {**joint, "joint_score": None, "joint_score_undefined": reason}
         return {**joint, "joint_score": sum(float(part or 0.0) for part in parts) / 2}
+
+
+def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return the spans in order, those that overlap as one."""
+    merged: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 def _kept(predicted: SplitPredictions) -> list[list[tuple[int, int]]]:

@@ -1,7 +1,7 @@
 """The joint task: is the criterion met, and which words of the post show it?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import ModelConfig, TrainConfig
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.metrics.joint import faithfulness
+from psy_agents_noaug.metrics.joint import ReducedProbabilities, faithfulness
 from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
 from psy_agents_noaug.models.joint import JointModel
 from psy_agents_noaug.models.losses import classification_loss, span_loss
@@ -34,7 +34,7 @@ from psy_agents_noaug.tasks.evidence.task import (
     window_summary,
 )
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig
-from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation
+from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation, SpansByPair
 
 # The parts of a task with two encoders.
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
@@ -123,7 +123,11 @@ class JointTask(Task):
             head_dropout=config.model.head_dropout,
         )
         self.evaluation: JointEvaluation = JointEvaluation(
-            settings, criteria=inputs.criteria, examples=self.examples, seed=config.seed
+            settings,
+            criteria=inputs.criteria,
+            examples=self.examples,
+            seed=config.seed,
+            subgroups=config.data.subgroups,
         )
         self._class_weights = epoch_class_weights(self, settings.criteria.class_weights)
 
@@ -197,16 +201,24 @@ class JointTask(Task):
     ) -> MetricValues:
         """Return the numbers of windows, and the faithfulness of the predicted evidence."""
         spans = self.evaluation.spans_of_met(predicted)
-        full = predicted.values["probabilities"][list(spans)]
-        without, alone = (
-            self._probabilities(
-                self.evaluation.reduced_posts(predicted.split, spans, part=part), predict
-            )
-            for part in ("without", "alone")
+        by_chance = self.evaluation.random_spans(predicted.split, spans)
+
+        def reduced(chosen: SpansByPair, part: Literal["without", "alone"]) -> np.ndarray:
+            posts = self.evaluation.reduced_posts(predicted.split, chosen, part=part)
+            return self._probabilities(posts, predict)
+
+        examples = self.examples[predicted.split]
+        found = ReducedProbabilities(
+            full=predicted.values["probabilities"][list(spans)].astype(np.float64),
+            group_ids=np.asarray([examples[index].group_id for index in spans]),
+            without=reduced(spans, "without"),
+            alone=reduced(spans, "alone"),
+            without_random=reduced(by_chance, "without"),
+            random_alone=reduced(by_chance, "alone"),
         )
         return {
             **window_metrics(self.source(predicted.split).evidence),
-            **flat_metrics(faithfulness(full.astype(np.float64), without=without, alone=alone)),
+            **flat_metrics(faithfulness(found)),
         }
 
     def metadata(self) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""How often equal systems are found different: simulated comparisons of two equal configurations.
+
+    python benchmarks/comparison_error.py [--quick]
+
+Two configurations are trained with 2, 3 or 5 seeds each, and their predictions on the same posts are
+compared as stage 3 of a search does (`metrics.comparison`). Both have the same expected macro-F1; a seed
+makes the whole model better or worse, shifts the scores of a criterion, and moves those of every post.
+At 5 % at most 6 % of such comparisons may be significant. The test over posts alone, which takes the
+trained weights for the configuration, is shown beside it. The last column is the coverage of one
+configuration's interval.
+
+Exits 1 if a share of rejections is above 6 %, or a coverage is below 93 %.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from psy_agents_noaug.metrics.comparison import MIN_TRAININGS, compare, mean_interval
+from psy_agents_noaug.metrics.tables import render_table
+
+N_CRITERIA = 9
+N_POSTS, PREVALENCE = 222, 12 / 222
+# Standard deviations of the score's parts, in units of the noise that all trainings share.
+SEED_OF_TRAINING, SEED_OF_CRITERION, SEED_OF_POST = 0.18, 0.3, 0.3
+CUT = 2.0
+SEEDS = (2, 3, 5)
+N_TRUTH = 200_000
+MAX_REJECTED, MIN_COVERED = 0.06, 0.93
+
+
+def trainings(
+    rng: np.random.Generator, labels: np.ndarray, noise: np.ndarray, n_seeds: int
+) -> list[list[dict[str, Any]]]:
+    """Return the prediction lines of each training of one configuration."""
+    names = [
+        {
+            "post_id": f"p{post:04d}",
+            "criterion_id": f"A.{c + 1}",
+            "example_id": f"p{post:04d}/A.{c + 1}",
+        }
+        for post in range(len(labels))
+        for c in range(N_CRITERIA)
+    ]
+    found = []
+    for _ in range(n_seeds):
+        decisions = decide(rng, labels, noise)
+        found.append(
+            [
+                {**name, "label": label, "decision": decision}
+                for name, label, decision in zip(
+                    names, labels.ravel().tolist(), decisions.ravel().tolist(), strict=True
+                )
+            ]
+        )
+    return found
+
+
+def decide(rng: np.random.Generator, labels: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Return the decisions of one training, `[posts, criteria]`."""
+    separation = 2.5 + SEED_OF_TRAINING * rng.normal()
+    of_criterion = SEED_OF_CRITERION * rng.normal(size=(1, N_CRITERIA))
+    of_post = SEED_OF_POST * rng.normal(size=labels.shape)
+    decisions: np.ndarray = (separation * labels + noise + of_criterion + of_post > CUT).astype(
+        np.int64
+    )
+    return decisions
+
+
+def posts(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return labels and what all trainings make of the posts, `[posts, criteria]` each."""
+    labels = (rng.random((n, N_CRITERIA)) < PREVALENCE).astype(np.int64)
+    return labels, rng.normal(size=labels.shape)
+
+
+def true_macro_f1(rng: np.random.Generator) -> float:
+    """Return the expected macro-F1 of a configuration, over seeds, on a large population."""
+    labels, noise = posts(rng, N_TRUTH)
+    values = []
+    for _ in range(20):
+        decisions = decide(rng, labels, noise)
+        right = (labels * decisions).sum(axis=0)
+        values.append(float((2 * right / (labels.sum(axis=0) + decisions.sum(axis=0))).mean()))
+    return float(np.mean(values))
+
+
+def measure(n_seeds: int, *, n_comparisons: int, truth: float) -> dict[str, float]:
+    """Return shares of rejections of both tests, and of intervals that hold the truth."""
+    rng = np.random.default_rng(n_seeds)
+    rejected, by_posts, covered, n_intervals = 0, 0, 0, 0
+    for number in range(n_comparisons):
+        labels, noise = posts(rng, N_POSTS)
+        one, other = (trainings(rng, labels, noise, n_seeds) for _ in range(2))
+        found = compare("f1_macro", one, other, n_samples=199, seed=number)
+        assert found is not None
+        rejected += found.p_value is not None and found.p_value <= 0.05
+        by_posts += found.p_value_of_these_weights <= 0.05
+        interval = mean_interval("f1_macro", one) if n_seeds >= MIN_TRAININGS else None
+        if interval is not None:
+            n_intervals += 1
+            covered += interval[0] <= truth <= interval[1]
+    return {
+        "rejected": rejected / n_comparisons,
+        "by_posts": by_posts / n_comparisons,
+        "covered": covered / n_intervals if n_intervals else float("nan"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the shares for each number of seeds; the worst last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a quarter of the comparisons")
+    n_comparisons = 250 if parser.parse_args(argv).quick else 1000
+    truth = true_macro_f1(np.random.default_rng(0))
+    rows = [["seeds", "rejected", "by posts alone", "interval of the mean"]]
+    outside, worst = [], (-1.0, "")
+    for n_seeds in SEEDS:
+        found = measure(n_seeds, n_comparisons=n_comparisons, truth=truth)
+        shown = [f"{100 * found[key]:.1f} %" for key in ("rejected", "by_posts", "covered")]
+        rows.append([str(n_seeds), *(cell if "nan" not in cell else "none" for cell in shown)])
+        for distance, line in (
+            (found["rejected"] - MAX_REJECTED, f"{n_seeds} seeds: {shown[0]} rejected"),
+            (MIN_COVERED - found["covered"], f"{n_seeds} seeds: {shown[2]} covered"),
+        ):
+            worst = max(worst, (distance, line)) if distance == distance else worst
+            if distance > 0:
+                outside.append(line)
+    sys.stdout.write(f"{render_table(rows, left=1)}\n")
+    sys.stdout.write("".join(f"outside its bounds: {line}\n" for line in outside))
+    sys.stdout.write(f"worst: {worst[1]}\n")
+    return 1 if outside else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
