@@ -17,6 +17,7 @@ from psy_agents_noaug.training.checkpoint import load_checkpoint
 PREDICTION_KEYS = {
     "example_id",
     "post_id",
+    "group_id",
     "criterion_id",
     "evidence",
     "gold_evidence",

@@ -13,7 +13,6 @@ from psy_agents_noaug.data.seen import SeenPosts
 from psy_agents_noaug.errors import (
     CheckpointError,
     ConfigError,
-    DataError,
     faults_message,
     first_of,
 )
@@ -43,34 +42,6 @@ def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
             f"{names}{more}."
         )
     return known[monitor]
-
-
-def check_both_classes(task: Task) -> None:
-    """Refuse train or val without met and unmet pairs: nothing could be learned, or measured.
-
-    Raises:
-        DataError: naming the splits.
-    """
-    if task.labels.kind != "binary":
-        return
-    alone = {}
-    for split in ("train", "val"):
-        labels = {example.label > 0 for example in task.examples[split]}
-        if len(labels) == 1:
-            alone[split] = "met" if labels.pop() else "not met"
-    if not alone:
-        return
-    lines = [
-        f"all {len(task.examples[split])} pairs of {split} are {label}"
-        for split, label in alone.items()
-    ]
-    remedy = "Annotate both, or divide the posts in another way (`data.splits`, `data.split_seed`)."
-    if "met" in alone.values():
-        remedy = (
-            "If the annotation was exhaustive, `data.unannotated_pairs=negative` takes the other pairs "
-            "for unmet ones; else annotate unmet pairs too (status 0)."
-        )
-    raise DataError(faults_message("Pairs of both classes are needed:", lines) + f"\n{remedy}")
 
 
 def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.run.checks import (
-    check_both_classes,
     check_monitor,
     check_resumed_data,
     warn_of_other_conditions,
@@ -137,7 +136,7 @@ def _build(
     examples = {name: data.examples[name] for name in ("train", "val")}
     inputs = TaskInputs(encoders, data.corpus.criteria, examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
-    check_both_classes(task)
+    task.check_training_examples()
     return task
 
 

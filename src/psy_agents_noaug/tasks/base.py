@@ -193,6 +193,13 @@ class Task(ABC):
         """Return the error message for a split without examples."""
         return f"The split {split} has no pair; see the label report."
 
+    def check_training_examples(self) -> None:  # noqa: B027 - a task need not refuse anything
+        """Refuse examples of train and val from which nothing can be learned.
+
+        Raises:
+            DataError: saying what to do.
+        """
+
     def epoch_pool(self, epoch: int) -> np.ndarray:
         """Return the indices of the training examples of `epoch`, in any order.
 

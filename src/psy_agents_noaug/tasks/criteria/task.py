@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.errors import DataError, faults_message
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.base import (
@@ -77,6 +77,9 @@ class CriteriaTask(Task):
         self._focal_gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
         self._class_weights = epoch_class_weights(self, settings.class_weights)
 
+    def check_training_examples(self) -> None:
+        check_both_classes(self.examples)
+
     def encode(self, split: str, examples: Sequence[Example]) -> PairSource:
         encoded = encode_pairs(
             self.inputs.encoders[ENCODER].tokenizer,
@@ -123,6 +126,31 @@ class CriteriaTask(Task):
 
     def metadata(self) -> dict[str, Any]:
         return {"classes": list(CLASSES), **super().metadata()}
+
+
+def check_both_classes(examples: Mapping[str, Sequence[Example]]) -> None:
+    """Refuse train or val without met and unmet pairs: nothing could be learned, or measured.
+
+    Raises:
+        DataError: naming the splits.
+    """
+    alone = {}
+    for split in ("train", "val"):
+        labels = {example.label > 0 for example in examples[split]}
+        if len(labels) == 1:
+            alone[split] = "met" if labels.pop() else "not met"
+    if not alone:
+        return
+    remedy = "Annotate both, or divide the posts in another way (`data.splits`, `data.split_seed`)."
+    if "met" in alone.values():
+        remedy = (
+            "If the annotation was exhaustive, `data.unannotated_pairs=negative` takes the other pairs "
+            "for unmet ones; else annotate unmet pairs too (status 0)."
+        )
+    faults = [
+        f"all {len(examples[split])} pairs of {split} are {which}" for split, which in alone.items()
+    ]
+    raise DataError(f"{faults_message('Pairs of both classes are needed:', faults)}\n{remedy}")
 
 
 def epoch_class_weights(

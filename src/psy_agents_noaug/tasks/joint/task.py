@@ -24,7 +24,11 @@ from psy_agents_noaug.tasks.base import (
     TaskInputs,
     flat_metrics,
 )
-from psy_agents_noaug.tasks.criteria.task import CLASSES, epoch_class_weights
+from psy_agents_noaug.tasks.criteria.task import (
+    CLASSES,
+    check_both_classes,
+    epoch_class_weights,
+)
 from psy_agents_noaug.tasks.evidence.task import (
     ENCODER_INPUTS,
     WindowSource,
@@ -140,6 +144,9 @@ class JointTask(Task):
             part: (name, None) if name else (model.pretrained_model, model.revision)
             for part, name in named.items()
         }
+
+    def check_training_examples(self) -> None:
+        check_both_classes(self.examples)
 
     def encode(self, split: str, examples: Sequence[Example]) -> JointSource:
         return self._encode(examples, cached=True)
