@@ -2,8 +2,8 @@
 
     python benchmarks/preparation.py [--posts 50000] [--unit post|sentence]
 
-The posts are of Reddit's lengths (`common.write_corpus`), each with nine criteria. Exits 1 if it takes more than two
-minutes or 4 GiB.
+The posts are of Reddit's lengths (`common.write_corpus`), each with nine criteria. Exits 1 if it takes
+more than two minutes or 4 GiB.
 """
 
 import argparse
