@@ -293,6 +293,15 @@ def test_a_report_adds_intervals_and_baselines(make_task):
     assert SECRET not in json.dumps(report) + summary
 
 
+def test_a_criterion_met_in_two_sentences_of_a_post_counts_once_in_its_subgroup(make_task):
+    twice = [replace(example, example_id=f"{example.example_id}/again") for example in TEST]
+    task = make_task(examples={"train": TRAIN, "val": VAL, "test": [*TEST, *twice]})
+    values = _predictions([0.1] * len(TEST) * 2)
+    report = task.evaluation.report(SplitPredictions("test", values, RULE))
+    groups = {key.split("/")[2] for key in report if key.startswith("subgroup/number met/")}
+    assert groups == {"none met", "2-3 met"}  # one post meets two criteria
+
+
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_a_baselines_thresholds_are_fitted_on_val_alone(make_task, monkeypatch, split):
     seen = []

@@ -123,7 +123,10 @@ class CriteriaEvaluation(TaskEvaluation):
             metrics |= self.subgroup_metrics(predicted, name, own)
         lengths = length_groups([example.text for example in examples])
         metrics |= self.subgroup_metrics(predicted, "length", lengths)
-        met = Counter(example.post_id for example in examples if example.label > 0)
+        # With sentences a criterion may be met in several of a post's.
+        met = Counter(
+            post for post, _ in {(e.post_id, e.criterion_id) for e in examples if e.label}
+        )
         n_met = np.asarray([met[example.post_id] for example in examples])
         metrics |= self.subgroup_metrics(predicted, "number met", met_groups(n_met))
         for name in BASELINES:
