@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the shares for each number of seeds; the worst last."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the comparisons")
-    n_comparisons = 250 if parser.parse_args(argv).quick else 1000
+    quick = parser.parse_args(argv).quick
+    n_comparisons = 250 if quick else 1000
     truth = true_macro_f1(np.random.default_rng(0))
     rows = [["seeds", "rejected", "by posts alone", "interval of the mean"]]
     outside, worst = [], (-1.0, "")
@@ -126,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             (MIN_COVERED - found["covered"], f"{n_seeds} seeds: {shown[2]} covered"),
         ):
             worst = max(worst, (distance, line)) if distance == distance else worst
-            if distance > 0:
+            # A quick run is judged with two standard errors of its own noise.
+            slack = 2 * (0.05 * 0.95 / n_comparisons) ** 0.5 if quick else 0.0
+            if distance > slack:
                 outside.append(line)
     sys.stdout.write(f"{render_table(rows, left=1)}\n")
     sys.stdout.write("".join(f"outside its bounds: {line}\n" for line in outside))

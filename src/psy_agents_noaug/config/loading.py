@@ -144,12 +144,26 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
         raise ConfigError(
             f"`best_config` {path} was searched for the task {searched_for}, but this is {task}."
         )
-    return flat(values), provenance
+    return flat(as_of_today(values)), provenance
+
+
+def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration that an earlier version recorded, without settings that are gone.
+
+    Args:
+        recorded: nested settings, or settings by dotted keys.
+    """
+    gone = "bootstrap_resamples"  # up to 0.2.0
+    return {
+        key: as_of_today(value) if isinstance(value, Mapping) else value
+        for key, value in recorded.items()
+        if key != gone and not key.endswith(f".{gone}")
+    }
 
 
 def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainConfig":
     """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced."""
-    merged = OmegaConf.create(dict(config))
+    merged = OmegaConf.create(as_of_today(config))
     for key, value in explicit.items():
         OmegaConf.update(merged, key, value, merge=False, force_add=True)
     return validate_train_config(_plain(merged))

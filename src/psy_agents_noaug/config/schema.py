@@ -4,8 +4,7 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: y
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
@@ -183,21 +182,12 @@ class TaskSettings(Section):
 
     Attributes:
         headline_metrics: the metrics by which results of the task are compared, the main one first.
-        removed: settings of earlier versions, which the configurations of old runs have.
         name: of the task.
     """
 
     headline_metrics: ClassVar[tuple[str, ...]] = ()
-    removed: ClassVar[tuple[str, ...]] = ()
 
     name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_removed(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if key not in cls.removed}
 
     def conflicts(self, data: DataConfig, model: ModelConfig) -> list[str]:
         """Return the settings of other sections that conflict with the task, one sentence each."""

@@ -5,6 +5,7 @@ The steps are tried in order: verbatim, folded (see `folding`), fuzzy
 that negates as the evidence does. Evidence that no step finds is lost, and the report lists it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ AlignmentKind = Literal["given", "verbatim", "folded", "fuzzy", "lost"]
 
 _KINDS: tuple[AlignmentKind, ...] = ("given", "verbatim", "folded", "fuzzy", "lost")
 _CLOSING = ".,;:!?)]}。，、；：！？）」』】》"
+_CLAUSE_BEFORE, _CLAUSE_AFTER = re.compile(r"[^.,;:!?]*$"), re.compile(r"[^.,;:!?]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,11 +240,15 @@ def _is_cut(annotation: Annotation, text: str, span: Span) -> bool:
 def _same_evidence(
     annotations: Sequence[Annotation], *, without: Mapping[int, Span]
 ) -> list[list[Annotation]]:
-    """Return the rows that say the same of one (post, criterion), in the order of the first ones."""
-    groups: dict[tuple[str, str, float, str], list[Annotation]] = {}
+    """Return the rows that say the same of one (post, criterion), in the order of the first ones.
+
+    Rows of different annotators are about the same occurrence, not copies of each other.
+    """
+    groups: dict[tuple[str, str, float, str, str], list[Annotation]] = {}
     for a in annotations:
         if a.evidence_text is not None and a.row not in without:
-            key = (a.post_id, a.criterion_id, a.status, a.evidence_text.strip())
+            words = a.evidence_text.strip()
+            key = (a.post_id, a.criterion_id, a.status, words, a.annotator_id or "")
             groups.setdefault(key, []).append(a)
     return list(groups.values())
 
@@ -314,7 +320,12 @@ def _fuzzy(evidence: str, folded: FoldedText, *, threshold: float) -> _Match:
         if window is None or score <= best:
             continue
         first, last = _to_word_borders(folded, *window, evidence=evidence)
-        if first < last and _is_match(evidence, folded.text[first:last], threshold=threshold):
+        context = _clause_around(folded.text, first, last, evidence=evidence)
+        if (
+            first < last
+            and negations_agree(evidence, context)
+            and _is_match(evidence, folded.text[first:last], threshold=threshold)
+        ):
             best, span = score, folded.original(first, last)
         else:
             stretches += [(start, window[0]), (window[1], end)]
@@ -338,15 +349,33 @@ def _best_window(
 
 
 def _is_match(evidence: str, found: str, *, threshold: float) -> bool:
-    """Return whether a fuzzy match, widened to whole words, still is one and negates as the evidence.
+    """Return whether a fuzzy match, widened to whole words, still is one.
 
     What occurs inside words alone is a selection that lost a letter at its ends ("m so tired"), if it is
     similar enough to the whole words and more than a part of one ("tired" of "retired").
     """
     if evidence in found and evidence != found.strip(_CLOSING + "'\"("):
-        is_cut_off = " " in evidence and fuzz.ratio(evidence, found) >= threshold
-        return is_cut_off and negations_agree(evidence, found)
-    return negations_agree(evidence, found)
+        return " " in evidence and fuzz.ratio(evidence, found) >= threshold
+    return True
+
+
+def _clause_around(text: str, start: int, end: int, *, evidence: str) -> str:
+    """Return a match with the words beside it that may negate it.
+
+    If the match lacks the evidence's first words, others may stand in their place: of "I want to die"
+    only "want to die" is found in "I don't want to die". So as many words and two more are added, up to
+    the next punctuation; at the end likewise.
+    """
+    found, wanted = text[start:end].split(), evidence.split()
+    if not found:
+        return ""
+    missing = max(len(wanted) - len(found), 0)
+    before, after = _CLAUSE_BEFORE.search(text[:start]), _CLAUSE_AFTER.match(text[end:])
+    left = before.group().split() if before and found[0] != wanted[0] else []
+    ends = found[-1] == wanted[-1] or found[-1][-1] in _CLOSING
+    right = [] if ends or not after else after.group().split()
+    n = missing + 2
+    return " ".join([*left[-n:], *found, *right[:n]])
 
 
 def _to_word_borders(folded: FoldedText, start: int, end: int, *, evidence: str) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The corpus: posts, annotations and criteria, validated as a whole before they are used."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Annotation:
     end_char: int | None
     sentence_id: str | None
     row: int
+    annotator_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def load_hub_corpus(
     subgroups: Sequence[str] = (),
 ) -> Corpus:
     """Load a corpus like `load_corpus`, with posts and annotations from the Hugging Face hub."""
-    posts, annotations = read_hub(repo, revision=revision, columns=columns)
+    posts, annotations = read_hub(repo, revision=revision, columns=columns, subgroups=subgroups)
     frames = {
         "posts": (f"{repo} posts", posts),
         "annotations": (f"{repo} annotations", annotations),
@@ -261,7 +263,12 @@ def _valid_corpus(
         *(table.values(name) for name in ("post_id", "text", "group_id", *named)), strict=True
     )
     posts = [
-        Post(post_id, text, group_id or post_id, tuple(value or "missing" for value in values))
+        Post(
+            post_id,
+            text,
+            (group_id or "").strip() or post_id,
+            tuple(unicodedata.normalize("NFC", value or "(missing)") for value in values),
+        )
         for post_id, text, group_id, *values in rows
         if post_id is not None and text is not None
     ]
@@ -272,8 +279,10 @@ def _valid_corpus(
     ignored: Counter[str] = Counter()
     table = tables["annotations"]
     columns = ("post_id", "criterion_id", "status", "evidence_text", "start_char", "end_char")
-    cells = zip(*(table.values(name) for name in (*columns, "sentence_id")), strict=True)
-    for row, (post_id, label, status, evidence_text, start, end, sentence_id) in enumerate(cells):
+    further = ("sentence_id", "annotator_id")
+    cells = zip(*(table.values(name) for name in (*columns, *further)), strict=True)
+    for row, cell in enumerate(cells):
+        post_id, label, status, evidence_text, start, end, sentence_id, annotator_id = cell
         assert post_id is not None
         assert label is not None
         assert status is not None
@@ -297,6 +306,7 @@ def _valid_corpus(
                 end_char=span.end_char if span else None,
                 sentence_id=sentence_id,
                 row=row + 1,
+                annotator_id=annotator_id,
             )
         )
     posts.sort(key=lambda post: post.post_id)
@@ -327,6 +337,7 @@ def _content(annotation: Annotation) -> tuple[str | float, ...]:
         -1 if annotation.end_char is None else annotation.end_char,
         annotation.evidence_text or "",
         annotation.sentence_id or "",
+        *(() if annotation.annotator_id is None else (annotation.annotator_id,)),
     )
 
 

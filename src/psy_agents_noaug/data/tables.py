@@ -87,7 +87,11 @@ def read_table(path: Path, wanted: Collection[str] | None = None) -> pd.DataFram
 
 
 def read_hub(
-    repo: str, *, revision: str | None, columns: Mapping[str, Mapping[str, str]]
+    repo: str,
+    *,
+    revision: str | None,
+    columns: Mapping[str, Mapping[str, str]],
+    subgroups: Sequence[str] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Load the posts and the annotations of a hub data set, or of a local directory laid out so.
 
@@ -118,7 +122,7 @@ def read_hub(
             mapped = columns.get(kind, {})
             if required_columns_of_file(kind, mapped) <= set(part.column_names):
                 cells = {name: list(part[name]) for name in part.column_names}
-                wanted = columns_of_file(kind, mapped)
+                wanted = columns_of_file(kind, mapped, subgroups)
                 parts.append(_strings(repo, part.column_names, list(cells.values()), wanted))
                 break
     if not (found["posts"] and found["annotations"]):

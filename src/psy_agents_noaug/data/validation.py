@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import regex
 
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.folding import fold
@@ -30,11 +31,24 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
 }
 OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "posts": ("group_id",),
-    "annotations": ("evidence_text", "start_char", "end_char", "sentence_id", "explanation"),
+    "annotations": (
+        "evidence_text",
+        "start_char",
+        "end_char",
+        "sentence_id",
+        "annotator_id",
+        "explanation",
+    ),
     "criteria": ("aliases",),
 }
 MAX_FAULTS_LISTED = 50
+MAX_ID_LENGTH, MAX_ID_WORDS = 128, 4
+_IDENTIFIERS = ("post_id", "group_id", "sentence_id", "annotator_id")
 MAX_SUBGROUPS = 20
+MAX_SUBGROUP_LENGTH = 24
+_SUBGROUP = regex.compile(rf"[\w\p{{M}} .+<>=()-]{{0,{MAX_SUBGROUP_LENGTH}}}")
+# The names of the subgroups that every report has.
+OWN_SUBGROUPS = ("length", "number met", "truncation")
 _MAX_LABEL = 64  # characters
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
@@ -103,13 +117,17 @@ def quote_identifier(identifier: str) -> str:
 
 def quote_criterion(name: str) -> str:
     """Quote the identifier or a name of a criterion, which may have spaces."""
-    is_label = len(name) <= _MAX_LABEL and name.isprintable()
+    is_label = len(name) <= _MAX_LABEL and len(name.split()) <= 4 and name.isprintable()
     return f"'{name}'" if is_label else quote_identifier(name)
 
 
 def quote_columns(names: Sequence[str]) -> str:
     """List column names; a file without a header has text where they should be."""
     return ", ".join(quote_identifier(name) for name in names) or "none"
+
+
+def _names_a_subgroup(value: str) -> bool:
+    return bool(_SUBGROUP.fullmatch(value)) and len(value.split()) <= 3
 
 
 def columns_of_file(
@@ -132,7 +150,7 @@ def add_subgroups(
 ) -> list[Fault]:
     """Add the columns that divide the posts into subgroups, as `subgroup:<name>`.
 
-    Their values become part of metric names, so a column must have few of them, and not be the text.
+    Names and values become part of metric names: they must be short, few and without a slash.
 
     Args:
         posts: the table with our column names.
@@ -145,12 +163,21 @@ def add_subgroups(
         place = f"{posts.file}, column {name}"
         if name in (columns.get(own, own).strip() for own in REQUIRED_COLUMNS["posts"]):
             faults.append(Fault(place, "cannot divide posts into subgroups"))
+        elif name in OWN_SUBGROUPS:
+            rule = "has the name of a subgroup that every report has; rename the column"
+            faults.append(Fault(place, rule))
         elif name not in frame:
             found = f"the file has {quote_columns(list(frame.columns))}"
             faults.append(Fault(place, "is missing", found))
         elif (n_values := len(set(frame[name]))) > MAX_SUBGROUPS:
             rule = f"must have at most {MAX_SUBGROUPS} different values to make subgroups"
             faults.append(Fault(place, rule, f"it has {n_values}"))
+        elif not all(_names_a_subgroup(value or "") for value in (name, *frame[name])):
+            rule = (
+                "must have a name and values of at most three words to make subgroups, and "
+                f"{MAX_SUBGROUP_LENGTH} letters, digits, spaces and . _ - + < > = ( )"
+            )
+            faults.append(Fault(place, rule))
         else:
             posts.frame[f"subgroup:{name}"] = frame[name]
     return faults
@@ -348,7 +375,7 @@ def criterion_names(criteria: Sequence[Criterion]) -> dict[str, str]:
 
 def resolve_criterion(label: str, names: Mapping[str, str]) -> str | None:
     """Return the identifier that a label of an annotation means, or None."""
-    return names.get(label) or names.get(label.strip().casefold())
+    return names.get(label) or names.get(" ".join(label.split()).casefold())
 
 
 class _ShownIdentifiers:
@@ -410,6 +437,11 @@ def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) 
         return "must not hold NUL or unpaired surrogates"
     if column in ("start_char", "end_char"):
         return None if _INTEGER.fullmatch(value) else "must be an integer"
+    if column in _IDENTIFIERS and (len(value) > MAX_ID_LENGTH or len(value.split()) > MAX_ID_WORDS):
+        return (
+            f"must be an identifier: at most {MAX_ID_LENGTH} characters and {MAX_ID_WORDS} words, as it "
+            "stands in predictions; is a column of text mapped to it?"
+        )
     if column == "status":
         return labels.rule if labels.parse(value) is None else None
     if column in ("explanation", "aliases") or value.strip():

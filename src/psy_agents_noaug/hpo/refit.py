@@ -311,9 +311,14 @@ class Refit(Plan):
         ]
         mean, searched = summaries["best"][self._monitor]["mean"], self._best.value
         assert mean is not None
+        headline = f"{study_name}: {n_seeds} seeds"
+        if n_seeds >= MIN_TRAININGS:
+            headline += (
+                f"; {100 * self._settings.confidence:.0f} % intervals of the mean, for other test posts "
+                "and other seeds"
+            )
         lines = [
-            f"{study_name}: {n_seeds} seeds; {100 * self._settings.confidence:.0f} % intervals of the "
-            "mean, for other test posts and other seeds",
+            headline,
             "",
             render_table(rows, left=1),
             "",

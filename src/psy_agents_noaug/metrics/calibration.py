@@ -27,10 +27,12 @@ from psy_agents_noaug.metrics.classification import (
 from psy_agents_noaug.metrics.values import NO_PAIRS, Floats, Ints, ValueOrReason
 
 _N_FOLDS = 5
+_TOLERANCE = 1e-8
 _N_DRAWS = 500
 _EPSILON = 1e-7  # probabilities are kept this far from 0 and 1 where their log-odds are needed
 _SLOPE_SCALE = 10.0  # makes the slope's prior flat
 _COX = ("calibration_slope", "calibration_intercept")
+CALIBRATION_METRICS = ("brier", "brier_skill", "ece", "ece_if_calibrated", *_COX)
 _MIN_EVENTS = 10  # labels of each class that a slope needs
 
 
@@ -45,14 +47,6 @@ class Calibration:
 
     slope: float
     intercepts: Mapping[str, float]
-
-    def is_close(self, other: "Calibration") -> bool:
-        """Return whether both are the same up to the precision of a fit."""
-        own, its = (
-            [calibration.slope, *calibration.intercepts.values()] for calibration in (self, other)
-        )
-        same = list(self.intercepts) == list(other.intercepts)
-        return same and bool(np.allclose(own, its, rtol=1e-4, atol=1e-4))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain containers, for a checkpoint."""
@@ -89,7 +83,7 @@ def fit_calibration(predictions: PairPredictions, *, criteria: Sequence[str]) ->
     features[np.arange(len(labels)), 1 + index] = 1.0
     # Platt's targets: a pair counts as positive with this weight, and as negative with the rest.
     targets = np.where(labels == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-    model = LogisticRegression(solver="newton-cholesky").fit(
+    model = LogisticRegression(solver="newton-cholesky", tol=_TOLERANCE).fit(
         np.concatenate([features, features]),
         np.repeat([1, 0], len(labels)),
         sample_weight=np.concatenate([targets, 1 - targets]),
@@ -103,12 +97,17 @@ def fit_calibration(predictions: PairPredictions, *, criteria: Sequence[str]) ->
     )
 
 
-def cross_fitted(predictions: PairPredictions, *, criteria: Sequence[str]) -> PairPredictions:
+def cross_fitted(
+    predictions: PairPredictions, *, criteria: Sequence[str]
+) -> PairPredictions | None:
     """Return the predictions, those of each fold calibrated by what the other folds say.
 
-    The folds keep groups together. So the calibration of val can be judged on val.
+    The folds keep groups together. So the calibration of val can be judged on val. None if there is one
+    group alone.
     """
     ids, groups = np.unique(predictions.group_ids, return_inverse=True)
+    if len(ids) < 2:
+        return None
     folds = (np.random.default_rng(0).permutation(len(ids)) % _N_FOLDS)[groups]
     probabilities = predictions.probabilities.copy()
     for fold in np.unique(folds):
@@ -132,7 +131,7 @@ def calibration_metrics(
     """
     labels, probabilities = predictions.labels, predictions.probabilities
     if not len(labels):
-        return dict.fromkeys(("brier", "brier_skill", "ece", "ece_if_calibrated", *_COX), NO_PAIRS)
+        return dict.fromkeys(CALIBRATION_METRICS, NO_PAIRS)
     brier, worst = brier_score(labels, probabilities), brier_score(labels, reference)
     return {
         "brier": brier,
@@ -167,7 +166,9 @@ def _slope_and_intercept(labels: Ints, probabilities: Floats) -> dict[str, Value
     if np.ptp(odds) == 0:
         slope: ValueOrReason = "all probabilities are equal"
     else:
-        model = LogisticRegression(C=np.inf, solver="newton-cholesky").fit(odds[:, None], labels)
+        model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=_TOLERANCE).fit(
+            odds[:, None], labels
+        )
         slope = float(model.coef_[0, 0])
     bound = float(np.abs(odds).max()) + 2 * np.log(len(odds)) + 1
     intercept = brentq(

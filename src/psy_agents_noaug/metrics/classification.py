@@ -304,19 +304,22 @@ def recall_at_cutoffs(
 
 def values_at_prevalence(
     metrics: Mapping[str, Any], *, prevalence: float
-) -> dict[str, float | None]:
+) -> dict[str, float | str | None]:
     """Return the predictive values that each criterion would have at another prevalence (Bayes' rule).
 
     Args:
         metrics: with `per_criterion/<id>/recall` and `.../specificity`; None is undefined.
         prevalence: share of posts that meet a criterion, in (0, 1).
     """
-    found: dict[str, float | None] = {"prevalence": prevalence}
+    found: dict[str, float | str | None] = {"prevalence": prevalence}
     for key in [k for k in metrics if re.fullmatch(r"per_criterion/.*/specificity", k)]:
         prefix = key.removesuffix("specificity")
         recall, specificity = metrics[f"{prefix}recall"], metrics[key]
         names = ("precision_at_prevalence", "npv_at_prevalence")
         values: tuple[float | None, float | None] = (None, None)
+        if recall is None or specificity is None:
+            reason = "sensitivity or specificity is undefined"
+            found |= {f"{prefix}{name}_undefined": reason for name in names}
         if recall is not None and specificity is not None:
             met, unmet = prevalence, 1 - prevalence
             positive = recall * met + (1 - specificity) * unmet

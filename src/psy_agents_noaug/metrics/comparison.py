@@ -27,7 +27,7 @@ from psy_agents_noaug.metrics.jackknife import (
     logit_interval,
 )
 from psy_agents_noaug.metrics.ratios import f1_score
-from psy_agents_noaug.metrics.values import Floats
+from psy_agents_noaug.metrics.values import Floats, Ints
 
 # The counts of a pair.
 _TP, _FP, _FN, _PREDICTED, _RIGHT, _GOLD, _FOUND = range(7)
@@ -129,7 +129,8 @@ def compare(
     if len(first) != len(second):
         raise ValueError("Both systems must be trained equally often.")
     compute = METRICS[metric][0]
-    one, other = _block_counts(first), _block_counts(second)
+    blocks = _blocks([*first, *second])
+    one, other = _block_counts(first, blocks), _block_counts(second, blocks)
     values_of_one, values_of_other = (
         np.stack([compute(leave_blocks_out(training)) for training in counts])
         for counts in (one, other)
@@ -145,11 +146,7 @@ def compare(
         error = float(np.sqrt(total))
         half_width = error * float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom))
         low, high = difference - half_width, difference + half_width
-        p_value = (
-            2 * float(stats.t.sf(abs(difference) / error, degrees_of_freedom))
-            if error
-            else float(difference == 0)
-        )
+        p_value = 2 * float(stats.t.sf(abs(difference) / error, degrees_of_freedom))
     return Comparison(
         first=means[0],
         second=means[1],
@@ -161,7 +158,7 @@ def compare(
             one, other, compute, n_samples=n_samples, seed=seed
         ),
         n_posts=len({line["post_id"] for line in first[0]}),
-        n_groups=len(set(_group_ids(first[0]))),
+        n_groups=len(set(_group_ids([*first, *second]))),
     )
 
 
@@ -183,7 +180,10 @@ def mean_interval(
     _check_same_pairs(trainings)
     compute = METRICS[metric][0]
     values = np.stack(
-        [compute(leave_blocks_out(training)) for training in _block_counts(trainings)]
+        [
+            compute(leave_blocks_out(training))
+            for training in _block_counts(trainings, _blocks(trainings))
+        ]
     )
     posts = jackknife(values.mean(axis=0))
     if isinstance(posts, str):
@@ -197,7 +197,7 @@ def mean_interval(
 
 
 def _variance_of_difference(one: Floats, other: Floats) -> tuple[float, float] | None:
-    """Return the variance of the difference of the means, with its degrees of freedom.
+    """Return the variance of the difference of the means, with its degrees of freedom; None if unknown.
 
     Args:
         one: values of the first system, `[trainings, 1 + blocks]`.
@@ -209,7 +209,9 @@ def _variance_of_difference(one: Floats, other: Floats) -> tuple[float, float] |
     parts = [(posts.variance, posts.degrees_of_freedom)]
     if len(one) > 1:
         parts += [_seed_variance(one), _seed_variance(other)]
-    return add_variances(parts)
+    total, degrees_of_freedom = add_variances(parts)
+    # Neither posts nor seeds differ: the sample cannot tell how much others would.
+    return (total, degrees_of_freedom) if total > 0 else None
 
 
 def _seed_variance(values: Floats) -> tuple[float, float]:
@@ -271,18 +273,24 @@ def _pair(line: Line) -> tuple[str, str, str]:
     return line["post_id"], line["criterion_id"], line["example_id"]
 
 
-def _group_ids(lines: Sequence[Line]) -> list[str]:
-    """Return the author of each line's post; before version 0.3 lines had the post alone."""
-    return [line.get("group_id", line["post_id"]) for line in lines]
+def _group_ids(trainings: Sequence[Sequence[Line]]) -> list[str]:
+    """Return the author of each pair, or its post where some lines, of version 0.2, have no author."""
+    if all("group_id" in line for lines in trainings for line in lines):
+        return [line["group_id"] for line in trainings[0]]
+    return [line["post_id"] for line in trainings[0]]
 
 
-def _block_counts(trainings: Sequence[Sequence[Line]]) -> Floats:
+def _blocks(trainings: Sequence[Sequence[Line]]) -> tuple[Ints, int]:
+    return jackknife_blocks(np.asarray(_group_ids(trainings)))
+
+
+def _block_counts(trainings: Sequence[Sequence[Line]], blocks: tuple[Ints, int]) -> Floats:
     """Return the counts of each training, `[trainings, criteria, blocks, counts]`."""
-    lines = trainings[0]
-    blocks, n_blocks = jackknife_blocks(np.asarray(_group_ids(lines)))
-    criteria, index = np.unique([line["criterion_id"] for line in lines], return_inverse=True)
+    of_pair, n_blocks = blocks
+    names = [line["criterion_id"] for line in trainings[0]]
+    criteria, index = np.unique(names, return_inverse=True)
     shape = (len(criteria), n_blocks, _N_COUNTS)
-    return np.stack([_counts(training, index, blocks, shape) for training in trainings])
+    return np.stack([_counts(training, index, of_pair, shape) for training in trainings])
 
 
 def _counts(lines: Sequence[Line], index: Any, blocks: Any, shape: tuple[int, int, int]) -> Floats:

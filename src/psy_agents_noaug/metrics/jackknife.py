@@ -8,6 +8,8 @@ average precision: Boyd, Eng and Page 2013, "Area under the precision-recall cur
 confidence intervals"). Resampling with replacement would inflate average precision, because the copies
 of a positive rank beside each other.
 
+Shares of items, such as sensitivity, have the exact interval of `share_interval`.
+
 More than `MAX_BLOCKS` groups are left out in blocks of equal size, drawn at random (Kott 2001, "The
 delete-a-group jackknife").
 
@@ -27,6 +29,7 @@ from psy_agents_noaug.metrics.values import Floats, Ints, Metrics, ValueOrReason
 MAX_BLOCKS = 500
 TOO_FEW = "too few"
 _ROUNDING = 1e-12
+_MIN_DEGREES_OF_FREEDOM = 4.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,18 @@ def jackknife(values: Floats) -> Estimate | str:
         value=value,
         corrected=value - (n - 1) * (mean - value),
         variance=(n - 1) / n * total,
-        degrees_of_freedom=min(2 * total**2 / spread, n - 1) if spread > _ROUNDING**2 else n - 1,
+        degrees_of_freedom=_degrees_of_freedom(total, spread, n),
     )
+
+
+def _degrees_of_freedom(total: float, spread: float, n: int) -> float:
+    """Return those of the variance: n - 1 if all groups matter alike, else fewer.
+
+    A floor keeps one deviating group from making the interval useless; it costs next to no coverage.
+    """
+    if spread <= _ROUNDING**2:
+        return n - 1
+    return min(max(2 * total**2 / spread, _MIN_DEGREES_OF_FREEDOM), n - 1)
 
 
 def add_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
@@ -123,7 +136,8 @@ def add_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def logit_interval(estimate: Estimate, *, confidence: float = 0.95) -> tuple[float, float] | str:
     """Return the interval of a figure in [0, 1], or the reason why there is none.
 
-    The correction of the bias moves the figure at most half-way to 0 or 1.
+    The correction of the bias moves the figure at most half-way to 0 or 1. If it moves the interval off
+    the figure itself, the interval is widened to hold it.
     """
     from scipy.special import expit, logit
     from scipy.stats import t
@@ -137,7 +151,7 @@ def logit_interval(estimate: Estimate, *, confidence: float = 0.95) -> tuple[flo
     quantile = t.ppf((1 + confidence) / 2, estimate.degrees_of_freedom)
     half_width = quantile * np.sqrt(estimate.variance) / (center * (1 - center))
     low, high = expit(logit(center) - half_width), expit(logit(center) + half_width)
-    return float(low), float(high)
+    return min(float(low), value), max(float(high), value)
 
 
 def student_interval(estimate: Estimate, *, confidence: float = 0.95) -> tuple[float, float] | str:
@@ -151,18 +165,41 @@ def student_interval(estimate: Estimate, *, confidence: float = 0.95) -> tuple[f
     return estimate.value - half_width, estimate.value + half_width
 
 
-def exact_interval(value: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a share that is 0 or 1 (Clopper and Pearson 1934).
+def share_interval(
+    values: Floats, n_groups: int, *, confidence: float = 0.95
+) -> tuple[float, float] | str:
+    """Return the interval of a share of items, which is exact for independent items.
+
+    It is Clopper and Pearson's (1934) for as many independent items as would give the share the variance
+    that it has over groups, reduced for the uncertainty of that variance (Korn and Graubard 1998,
+    "Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data"). At 0 and 1, where the variance is 0, each group is one item.
 
     Args:
-        value: 0 or 1.
-        n: the number of groups that the share is about.
+        values: the share of the whole sample, then without each block.
+        n_groups: the number of groups that have such items.
         confidence: level of the interval.
     """
-    from scipy.stats import binomtest
+    from scipy.stats import beta, norm, t
 
-    found = binomtest(round(value) * n, n).proportion_ci(confidence, method="exact")
-    return float(found.low), float(found.high)
+    share = float(values[0])
+    tail = (1 - confidence) / 2
+    if share in (0.0, 1.0):
+        n = float(n_groups)
+    else:
+        estimate = jackknife(values)
+        if isinstance(estimate, str):
+            return estimate
+        if estimate.variance <= _ROUNDING**2:
+            return f"{TOO_FEW}: the figure is the same without any group"
+        if n_groups < 2:
+            return f"{TOO_FEW}: all items are of one group"
+        reduction = float(norm.ppf(tail) / t.ppf(tail, n_groups - 1))
+        n = share * (1 - share) / estimate.variance * reduction**2
+    x = share * n
+    low = float(beta.ppf(tail, x, n - x + 1)) if x > 0 else 0.0
+    high = float(beta.ppf(1 - tail, x + 1, n - x)) if x < n else 1.0
+    return low, high
 
 
 def intervals(
@@ -177,7 +214,6 @@ def intervals(
     Args:
         samples: the figures, each as `jackknife` takes them.
         shares: the figures that are shares of items, each with the number of groups that it is about.
-            They have an interval at 0 and at 1 too.
         bounded: whether the figures lie in [0, 1].
         confidence: level of the intervals.
 
@@ -191,8 +227,8 @@ def intervals(
     for key, values in samples.items():
         n = (shares or {}).get(key, 0)
         found: tuple[float, float] | str
-        if n and values[0] in (0.0, 1.0):
-            found = exact_interval(float(values[0]), n, confidence=confidence)
+        if n:
+            found = share_interval(values, n, confidence=confidence)
         else:
             estimate = jackknife(values)
             found = (

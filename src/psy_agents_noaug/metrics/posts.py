@@ -1,7 +1,7 @@
 """Figures of whole posts: how many criteria are met, and whether they make a depressive episode.
 
-A post counts if every criterion was judged in it. If its sentences are judged, a criterion is met in the
-post if it is met in one of them.
+A post counts if every criterion was judged in all of it. If its sentences are judged, a criterion is met
+in the post if it is met in one of them.
 """
 
 from dataclasses import dataclass
@@ -57,11 +57,12 @@ def by_post(
     columns = np.array([criteria.index(name) for name in pairs.criterion_ids], dtype=np.int64)
     labels = np.zeros((len(ids), len(criteria)), dtype=np.int64)
     decided = np.zeros_like(labels)
-    judged = np.zeros_like(labels)
+    n_judged = np.zeros_like(labels)
     np.maximum.at(labels, (posts, columns), pairs.labels)
     np.maximum.at(decided, (posts, columns), decisions.astype(np.int64))
-    judged[posts, columns] = 1
-    whole = judged.all(axis=1)
+    np.add.at(n_judged, (posts, columns), 1)
+    # A criterion with fewer judged sentences than the others has some of unknown label.
+    whole = (n_judged == n_judged.max(axis=1, keepdims=True)).all(axis=1)
     return PostDecisions(labels[whole], decided[whole], pairs.group_ids[first][whole])
 
 

@@ -171,9 +171,11 @@ def span_metrics(
     }
     pooled = counts.sum(axis=0, keepdims=True)
     has_gold = counts[:, :, _GOLD] > 0
+    has_both = has_gold & (counts[:, :, _N_ANSWERABLE] < counts[:, :, _N])
     for name, values in by_criterion.items():
         if name.endswith("_precision"):
-            values = np.where(np.isnan(values) & has_gold, 0.0, values)
+            counted = has_both if "detection" in name else has_gold
+            values = np.where(np.isnan(values) & counted, 0.0, values)
         metrics[name] = _value_or_reason(name, macro(values)[0], pooled[0, 0])
     metrics[_AVERAGE_PRECISION] = _lookup(detection, "average_precision_macro")
     for name, values in _metrics(pooled).items():
@@ -352,15 +354,14 @@ def _metrics(counts: Floats) -> dict[str, Floats]:
             f"evidence_{name}_f1": f1_score(c[right], c[predicted], c[gold], found=c[found]),
         }
     detections = c[_DETECTED] + c[_FALSE_ALARM]
+    # Where every pair has evidence, whoever always finds some would have 1.
+    both = (c[_N_ANSWERABLE] > 0) & (c[_N_ANSWERABLE] < c[_N])
+    f1 = f1_score(c[_DETECTED], detections, c[_N_ANSWERABLE], found=c[_DETECTED])
     return {
         **metrics,
-        "evidence_detection_precision": np.where(
-            c[_N_ANSWERABLE] > 0, divide(c[_DETECTED], detections), np.nan
-        ),
+        "evidence_detection_precision": np.where(both, divide(c[_DETECTED], detections), np.nan),
         "evidence_detection_recall": divide(c[_DETECTED], c[_N_ANSWERABLE]),
-        "evidence_detection_f1": f1_score(
-            c[_DETECTED], detections, c[_N_ANSWERABLE], found=c[_DETECTED]
-        ),
+        "evidence_detection_f1": np.where(both, f1, np.nan),
     }
 
 
@@ -444,6 +445,8 @@ def _value_or_reason(name: str, value: float, counts: Floats) -> ValueOrReason:
     if not counts[_N]:
         return NO_PAIRS
     if name.startswith("unanswerable/"):
+        return "no pair without evidence"
+    if "detection" in name and counts[_N_ANSWERABLE] == counts[_N]:
         return "no pair without evidence"
     return "nothing predicted" if counts[_GOLD] else "no pair with evidence"
 

@@ -1,7 +1,6 @@
 """Figures of subgroups: is the model as good on long posts, or for each group of authors?"""
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
 from psy_agents_noaug.metrics.intervals import classification_samples
 from psy_agents_noaug.metrics.values import Metrics
+from psy_agents_noaug.utils.words import split_words
 
 FIGURES = ("f1_macro", "f1_micro", "auroc_micro")
 _COUNTS = ("n_groups", "n_pairs", "n_positive")
@@ -26,8 +26,7 @@ def subgroup_metrics(
 ) -> Metrics:
     """Return the figures of each subgroup: `<value>/<figure>`, with their intervals and counts.
 
-    Characters of a value that a tracker would refuse in a name are replaced by _. One subgroup alone
-    is the whole split, and has no figures of its own.
+    One subgroup alone is the whole split, and has no figures of its own.
 
     Args:
         predictions: of one split.
@@ -38,9 +37,8 @@ def subgroup_metrics(
     found: dict[str, float | int | None] = {}
     reasons: dict[str, str] = {}
     distinct = np.unique(values).tolist()
-    for value in distinct if len(distinct) > 1 else []:
-        name = re.sub(r"[^\w .:-]", "_", value)
-        own = predictions.take(values == value)
+    for name in distinct if len(distinct) > 1 else []:
+        own = predictions.take(values == name)
         point = classification_metrics(own, criteria=criteria, thresholds=thresholds)
         samples = classification_samples(own, criteria=criteria, thresholds=thresholds)
         ends = samples.only(FIGURES).intervals()
@@ -59,7 +57,7 @@ def length_groups(texts: Sequence[str]) -> NDArray[Any]:
         *(f"{low + 1}-{high} words" for low, high in itertools.pairwise(edges)),
         f"over {_WORD_LIMITS[-1]} words",
     ]
-    counts = [len(text.split()) for text in texts]
+    counts = [len(split_words(text)) for text in texts]
     return np.array(names)[np.searchsorted(_WORD_LIMITS, counts, side="left")]
 
 

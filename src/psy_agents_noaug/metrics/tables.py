@@ -43,15 +43,33 @@ def render_table(rows: Sequence[Sequence[str]], *, left: int, rules: Sequence[in
     return "\n".join(lines)
 
 
-def beaten_line(metrics: Mapping[str, Any], baselines: Mapping[str, str], *, key: str) -> str:
-    """Return a sentence on the baselines that the model does not beat beyond the paired interval."""
-    not_beaten = []
-    for name, shown in baselines.items():
-        gain = metrics[f"baseline_{name}/{key}_gain"]
-        low = metrics[f"baseline_{name}/{key}_gain_ci_low"]
-        if gain is None or low is None or low <= 0:
-            difference = with_interval(metrics, f"baseline_{name}/{key}_gain", spec="+.3f")
-            not_beaten.append(f"{shown} (difference {difference})")
-    if not_beaten:
-        return f"The model is NOT shown to be better than: {'; '.join(not_beaten)}."
-    return "The model is better than each baseline beyond the paired 95 % interval."
+def beaten_line(
+    metrics: Mapping[str, Any], baselines: Mapping[str, str], *, key: str, name: str
+) -> str:
+    """Return a sentence on the baselines that the model does not beat beyond the paired interval.
+
+    Args:
+        metrics: with `baseline_<key of the baseline>/<key>_gain` and its interval.
+        baselines: the shown name of each baseline.
+        key: of the compared figure.
+        name: the shown name of the figure.
+    """
+    not_better, worse = [], []
+    for baseline, shown in baselines.items():
+        prefix = f"baseline_{baseline}/{key}_gain"
+        low, high = metrics[f"{prefix}_ci_low"], metrics[f"{prefix}_ci_high"]
+        difference = f"{shown} (difference {with_interval(metrics, prefix, spec='+.3f')})"
+        if high is not None and high < 0:
+            worse.append(difference)
+        elif low is None or low <= 0:
+            not_better.append(difference)
+    lines = []
+    if worse:
+        lines.append(f"By {name} the model is WORSE than: {'; '.join(worse)}.")
+    if not_better:
+        lines.append(
+            f"By {name} the model is NOT shown to be better than: {'; '.join(not_better)}."
+        )
+    if not lines:
+        lines.append(f"By {name} the model is better than each baseline (paired 95 % intervals).")
+    return "\n".join(lines)

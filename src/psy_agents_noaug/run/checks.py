@@ -134,7 +134,8 @@ def check_unseen(
     if "seen_posts" not in checkpoint.metadata:
         logger.warning(
             "%s is of a version that kept hashes of whole posts alone: posts of %s that training has "
-            "seen with an edit, or in a quotation, are not found.",
+            "seen with an edit, in a quotation, or with other HTML entities or invisible characters, "
+            "are not found.",
             path,
             split,
         )

@@ -201,7 +201,7 @@ def _text_id(example: Example) -> str:
 
 def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list[Example]:
     """Leave examples out of training, but not all."""
-    kept = [example for example in examples if _text_id(example) not in dropped]
+    kept = [e for e in examples if dropped.isdisjoint((e.post_id, _text_id(e)))]
     if {example.post_id for example in kept}.isdisjoint(splits.train):
         raise DataError(
             "`data.duplicates=drop_from_train` leaves nothing to train on: val or test has every "

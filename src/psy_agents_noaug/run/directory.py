@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from psy_agents_noaug.config.loading import to_yaml, validate_train_config
+from psy_agents_noaug.config.loading import as_of_today, to_yaml, validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError, RunInUseError, faults_message
 from psy_agents_noaug.training.trainer import BEST, LAST
@@ -218,7 +218,7 @@ def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     A setting that is newer than the record had its default.
     """
     with suppress(ConfigError):  # not valid any more: compared as it is
-        recorded = yaml.safe_load(to_yaml(validate_train_config(recorded)))
+        recorded = yaml.safe_load(to_yaml(validate_train_config(as_of_today(recorded))))
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
     unused = {"data.sentences"} if config.data.unit == "post" else set()

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from psy_agents_noaug.training.evaluator import Evaluator
 
 logger = logging.getLogger(__name__)
 
+TRAINED_ON = "The model has learned these pairs: the figures say nothing about other posts."
 ANNOTATED_ONLY = (
     "Annotated sentences only: ordinary sentences, on which a model can raise false alarms, are not "
     "judged."
@@ -87,6 +88,15 @@ def evaluate(
     hardware = prepare_hardware(config)
     data = prepare_data(config)
     seen = check_unseen(checkpoint, data, split, path)
+    before = checkpoint.config["data"].get("unit")
+    if before != config.data.unit:
+        logger.warning(
+            "The thresholds and the calibration were fitted on pairs of unit %s, but %s is judged by "
+            "%s: decisions and calibrated figures may be far off.",
+            before,
+            split,
+            config.data.unit,
+        )
     weights = weights_sha256(checkpoint.weights)
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
     encoders = rebuild_encoders(checkpoint.metadata)
@@ -118,6 +128,8 @@ def evaluate(
             step=checkpoint.step,
             seen=seen,
             prevalence=evaluation.prevalence,
+            rule_is_fitted_here=split == "val"
+            and checkpoint.metadata["fingerprints"] == data.fingerprints(),
         )
 
 
@@ -135,6 +147,17 @@ def _checkpoint_file(path: Path) -> Path:
     return RunDirectory(path).best_checkpoint if path.is_dir() else path
 
 
+def _warn_of_no_effect(
+    context: RunContext, figures: Mapping[str, Any], *, prevalence: float | None
+) -> None:
+    """Warn of settings that ask for figures which the task does not have."""
+    task = context.config.task.name
+    if prevalence is not None and not any(key.endswith("_at_prevalence") for key in figures):
+        logger.warning("`prevalence` has no effect: the task %s has no predictive values.", task)
+    if context.config.data.subgroups and not any(key.startswith("subgroup/") for key in figures):
+        logger.warning("`data.subgroups` has no effect: the task %s reports no subgroups.", task)
+
+
 def report_split(
     context: RunContext,
     task: Task,
@@ -144,6 +167,7 @@ def report_split(
     step: int,
     seen: Mapping[str, int] | None = None,
     prevalence: float | None = None,
+    rule_is_fitted_here: bool = False,
 ) -> RunResult:
     """Predict a split, and write its metrics and predictions.
 
@@ -155,18 +179,23 @@ def report_split(
         step: at which the tracker shows the figures.
         seen: how many posts of the split training may have seen, to be reported with the figures.
         prevalence: also report predictive values at this prevalence of each criterion.
+        rule_is_fitted_here: whether `rule` was fitted on this split of this corpus.
     """
     evaluator = Evaluator(
         task, context.hardware, eval_batch_size=context.config.training.eval_batch_size
     )
     began = time.perf_counter()
     predicted = evaluator.evaluate(task.model, split, rule=rule).predicted
+    predicted = replace(predicted, rule_is_fitted_here=rule_is_fitted_here)
     logger.info("Predicted %s in %.1f s.", split, time.perf_counter() - began)
     figures = task.evaluation.report(predicted)
     figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
     if prevalence is not None:
         figures |= values_at_prevalence(figures, prevalence=prevalence)
+    _warn_of_no_effect(context, figures, prevalence=prevalence)
     summary = task.evaluation.summary(figures)
+    if split == "train":
+        summary = f"{summary}\n\n{TRAINED_ON}"
     if context.config.data.judges_annotated_sentences_only:
         figures["annotated_sentences_only"] = 1
         summary = f"{summary}\n\n{ANNOTATED_ONLY}"

@@ -186,7 +186,14 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
     checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
     task.model.load_state_dict(checkpoint.weights)
     # Of a metric MLflow shows the value with the latest step, which must be the kept model's.
-    result = report_split(context, task, "val", rule=checkpoint.decision_rule, step=outcome.step)
+    result = report_split(
+        context,
+        task,
+        "val",
+        rule=checkpoint.decision_rule,
+        step=outcome.step,
+        rule_is_fitted_here=True,
+    )
     if context.is_main:
         record_manifest(
             context,

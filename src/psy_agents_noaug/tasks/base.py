@@ -59,11 +59,13 @@ class SplitPredictions:
         split: train, val or test.
         values: the outputs of `Task.predict`, one row per example, in the split's order.
         rule: from `TaskEvaluation.fit_decision_rule`.
+        rule_is_fitted_here: whether the rule was fitted on this split of this corpus.
     """
 
     split: str
     values: Predictions
     rule: DecisionRule
+    rule_is_fitted_here: bool = False
 
 
 @dataclass(frozen=True)

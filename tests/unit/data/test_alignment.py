@@ -340,3 +340,35 @@ def test_a_paraphrased_corpus_loses_all_evidence_but_one_sentence(paraphrased_co
     spans, report = align_corpus(corpus, fuzzy_threshold=75)
     assert report.counts["fuzzy"] == 2
     assert sorted(spans) == [5, 16]
+
+
+@pytest.mark.parametrize(
+    ("evidence", "text"),
+    [
+        ("I want to die", "Well. I don't want to die"),
+        ("I have energy for work", "I don't have energy for work"),
+        ("I feel like eating anything", "I never feel like eating anything"),
+        ("I enjoy my hobbies now", "I no longer enjoy my hobbies now"),
+        ("I felt tired", "Nobody felt tired"),
+    ],
+)
+def test_a_negation_just_before_a_similar_text_counts(evidence, text):
+    assert align(evidence, text, fuzzy_threshold=90)[0] == "lost"
+
+
+def test_a_negation_in_the_clause_before_does_not_count():
+    text = "I don't know, I feal tired all day"
+    kind, span, _ = align("I feel tired all day", text, fuzzy_threshold=90)
+    assert (kind, text[span.start_char : span.end_char]) == ("fuzzy", "I feal tired all day")
+
+
+def test_the_same_words_by_two_annotators_are_one_place_and_ambiguous():
+    text = "I cry. We ate. I cry."
+    rows = [
+        Annotation("p1", "A.1", 1, "I cry.", None, None, None, row, annotator_id=name)
+        for row, name in ((1, "x"), (2, "y"))
+    ]
+    corpus = Corpus((Post("p1", text, "p1"),), tuple(rows), (), {}, "")
+    spans, report = align_corpus(corpus, fuzzy_threshold=90)
+    assert spans[1] == spans[2] == Span(0, 6)
+    assert len(report.ambiguous) == 2

@@ -110,7 +110,7 @@ def test_two_thousand_posts_take_no_time():
     texts = [" ".join(["i feel like", *draw.choices(words, k=120)]) for _ in range(2000)]
     started = time.perf_counter()
     report = find(train=texts[:1600], val=texts[1600:1800], test=[*texts[1800:], f"{texts[0]} x"])
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 40  # quadratic: minutes
     assert [(a, b) for a, _, b, _, _ in report.near] == [("train0", "test200")]
 
 

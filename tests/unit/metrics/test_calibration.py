@@ -109,6 +109,14 @@ def test_too_few_events_have_no_slope_and_no_pairs_no_figure():
     assert set(calibration_metrics(empty, reference=np.array([])).values()) == {"no pairs"}
 
 
+def test_one_group_alone_cannot_be_cross_fitted():
+    pairs = drawn(40)
+    alone = PairPredictions(
+        pairs.labels, pairs.probabilities, pairs.criterion_ids, np.full(40, "author")
+    )
+    assert cross_fitted(alone, criteria=CRITERIA) is None
+
+
 def test_cross_fitted_probabilities_do_not_know_their_own_labels():
     """Labels of one group are turned around: its own probabilities must not follow."""
     pairs = drawn(80, seed=5)

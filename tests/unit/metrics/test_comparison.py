@@ -112,16 +112,36 @@ def test_the_standard_error_is_of_posts_and_of_the_seeds_of_both():
     without = np.array([one - other for one, other in samples])
     posts = 39 / 40 * ((without - without.mean()) ** 2).sum()
     seeds = sum(np.var(own, ddof=1) / 3 for own in values)
-    half_width = (found.ci_high - found.ci_low) / 2
-    error = half_width / stats.t.ppf(0.975, np.arange(2, 45)[:, None])
-    assert np.abs(error - np.sqrt(posts + seeds)).min() < 0.01 * np.sqrt(posts + seeds)
-    assert found.p_value == pytest.approx(
-        2 * stats.t.sf(found.difference / np.sqrt(posts + seeds), 5), abs=0.02
-    )
+    total = posts + seeds
+    squares = (without - without.mean()) ** 2
+    spread = (squares**2).sum() - squares.sum() ** 2 / 40
+    df_of_posts = min(max(2 * squares.sum() ** 2 / spread, 4), 39)
+    parts = [(posts, df_of_posts), *((np.var(own, ddof=1) / 3, 2) for own in values)]
+    df = total**2 / sum(variance**2 / own for variance, own in parts)
+    half_width = stats.t.ppf(0.975, df) * np.sqrt(total)
+    assert (found.ci_high - found.ci_low) / 2 == pytest.approx(half_width)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(found.difference / np.sqrt(total), df))
 
 
 def _mean_without(system, post):
     return np.mean([f1_macro([x for x in lines if x["post_id"] != f"p{post}"]) for lines in system])
+
+
+def test_a_sample_in_which_nothing_varies_has_no_p_value():
+    """Three posts, all right against all wrong: the smallest p-value of their swaps is 1/4."""
+    good = [line(f"p{k}", "A.1", label=k % 2, decision=k % 2) for k in range(3)]
+    bad = [line(f"p{k}", "A.1", label=k % 2, decision=0) for k in range(3)]
+    found = compare("f1_macro", [good, good], [bad, bad], n_samples=200, seed=0)
+    assert (found.ci_low, found.ci_high, found.p_value) == (None, None, None)
+
+
+def test_lines_without_an_author_make_posts_the_unit_of_all():
+    first, second = trainings(1, accuracy=0.8), trainings(2, accuracy=0.75)
+    expected = compare("f1_macro", first, second, n_samples=10, seed=0)
+    for lines in first:
+        for one in lines:
+            one["group_id"] = "author"
+    assert compare("f1_macro", first, second, n_samples=10, seed=0) == expected
 
 
 def test_authors_are_the_unit_where_they_are_known():

@@ -6,12 +6,12 @@ from psy_agents_noaug.metrics.jackknife import (
     MAX_BLOCKS,
     Estimate,
     add_variances,
-    exact_interval,
     intervals,
     jackknife,
     jackknife_blocks,
     leave_blocks_out,
     logit_interval,
+    share_interval,
     student_interval,
 )
 
@@ -48,7 +48,7 @@ def test_degrees_of_freedom_are_those_of_the_groups_that_matter():
     values[:8] = 1.0
     few = jackknife(means_without_one(values))
     many = jackknife(means_without_one(np.random.default_rng(3).normal(size=400)))
-    assert few.degrees_of_freedom < 20 < 200 < many.degrees_of_freedom
+    assert 4 < few.degrees_of_freedom < 20 < 200 < many.degrees_of_freedom
     assert jackknife(means_without_one(np.array([0.0, 1.0]))).degrees_of_freedom == 1
 
 
@@ -71,6 +71,11 @@ def test_the_logit_interval_is_centred_on_the_corrected_figure_and_stays_inside(
     assert 0 <= low < 0.98 < high <= 1
 
 
+def test_an_interval_holds_its_figure_even_where_the_bias_is_large():
+    low, high = logit_interval(Estimate(0.119, 0.09, 1e-5, 50.0))
+    assert low < 0.09 < high == 0.119
+
+
 def test_a_figure_at_the_end_of_its_range_or_without_variation_has_too_few():
     assert str(logit_interval(Estimate(1.0, 1.0, 0.0, 9.0))).startswith("too few")
     assert str(logit_interval(Estimate(0.5, 0.5, 0.0, 9.0))).startswith("too few")
@@ -79,11 +84,33 @@ def test_a_figure_at_the_end_of_its_range_or_without_variation_has_too_few():
     assert jackknife(np.array([np.nan, 0.5, 0.4])) == "the figure is undefined"
 
 
-def test_the_exact_interval_is_clopper_pearsons():
-    assert exact_interval(1.0, 1) == pytest.approx((0.025, 1.0))
-    assert exact_interval(0.0, 20) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+def share(found, n):
+    """A share of one item a group."""
+    return means_without_one(np.repeat([1.0, 0.0], [found, n - found]))
+
+
+def test_the_interval_of_a_share_at_its_ends_is_clopper_and_pearsons():
+    assert share_interval(np.array([1.0]), 1) == pytest.approx((0.025, 1.0))
+    assert share_interval(share(0, 20), 20) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
     found = intervals({"share": np.array([1.0, 1.0, 1.0])}, shares={"share": 2}).values
     assert found["share_ci_low"] == pytest.approx(0.025**0.5)
+
+
+@pytest.mark.parametrize(("found", "n"), [(199, 200), (39, 40), (11, 12), (1, 57), (30, 60)])
+def test_the_interval_of_a_share_of_independent_items_is_close_to_the_exact_one(found, n):
+    exact = stats.binomtest(found, n).proportion_ci(0.95, method="exact")
+    low, high = share_interval(share(found, n), n)
+    # A little wider, as the variance is estimated.
+    assert exact.low - 0.08 < low <= exact.low + 0.002
+    assert exact.high - 0.002 <= high < exact.high + 0.08
+
+
+def test_the_interval_of_a_share_counts_alike_items_of_a_group_once():
+    groups = np.repeat([1.0, 0.0], [12, 8])
+    alone = share_interval(means_without_one(groups), 20)
+    # Ten alike items a group change neither the share nor its spread over groups.
+    tenfold = share_interval(means_without_one(groups.repeat(10).reshape(20, 10).mean(axis=1)), 20)
+    assert tenfold == pytest.approx(alone)
 
 
 def test_every_group_is_a_block_until_there_are_too_many():

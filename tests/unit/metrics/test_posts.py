@@ -64,6 +64,20 @@ def test_a_post_counts_if_all_criteria_were_judged_and_a_sentence_is_enough():
     assert found.group_ids.tolist() == ["author of p1"]
 
 
+def test_a_criterion_with_a_sentence_of_unknown_label_is_not_judged():
+    """Both sentences of the post are judged by A; of B's one is left out."""
+    pairs = PairPredictions(
+        labels=np.array([0, 0, 0]),
+        probabilities=np.zeros(3),
+        criterion_ids=np.array(["A", "A", "B"]),
+        group_ids=np.full(3, "p1"),
+    )
+    found = by_post(
+        pairs, decisions=np.zeros(3, bool), post_ids=np.full(3, "p1"), criteria=["A", "B"]
+    )
+    assert len(found.labels) == 0
+
+
 def test_no_post_judged_by_every_criterion_gives_reasons():
     empty = decided(np.zeros((0, 9), int), np.zeros((0, 9), int))
     found = post_metrics(empty, episode=NINE)

@@ -220,6 +220,14 @@ def test_of_equally_good_thresholds_the_nearest_to_zero_wins():
     assert str(fit_null_threshold(both, criteria=["A"])) == "0.0"
 
 
+def test_where_every_pair_has_evidence_detection_has_no_figure_that_always_some_would_reach():
+    rows = [([words(0, 0)], [(words(0, 7), 1.0)]) for _ in range(3)]
+    metrics = span_metrics(make(rows), criteria=["A"], threshold=0.0)
+    for name in ("evidence_detection_f1", "evidence_detection_precision"):
+        assert metrics.undefined[name] == "no pair without evidence"
+        assert metrics.undefined[f"{name}_micro"] == "no pair without evidence"
+
+
 def erasers_own(rows):
     """ERASER's partial_match_score at 0.5, as its paper and its docstring describe it."""
     right, predicted, gold = [], [], []

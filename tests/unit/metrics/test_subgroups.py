@@ -29,13 +29,17 @@ def test_a_subgroup_has_the_figures_of_its_pairs_alone():
     assert found["women/n_groups"] == 20
 
 
-def test_a_value_becomes_a_name_that_trackers_take():
-    found = subgroup_metrics(drawn(), np.array(["r/sad?", "b"] * 30), **SCORED).values
-    assert found["r_sad_/n_pairs"] == 30
+def test_values_that_look_alike_stay_apart():
+    found = subgroup_metrics(drawn(), np.array(["<30", ">30", ">30"] * 20), **SCORED).values
+    assert (found["<30/n_pairs"], found[">30/n_pairs"]) == (20, 40)
 
 
 def test_a_single_subgroup_is_the_whole_split_and_not_reported():
     assert subgroup_metrics(drawn(), np.full(60, "all"), **SCORED).values == {}
+
+
+def test_words_of_chinese_are_counted_singly():
+    assert length_groups(["我睡不好" * 15]).tolist() == ["51-100 words"]
 
 
 @pytest.mark.parametrize(

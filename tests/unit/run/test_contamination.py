@@ -99,7 +99,7 @@ def test_a_checkpoint_without_what_near_duplicates_need_says_so(
     edited = swapped(corpora("second", lambda _, text: f"{text} Edit: thanks"))
     metrics = evaluation_of(run, edited).metrics
     assert "test/n_near_duplicates_of_train" not in metrics
-    assert "with an edit, or in a quotation, are not found" in caplog.text
+    assert "with an edit, in a quotation, or with other HTML entities" in caplog.text
 
 
 def test_training_posts_that_val_or_test_has_too_are_left_out_on_request(

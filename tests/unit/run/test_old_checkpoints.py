@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from psy_agents_noaug import evaluate, train
+from psy_agents_noaug.config.loading import as_of_today
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
@@ -53,7 +54,8 @@ def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     before = load_checkpoint(run.last_checkpoint, task="criteria")
     assert before.resume is not None
     assert before.resume["state"]["step"] == before.step == 4
-    settings = load_checkpoint(run.best_checkpoint).config | {"resume": str(run.path)}
+    settings = as_of_today(load_checkpoint(run.best_checkpoint).config)
+    settings["resume"] = str(run.path)
     result = train(settings | {"task.name": "criteria"}, task="criteria", verbose=False)
     assert result.directory == run.path
     assert result.metrics["val/f1_macro"] == pytest.approx(

@@ -24,6 +24,8 @@ def corpus(tiny_corpus, tmp_path):
         row["group_id"] = f"author{number // 2}"
         row["gender"] = "w" if number % 3 else "m"
         row["number"] = str(number)
+        row["title"] = "My husband Karl left me" if number % 2 else "No sleep"
+        row["a/b"] = row["length"] = "x"
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -51,7 +53,7 @@ def test_predictive_values_are_given_at_the_prevalence_asked_for(make_config, co
     found = evaluate(chosen, task_name="criteria", explicit={})
     assert found.metrics["test/prevalence"] == 0.01
     assert "test/per_criterion/A.1/precision_at_prevalence" in found.metrics
-    assert "at a prevalence of 0.01" in found.summary
+    assert "a share of 0.01 of the judged texts" in found.summary
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,9 @@ def test_predictive_values_are_given_at_the_prevalence_asked_for(make_config, co
         ("number", "at most 20 different values to make subgroups .it has 30"),
         ("text", "cannot divide posts into subgroups"),
         ("age", "column age: is missing"),
+        ("length", "has the name of a subgroup that every report has"),
+        ("title", "must have a name and values of at most three words"),
+        ("a/b", "must have a name and values of at most three words"),
     ],
 )
 def test_a_column_that_makes_no_subgroups_is_refused(make_config, corpus, column, rule):
@@ -83,6 +88,28 @@ def test_pairs_of_one_class_are_refused_with_the_remedy(make_config, corpus):
     assert "pairs of train are met" in str(caught.value)
     assert "pairs of val are met" in str(caught.value)
     assert "`data.unannotated_pairs=negative`" in str(caught.value)
+
+
+def test_duplicates_are_dropped_from_train_where_sentences_are_judged(make_config, corpus):
+    table = corpus / "redsm5_posts.csv"
+    rows = list(csv.DictReader(table.read_text(encoding="utf-8").splitlines()))
+    own = "A long story of my days that nobody else has told before in these words. " * 3
+    rows[0]["text"] = own + rows[0]["text"]
+    rows[22]["text"] = own + rows[0]["text"]  # a post of test that quotes one of train
+    with table.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    data = prepare_data(
+        make_config(
+            f"data.dir={corpus}",
+            "data.unit=sentence",
+            "data.sentences=all",
+            "data.duplicates=drop_from_train",
+        )
+    )
+    assert "p00" in data.dropped
+    assert "p00" not in {example.post_id for example in data.examples["train"]}
 
 
 def test_few_authors_in_val_or_test_are_warned_of(make_config, corpus, caplog):

@@ -13,7 +13,7 @@ from psy_agents_noaug.run.directory import differences
 from psy_agents_noaug.run.evaluate import ANNOTATED_ONLY
 
 POSTS, ANNOTATIONS = "redsm5_posts.csv", "redsm5_annotations.csv"
-SENTENCE = ["data.unit=sentence", "training.max_steps=1", "task.bootstrap_resamples=100"]
+SENTENCE = ["data.unit=sentence", "training.max_steps=1"]
 
 
 def test_all_sentences_of_the_posts_are_judged_unless_it_is_asked_for_the_annotated(make_config):

@@ -12,8 +12,6 @@ class CriteriaTaskConfig(TaskSettings):
 
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
 
-    removed = ("bootstrap_resamples",)
-
     name: Literal["criteria"]
     loss: Literal["cross_entropy", "focal"]
     focal_gamma: Annotated[float, Field(ge=0.0)]

@@ -10,6 +10,7 @@ from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
 from psy_agents_noaug.metrics.calibration import (
+    CALIBRATION_METRICS,
     Calibration,
     calibration_metrics,
     cross_fitted,
@@ -25,7 +26,7 @@ from psy_agents_noaug.metrics.classification import (
 )
 from psy_agents_noaug.metrics.false_alarms import false_alarms_per_post
 from psy_agents_noaug.metrics.intervals import Samples, classification_samples
-from psy_agents_noaug.metrics.jackknife import intervals
+from psy_agents_noaug.metrics.jackknife import TOO_FEW, intervals
 from psy_agents_noaug.metrics.posts import by_post, post_metrics
 from psy_agents_noaug.metrics.subgroups import length_groups, met_groups, subgroup_metrics
 from psy_agents_noaug.metrics.values import metrics_of
@@ -111,7 +112,9 @@ class CriteriaEvaluation(TaskEvaluation):
         samples = self._samples(pairs, rule)
         reference = self._majority(split)
         metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
-        metrics |= self._calibration_metrics(pairs, rule, reference)
+        metrics |= self._calibration_metrics(
+            pairs, rule, reference, fitted_here=predicted.rule_is_fitted_here
+        )
         if cutoffs := rule.get("specificity_cutoffs"):
             metrics |= flat_metrics(
                 recall_at_cutoffs(pairs, criteria=self._criterion_ids, cutoffs=cutoffs)
@@ -279,7 +282,12 @@ class CriteriaEvaluation(TaskEvaluation):
         return metrics
 
     def _calibration_metrics(
-        self, pairs: PairPredictions, rule: DecisionRule, reference: np.ndarray
+        self,
+        pairs: PairPredictions,
+        rule: DecisionRule,
+        reference: np.ndarray,
+        *,
+        fitted_here: bool,
     ) -> MetricValues:
         """Return the measures of the raw probabilities and of the calibrated ones.
 
@@ -291,11 +299,15 @@ class CriteriaEvaluation(TaskEvaluation):
             return metrics
         criteria = self._criterion_ids
         calibrated = (
-            cross_fitted(pairs, criteria=criteria)
-            if calibration.is_close(fit_calibration(pairs, criteria=criteria))
-            else calibration.apply(pairs)
+            cross_fitted(pairs, criteria=criteria) if fitted_here else calibration.apply(pairs)
         )
-        after = flat_metrics(metrics_of(calibration_metrics(calibrated, reference=reference)))
+        after = flat_metrics(
+            metrics_of(
+                dict.fromkeys(CALIBRATION_METRICS, f"{TOO_FEW}: all pairs are of one group")
+                if calibrated is None
+                else calibration_metrics(calibrated, reference=reference)
+            )
+        )
         return metrics | {f"calibrated/{key}": value for key, value in after.items()}
 
     def _baseline_metrics(self, name: str, split: str, model: Samples) -> MetricValues:

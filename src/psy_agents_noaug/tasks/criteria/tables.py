@@ -62,7 +62,8 @@ def decisions_table(
         rows.append([criterion.criterion_id, *cells])
     table = render_table(rows, left=1)
     if "prevalence" in metrics:
-        table += f"\n* at a prevalence of {metrics['prevalence']:g}"
+        share = f"{metrics['prevalence']:g}"
+        table += f"\n* where a share of {share} of the judged texts meets the criterion"
     return table
 
 
@@ -80,7 +81,8 @@ def systems_table(metrics: Mapping[str, Any]) -> str:
     for name, prefix in systems.items():
         cells = [format_value(metrics[prefix + key]) for key in columns.values()]
         rows.append([name, with_interval(metrics, f"{prefix}f1_macro"), *cells])
-    return f"{render_table(rows, left=2)}\n{beaten_line(metrics, BASELINES, key='f1_macro')}"
+    beaten = beaten_line(metrics, BASELINES, key="f1_macro", name="macro-F1")
+    return f"{render_table(rows, left=2)}\n{beaten}"
 
 
 def calibration_table(metrics: Mapping[str, Any]) -> str:

@@ -16,8 +16,6 @@ class EvidenceTaskConfig(TaskSettings):
         "evidence_detection_average_precision",
     )
 
-    removed = ("bootstrap_resamples",)
-
     name: Literal["evidence"]
     stride: Annotated[int, Field(ge=0)]
     loss: Literal["marginal", "first_span"]

@@ -208,7 +208,7 @@ class EvidenceEvaluation(TaskEvaluation):
             f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
             f"{render_table(systems, left=2)}\n"
             "token F1, exact: pairs with evidence; all: all pairs; without evidence no span is right\n"
-            + beaten_line(metrics, _BASELINES, key="evidence_iou_f1")
+            + beaten_line(metrics, _BASELINES, key="evidence_iou_f1", name="IOU F1")
         )
 
     def _baseline(self, name: str, split: str) -> SpanCandidates:

@@ -123,12 +123,19 @@ class JointEvaluation(TaskEvaluation):
         for index, predicted in spans.items():
             rng = np.random.default_rng([self._seed, index])
             words = word_spans(self._examples[split][index].text)
-            drawn = []
-            for start, end in predicted:
-                n = sum(first < end and last > start for first, last in words)
-                at = int(rng.integers(len(words) - n + 1))
-                drawn.append((words[at][0], words[at + n - 1][1]))
-            found[index] = _merged(drawn)
+            sizes = [
+                sum(start < end and last > begin for start, last in words)
+                for begin, end in predicted
+            ]
+            # The words that stay free are dealt to the gaps before, between and after the spans.
+            n_free = max(len(words) - sum(sizes), 0)
+            gaps = np.diff(np.sort(rng.integers(0, n_free + 1, size=len(sizes))), prepend=0)
+            drawn, at = [], 0
+            for size, gap in zip(rng.permutation(sizes).tolist(), gaps.tolist(), strict=True):
+                at += gap
+                drawn.append((words[at][0], words[min(at + size, len(words)) - 1][1]))
+                at += size
+            found[index] = drawn
         return found
 
     def reduced_posts(
@@ -275,17 +282,6 @@ class JointEvaluation(TaskEvaluation):
             reason = "f1_macro or evidence_iou_f1 is undefined"
             return {**joint, "joint_score": None, "joint_score_undefined": reason}
         return {**joint, "joint_score": sum(float(part or 0.0) for part in parts) / 2}
-
-
-def _merged(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the spans in order, those that overlap as one."""
-    merged: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
-        else:
-            merged.append((start, end))
-    return merged
 
 
 def _kept(predicted: SplitPredictions) -> list[list[tuple[int, int]]]:
