@@ -297,7 +297,9 @@ def _require_bidirectional(encoder: Encoder, name: str) -> None:
     encoder.model.eval()
     with torch.no_grad():
         states = [
-            encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[0, 0]
+            encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[
+                0, 0
+            ]
             for ids in (tokens, changed)
         ]
     encoder.model.train(was_training)

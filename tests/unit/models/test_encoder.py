@@ -334,9 +334,7 @@ def test_a_pooler_that_is_missing_is_not_needed(tiny_encoder, tmp_path):
 
 def test_a_causal_decoder_is_refused(tiny_encoder, tmp_path):
     folder = shutil.copytree(tiny_encoder, tmp_path / "decoder")
-    config = transformers.GPT2Config(
-        n_embd=16, n_layer=2, n_head=2, vocab_size=300, n_positions=96
-    )
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=300, n_positions=96)
     transformers.GPT2Model(config).save_pretrained(folder)
     with pytest.raises(ConfigError, match="reads from left to right"):
         load_encoder(str(folder))
