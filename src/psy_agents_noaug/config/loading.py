@@ -1,5 +1,6 @@
 """From the Hydra tree and a command line to a checked, typed configuration."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -118,6 +119,9 @@ def to_overrides(values: Mapping[str, Any]) -> list[str]:
 def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a best configuration: overrides by dotted keys, and what its `hpo` section says of them.
 
+    Where data goes (`tracking`, `output_dir`, `data.token_cache`) is not the file's to say: such
+    settings are left out.
+
     Raises:
         ConfigError: the file cannot be read, holds no mapping, or was searched for another task.
     """
@@ -129,10 +133,13 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
         raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
-    try:
-        values = _plain(content)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
+    # The file may be a stranger's: nothing of it is looked up, such as `${oc.env:NAME}`.
+    if looked_up := list(_interpolations(content)):
+        raise ConfigError(
+            f"`best_config` {path} must hold values, but `{'`, `'.join(looked_up)}` refer to other "
+            "settings or to the environment (${...}): write the values themselves."
+        )
+    values = _plain(content)
     provenance = values.pop("hpo", None) or {}
     if not isinstance(provenance, dict):
         raise ConfigError(f"`hpo` in `best_config` {path} must be a mapping.")
@@ -144,7 +151,9 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
         raise ConfigError(
             f"`best_config` {path} was searched for the task {searched_for}, but this is {task}."
         )
-    return flat(as_of_today(values)), provenance
+    overrides = flat(as_of_today(values))
+    kept = {key: value for key, value in overrides.items() if not _says_where_data_goes(key)}
+    return kept, provenance
 
 
 def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,12 +170,25 @@ def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _says_where_data_goes(key: str) -> bool:
+    return key.split(".")[0] in ("tracking", "output_dir") or key == "data.token_cache"
+
+
 def lay_over(config: Mapping[str, Any], explicit: Mapping[str, Any]) -> "TrainConfig":
-    """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced."""
-    merged = OmegaConf.create(as_of_today(config))
+    """Return `config` (a resolved training configuration) with `explicit` dotted keys replaced.
+
+    Both are taken as they are: a text such as `${oc.env:NAME}` in a checkpoint stays that text.
+    """
+    merged: dict[str, Any] = copy.deepcopy(as_of_today(config))
     for key, value in explicit.items():
-        OmegaConf.update(merged, key, value, merge=False, force_add=True)
-    return validate_train_config(_plain(merged))
+        *sections, name = key.split(".")
+        section = merged
+        for part in sections:
+            if not isinstance(section.get(part), dict):
+                section[part] = {}
+            section = section[part]
+        section[name] = copy.deepcopy(value)
+    return validate_train_config(merged)
 
 
 def group_choices() -> dict[str, list[str]]:
@@ -366,6 +388,16 @@ def _lookup(values: Mapping[str, Any], dotted: str) -> Any:
     for part in dotted.split("."):
         here = here[part]
     return here
+
+
+def _interpolations(config: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys whose values refer to something else."""
+    keys: Iterable[Any] = config if isinstance(config, DictConfig) else range(len(config))
+    for key in keys:
+        if OmegaConf.is_interpolation(config, key):
+            yield f"{prefix}{key}"
+        elif OmegaConf.is_config(config[key]):
+            yield from _interpolations(config[key], f"{prefix}{key}.")
 
 
 def _plain(config: Any) -> dict[str, Any]:

@@ -123,7 +123,10 @@ class Refit(Plan):
         test = evaluate(
             EvaluateConfig(checkpoint=str(directory.best_checkpoint), split="test"),
             task_name=self._task,
-            explicit={},
+            explicit={
+                "tracking": self._config.tracking.model_dump(),
+                "output_dir": self._config.output_dir,
+            },
         )
         trial.set_user_attr("test", {key: test.metrics[key] for key in self._test_metrics()})
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
-from psy_agents_noaug.errors import CheckpointError, ConfigError
+from psy_agents_noaug.errors import CheckpointError, ConfigError, first_of
 from psy_agents_noaug.models.execution import is_packed, run_encoder
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
@@ -68,7 +68,9 @@ def load_encoder(
             config = AutoConfig.from_pretrained(source, **options)
             _set_dropout(config, dropout)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModel.from_pretrained(source, config=config, dtype=torch.float32, **options)
+            model, loaded = AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {error}\n"
@@ -76,7 +78,10 @@ def load_encoder(
             "`save_pretrained`, or `model=minilm` for the weights that need no hub."
         ) from error
     _require_fast(tokenizer, pretrained_model)
-    return _encoder(model, tokenizer, _text_files(config, tokenizer))
+    _require_all_weights(loaded, pretrained_model)
+    encoder = _encoder(model, tokenizer, _text_files(config, tokenizer))
+    _require_bidirectional(encoder, pretrained_model)
+    return encoder
 
 
 def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
@@ -255,6 +260,53 @@ def _require_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         raise ConfigError(
             f"`model.pretrained_model` {name!r} has no fast tokenizer, which character offsets need. "
             "Convert it with transformers and save it with `save_pretrained`."
+        )
+
+
+def _require_all_weights(loaded: Mapping[str, Any], name: str) -> None:
+    """Refuse a model whose file lacks weights: transformers would fill them with random numbers."""
+    absent = sorted(
+        key
+        for kind in ("missing_keys", "mismatched_keys")
+        for key in map(str, loaded.get(kind, ()))
+        if "pooler." not in key  # not used, see `_encoder`
+    )
+    if absent:
+        raise ConfigError(
+            f"`model.pretrained_model` {name!r} lacks {len(absent)} weights of the encoder, which would "
+            f"be random numbers: {first_of(absent)}. The file may name them with another prefix, or be "
+            "of another architecture than its config.json says."
+        )
+
+
+def _require_bidirectional(encoder: Encoder, name: str) -> None:
+    """Refuse a model that does not read its whole input: decoders, and encoders with a decoder.
+
+    The first token's state must depend on the last token.
+    """
+    config = encoder.model.config
+    if getattr(config, "is_encoder_decoder", False):
+        raise ConfigError(
+            f"`model.pretrained_model` {name!r} has a decoder; an encoder alone is needed, such as BERT."
+        )
+    size = min(encoder.tokenizer.vocab_size, 100)
+    tokens = torch.arange(8).remainder(max(size - 1, 1)).unsqueeze(0)
+    changed = tokens.clone()
+    changed[0, -1] = size - 1
+    was_training = encoder.model.training
+    encoder.model.eval()
+    with torch.no_grad():
+        states = [
+            encoder.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[
+                0, 0
+            ]
+            for ids in (tokens, changed)
+        ]
+    encoder.model.train(was_training)
+    if torch.equal(*states):
+        raise ConfigError(
+            f"`model.pretrained_model` {name!r} reads from left to right: its first token does not see "
+            "the last one. An encoder is needed, such as BERT, RoBERTa or ModernBERT."
         )
 
 

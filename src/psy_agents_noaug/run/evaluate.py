@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from psy_agents_noaug.config.loading import lay_over
+from psy_agents_noaug.config.loading import compose_config, lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig
 from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.metrics.classification import values_at_prevalence
@@ -84,7 +84,10 @@ def evaluate(
     check_evaluation_settings(explicit)
     path, split = _checkpoint_file(Path(evaluation.checkpoint)), evaluation.split
     checkpoint = load_checkpoint(path, task=task_name)
-    config = lay_over(checkpoint.config, explicit)
+    config = lay_over(
+        checkpoint.config,
+        {**_destinations(path, checkpoint.config, task_name=task_name), **explicit},
+    )
     hardware = prepare_hardware(config)
     data = prepare_data(config)
     seen = check_unseen(checkpoint, data, split, path)
@@ -131,6 +134,33 @@ def evaluate(
             rule_is_fitted_here=split == "val"
             and checkpoint.metadata["fingerprints"] == data.fingerprints(),
         )
+
+
+def _destinations(path: Path, recorded: Mapping[str, Any], *, task_name: str) -> dict[str, Any]:
+    """Return where an evaluation sends and keeps things, by dotted keys.
+
+    None of it comes from the checkpoint, which may be a stranger's: the tracker and the token cache are
+    the defaults of this installation, and the tracker's files lie beside the run of the checkpoint. The
+    checkpoint can only say that nothing is tracked.
+    """
+    own = compose_config("config", [], task=task_name)
+    run = path.resolve().parent.parent  # <output_dir>/<task>/<run>/checkpoints/<file>
+    if RunDirectory(run).config.is_file():
+        own["output_dir"] = str(run.parent.parent)
+    tracking = recorded.get("tracking")
+    if isinstance(tracking, Mapping) and tracking.get("name") == "none":
+        own["tracking"] = {"name": "none"}
+    elif isinstance(tracking, Mapping) and tracking.get("uri"):
+        logger.warning(
+            "The training was tracked elsewhere; this evaluation is tracked in %s. Give "
+            "`tracking.uri` to send it there.",
+            own["output_dir"],
+        )
+    return {
+        "tracking": own["tracking"],
+        "output_dir": own["output_dir"],
+        "data.token_cache": own["data"]["token_cache"],
+    }
 
 
 def checkpoint_task(path: Path) -> str:

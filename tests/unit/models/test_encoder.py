@@ -9,6 +9,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoTokenizer
 
@@ -299,6 +300,54 @@ def test_gradient_checkpointing_gives_equal_gradients(tiny_encoder, encode, lora
     assert plain.keys() == checkpointed.keys()
     for name in plain:
         torch.testing.assert_close(checkpointed[name], plain[name])
+
+
+def renamed_weights(folder, rename):
+    """Rewrite the weights of a folder under other names."""
+    path = folder / "model.safetensors"
+    weights = {new: value for key, value in load_file(path).items() if (new := rename(key))}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_weights_under_another_prefix_are_refused_and_not_replaced_by_random_ones(
+    tiny_encoder, tmp_path
+):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    renamed_weights(folder, lambda key: f"backbone.{key}")
+    with pytest.raises(ConfigError, match=r"lacks \d+ weights.*embeddings.*and \d+ more"):
+        load_encoder(str(folder))
+
+
+def test_a_weight_that_is_missing_is_named(tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    missing = "encoder.layer.1.output.dense.weight"
+    renamed_weights(folder, lambda key: None if key == missing else key)
+    with pytest.raises(ConfigError, match=f"lacks 1 weights.*{missing}"):
+        load_encoder(str(folder))
+
+
+def test_a_pooler_that_is_missing_is_not_needed(tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    renamed_weights(folder, lambda key: None if "pooler" in key else key)
+    assert load_encoder(str(folder)).hidden_size == 32
+
+
+def test_a_causal_decoder_is_refused(tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "decoder")
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=300, n_positions=96)
+    transformers.GPT2Model(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="reads from left to right"):
+        load_encoder(str(folder))
+
+
+def test_an_encoder_with_a_decoder_is_refused(tiny_encoder, tmp_path):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "t5")
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=300
+    )
+    transformers.T5Model(config).save_pretrained(folder)
+    with pytest.raises(ConfigError, match="has a decoder"):
+        load_encoder(str(folder))
 
 
 def test_the_tokenizer_must_be_fast(tiny_encoder, monkeypatch):
