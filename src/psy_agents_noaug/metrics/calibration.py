@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.classification import (
     PairPredictions,
@@ -105,16 +106,24 @@ def cross_fitted(
     The folds keep groups together. So the calibration of val can be judged on val. None if there is one
     group alone.
     """
-    ids, groups = np.unique(predictions.group_ids, return_inverse=True)
-    if len(ids) < 2:
+    folds = group_folds(predictions.group_ids)
+    if folds is None:
         return None
-    folds = (np.random.default_rng(0).permutation(len(ids)) % _N_FOLDS)[groups]
     probabilities = predictions.probabilities.copy()
     for fold in np.unique(folds):
         own = folds == fold
         calibration = fit_calibration(predictions.take(~own), criteria=criteria)
         probabilities[own] = calibration.apply(predictions.take(own)).probabilities
     return replace(predictions, probabilities=probabilities)
+
+
+def group_folds(group_ids: NDArray[Any]) -> Ints | None:
+    """Return the fold of each pair, `[pairs]`, which keeps groups together; None of one group alone."""
+    ids, groups = np.unique(group_ids, return_inverse=True)
+    if len(ids) < 2:
+        return None
+    folds: Ints = (np.random.default_rng(0).permutation(len(ids)) % _N_FOLDS)[groups]
+    return folds
 
 
 def calibration_metrics(

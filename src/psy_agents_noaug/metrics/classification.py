@@ -41,6 +41,8 @@ from psy_agents_noaug.metrics.values import (
 
 ECE_BINS = 15
 FIXED_THRESHOLD = 0.5
+_N_BOOTSTRAPS = 200
+_MAX_CANDIDATES = 1000
 _TIE = 1e-12  # sums of F1 that differ by no more than this are equal up to rounding
 _NO_POSITIVES = "no positive labels"
 _NO_DECISIONS = "no positive decisions"
@@ -98,24 +100,22 @@ def check_labels(labels: ArrayLike, *, name: str) -> Ints:
 def fit_thresholds(
     predictions: PairPredictions,
     *,
-    calibrated: Floats,
     criteria: Sequence[str],
     mode: Literal["global", "per_criterion"],
     min_support: int,
 ) -> dict[str, float]:
-    """Return the decision threshold of each criterion that maximises the expected F1.
+    """Return the decision threshold of each criterion that maximises F1 on `predictions`.
 
-    The expectation is by the calibrated probabilities (Lipton, Elkan and Naryanaswamy 2014, "Optimal
-    thresholding of classifiers to maximize F1 measure"). The threshold of the highest F1 among the
-    labels themselves would follow their noise: on other posts its F1 is lower.
+    What is maximised is the mean F1 over bootstrap samples of the groups, so that a few posts do not
+    decide (`benchmarks/RESULTS.md` has what it is worth). The samples are always the same.
 
     Candidates are the smallest probability (every pair is positive), the midpoints between
-    neighbouring distinct probabilities, and 0.5. Of equally good candidates the nearest to 0.5 is
-    taken, then the smaller. Without labels of both classes the threshold is 0.5.
+    neighbouring distinct probabilities, and 0.5; of very many probabilities, midpoints are taken that
+    lie closer the higher they are. Of equally good candidates the nearest to 0.5 is taken, then the
+    smaller. Without labels of both classes the threshold is 0.5.
 
     Args:
         predictions: the pairs to fit on.
-        calibrated: their calibrated probabilities, `[pairs]`.
         criteria: every criterion, including those without pairs.
         mode: `global` fits one threshold, which maximises macro-F1; `per_criterion` fits one for
             each criterion with enough pairs and gives the global one to the others.
@@ -131,48 +131,77 @@ def fit_thresholds(
     if min_support < 0:
         raise ValueError(f"`min_support` must not be negative, but is {min_support} instead.")
     index = criterion_index(predictions, criteria)
-    labels, probabilities = predictions.labels, predictions.probabilities
+    labels = predictions.labels
     n_positive = np.bincount(index, weights=labels, minlength=len(criteria))
     n_negative = np.bincount(index, weights=1 - labels, minlength=len(criteria))
-    in_macro = (n_positive[index] > 0) & (n_negative[index] > 0)
-    common = _best_threshold(calibrated[in_macro], probabilities[in_macro], index[in_macro])
+    in_macro = np.flatnonzero((n_positive > 0) & (n_negative > 0))
+    common = _best_threshold(predictions, index, in_macro)
     thresholds = dict.fromkeys(criteria, common)
     if mode == "per_criterion":
         for position, criterion in enumerate(criteria):
-            own = index == position
             if min(n_positive[position], n_negative[position]) >= max(min_support, 1):
-                thresholds[criterion] = _best_threshold(
-                    calibrated[own], probabilities[own], index[own]
-                )
+                thresholds[criterion] = _best_threshold(predictions, index, np.array([position]))
     return thresholds
 
 
-def _best_threshold(calibrated: Floats, probabilities: Floats, index: Ints) -> float:
-    """Return the candidate with the highest mean of the criteria's expected F1."""
-    if not len(probabilities):
+def _best_threshold(predictions: PairPredictions, index: Ints, positions: Ints) -> float:
+    """Return the candidate with the highest mean F1, over bootstrap samples and these criteria."""
+    rows = np.isin(index, positions)
+    if not rows.any():
         return FIXED_THRESHOLD
-    distinct, rank = np.unique(probabilities, return_inverse=True)
+    candidates = _candidates(predictions.probabilities[rows])
+    ids, groups = np.unique(predictions.group_ids, return_inverse=True)
+    rng = np.random.default_rng(0)
+    draws = (rng.integers(len(ids), size=len(ids)) for _ in range(_N_BOOTSTRAPS))
+    times = np.stack([np.bincount(draw, minlength=len(ids)) for draw in draws], axis=1)
+    sums, counts = np.zeros((2, len(candidates), _N_BOOTSTRAPS))
+    for position in positions:
+        own = index == position
+        f1 = _f1_at(
+            predictions.labels[own], predictions.probabilities[own], times[groups[own]], candidates
+        )
+        defined = ~np.isnan(f1)
+        sums[:, defined[0]] += f1[:, defined[0]]
+        counts += defined
+    # A sample without a positive of any criterion says nothing.
+    informative = counts[0] > 0
+    means = (sums[:, informative] / counts[:, informative]).mean(axis=1)
+    best = candidates[means >= means.max() - _TIE]
+    return float(best[np.lexsort((best, np.abs(best - FIXED_THRESHOLD)))[0]])
+
+
+def _candidates(probabilities: Floats) -> Floats:
+    """Return the thresholds to try, ascending but for 0.5, which is the last."""
+    distinct = np.unique(probabilities)
     middle = (distinct[:-1] + distinct[1:]) / 2
     # A midpoint that rounds down to its lower neighbour would make that one positive as well.
     middle = np.where(middle > distinct[:-1], middle, distinct[1:])
-    candidates = np.concatenate([distinct[:1], middle, [FIXED_THRESHOLD]])
-    lowest_positive = np.searchsorted(distinct, candidates, side="left")
+    if len(middle) > _MAX_CANDIDATES:
+        ranks = np.unique(np.geomspace(1, len(middle), _MAX_CANDIDATES).astype(np.int64))
+        middle = middle[len(middle) - ranks[::-1]]
+    return np.concatenate([distinct[:1], middle, [FIXED_THRESHOLD]])
 
-    def sum_positive(rows: NDArray[np.bool_], values: Floats | None) -> Floats:
-        """Sum `values`, or count, over the rows that each candidate makes positive, [candidates]."""
-        weights = None if values is None else values[rows]
-        sums = np.bincount(rank[rows], weights=weights, minlength=len(distinct) + 1)
-        found: Floats = sums[::-1].cumsum()[::-1][lowest_positive].astype(np.float64)
-        return found
 
-    f1_sum = np.zeros(len(candidates))
-    for criterion in np.unique(index):
-        own = index == criterion
-        f1_sum += f1_score(
-            sum_positive(own, calibrated), sum_positive(own, None), calibrated[own].sum()
-        )
-    best = candidates[f1_sum >= f1_sum.max() - _TIE]
-    return float(best[np.lexsort((best, np.abs(best - FIXED_THRESHOLD)))[0]])
+def _f1_at(labels: Ints, probabilities: Floats, times: Ints, thresholds: Floats) -> Floats:
+    """Return the F1 of each threshold in each sample, `[thresholds, samples]`.
+
+    Args:
+        labels: of a criterion's pairs, `[pairs]`.
+        probabilities: likewise.
+        times: how often each pair is in each sample, `[pairs, samples]`.
+        thresholds: `[thresholds]`.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    times = times[order]
+    none = np.zeros((1, times.shape[1]))
+    found = np.concatenate([none, (times * labels[order, None]).cumsum(axis=0)])
+    decided = np.concatenate([none, times.cumsum(axis=0)])
+    n_decided = np.searchsorted(-probabilities[order], -thresholds, side="right")
+    return f1_score(
+        found[n_decided],
+        decided[n_decided],
+        np.broadcast_to(found[-1], (len(thresholds), times.shape[1])),
+    )
 
 
 def classification_metrics(

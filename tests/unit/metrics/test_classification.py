@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from psy_agents_noaug.metrics.calibration import fit_calibration
 from psy_agents_noaug.metrics.classification import (
     PairPredictions,
     classification_metrics,
@@ -229,12 +228,15 @@ def test_the_order_of_rows_changes_no_bit_of_any_figure():
         assert classification_metrics(shuffled, **options) == figures
 
 
-def fitted(predictions, *, criteria=CRITERIA, mode="global", min_support=1, calibrated=None):
-    """Thresholds for calibrated probabilities that are the labels, unless said."""
-    known = predictions.labels.astype(float) if calibrated is None else np.asarray(calibrated)
-    return fit_thresholds(
-        predictions, calibrated=known, criteria=criteria, mode=mode, min_support=min_support
+def fitted(predictions, *, criteria=CRITERIA, mode="global", min_support=1):
+    """Thresholds of pairs that are all of one group: every bootstrap sample is the split itself."""
+    alone = PairPredictions(
+        predictions.labels,
+        predictions.probabilities,
+        predictions.criterion_ids,
+        np.full(len(predictions.labels), "p"),
     )
+    return fit_thresholds(alone, criteria=criteria, mode=mode, min_support=min_support)
 
 
 def exact_macro_f1(predictions, threshold):
@@ -259,46 +261,41 @@ def test_the_global_threshold_is_the_best_candidate_by_brute_force(rows):
     assert fitted(predictions) == dict.fromkeys(CRITERIA, wanted)
 
 
-def test_the_threshold_follows_the_calibrated_probabilities_and_not_the_labels():
-    """By hand: expected F1 is 2 * 0.8 / 2.3, 2 * 1.1 / 3.3, 2 * 1.3 / 4.3: one pair is best."""
-    rows = [("A.1", 0, 0.9), ("A.1", 1, 0.6), ("A.1", 1, 0.3)]
-    assert fitted(pairs(rows), calibrated=[0.8, 0.3, 0.2])["A.1"] == pytest.approx(0.75)
-    assert fitted(pairs(rows))["A.1"] == 0.3
+def test_the_threshold_is_the_best_on_average_over_bootstrap_samples_of_posts():
+    rng = np.random.default_rng(1)
+    labels = (rng.random(40) < 0.2).astype(int)
+    scores = np.round(np.clip(0.3 + 0.3 * labels + 0.2 * rng.normal(size=40), 0, 1), 2)
+    posts = [f"p{k // 2}" for k in range(40)]
+    predictions = pairs([("A.1", int(y), p) for y, p in zip(labels, scores, strict=True)], posts)
+    draws = np.random.default_rng(0)
+    samples = [draws.integers(20, size=20) for _ in range(200)]
+    ids = np.unique(posts)
+
+    def mean_f1(threshold):
+        values = []
+        for sample in samples:
+            rows = [k for place in sample for k in range(40) if posts[k] == ids[place]]
+            if labels[rows].any():
+                values.append(sk.f1_score(labels[rows], scores[rows] >= threshold))
+        return np.mean(values)
+
+    found = fit_thresholds(predictions, criteria=["A.1"], mode="global", min_support=1)["A.1"]
+    distinct = np.unique(scores)
+    best = max(map(mean_f1, (distinct[1:] + distinct[:-1]) / 2))
+    assert mean_f1(found) == pytest.approx(best)
 
 
-def test_fitted_thresholds_are_better_on_other_posts_than_those_of_the_best_val_f1():
-    """The reason for expected F1: 60 draws of a val of 200 posts with 12 met ones."""
-    rng = np.random.default_rng(0)
-
-    def draw(n):
-        labels = (rng.random(n) < 0.06).astype(int)
-        return pairs(
-            [("A.1", int(y), float(p)) for y, p in zip(labels, score(labels), strict=True)]
-        )
-
-    def score(labels):
-        return 1 / (1 + np.exp(-(rng.normal(size=len(labels)) * 1.2 + 2.2 * labels - 3)))
-
-    other = draw(40000)
-    gains, optimism = [], []
-    for _ in range(60):
-        val = draw(200)
-        if val.labels.sum() < 2:
-            continue
-        calibration = fit_calibration(val, criteria=["A.1"])
-        expected = fitted(val, criteria=["A.1"], calibrated=calibration.apply(val).probabilities)
-        best = fitted(val, criteria=["A.1"])
-
-        def f1(predictions, threshold):
-            return sk.f1_score(predictions.labels, predictions.probabilities >= threshold)
-
-        gains.append(f1(other, expected["A.1"]) - f1(other, best["A.1"]))
-        optimism.append(
-            [f1(val, found["A.1"]) - f1(other, found["A.1"]) for found in (expected, best)]
-        )
-    assert np.mean(gains) > 0.005
-    of_expected, of_best = np.mean(optimism, axis=0)
-    assert abs(of_expected) < of_best / 2
+def test_of_very_many_probabilities_enough_are_tried():
+    rng = np.random.default_rng(2)
+    labels = (rng.random(20_000) < 0.01).astype(int)
+    scores = 1 / (1 + np.exp(-(rng.normal(size=20_000) + 3 * labels - 3)))
+    predictions = pairs([("A.1", int(y), float(p)) for y, p in zip(labels, scores, strict=True)])
+    found = fit_thresholds(predictions, criteria=["A.1"], mode="global", min_support=1)["A.1"]
+    best = max(
+        sk.f1_score(labels, scores >= t)
+        for t in np.quantile(scores, 1 - np.geomspace(1e-3, 1e-1, 200))
+    )
+    assert sk.f1_score(labels, scores >= found) > best - 0.01
 
 
 def test_a_criterion_gets_its_own_threshold_only_with_enough_of_both_classes():

@@ -293,6 +293,19 @@ def test_a_report_adds_intervals_and_baselines(make_task):
     assert SECRET not in json.dumps(report) + summary
 
 
+def test_val_is_also_judged_by_thresholds_of_other_posts(make_task):
+    """Each fold's probabilities are on a level of their own: thresholds of other folds are wrong."""
+    task = make_task()
+    levels = {post: number for number, post in enumerate(sorted({e.post_id for e in VAL}))}
+    values = _predictions([0.1 * levels[e.post_id] + 0.05 * e.label for e in VAL])
+    rule = task.evaluation.fit_decision_rule(values)
+    own = SplitPredictions("val", values, rule, rule_is_fitted_here=True)
+    report = task.evaluation.report(own)
+    assert report["cross_fitted/f1_macro"] < report["f1_macro"]
+    elsewhere = task.evaluation.report(SplitPredictions("val", values, rule))
+    assert "cross_fitted/f1_macro" not in elsewhere
+
+
 def test_a_criterion_met_in_two_sentences_of_a_post_counts_once_in_its_subgroup(make_task):
     twice = [replace(example, example_id=f"{example.example_id}/again") for example in TEST]
     task = make_task(examples={"train": TRAIN, "val": VAL, "test": [*TEST, *twice]})

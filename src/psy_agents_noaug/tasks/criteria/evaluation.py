@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from psy_agents_noaug.metrics.calibration import (
     calibration_metrics,
     cross_fitted,
     fit_calibration,
+    group_folds,
 )
 from psy_agents_noaug.metrics.classification import (
     FIXED_THRESHOLD,
@@ -119,6 +121,8 @@ class CriteriaEvaluation(TaskEvaluation):
             metrics |= flat_metrics(
                 recall_at_cutoffs(pairs, criteria=self._criterion_ids, cutoffs=cutoffs)
             )
+        if predicted.rule_is_fitted_here:
+            metrics |= self._cross_fitted(pairs)
         metrics |= self._post_metrics(pairs, rule, split=split)
         examples = self._examples[split]
         for position, name in enumerate(self._subgroups):
@@ -234,20 +238,21 @@ class CriteriaEvaluation(TaskEvaluation):
 
     def _fit(self, pairs: PairPredictions) -> DecisionRule:
         criteria = self._criterion_ids
-        calibration = fit_calibration(pairs, criteria=criteria)
         return {
-            "thresholds": fit_thresholds(
-                pairs,
-                calibrated=calibration.apply(pairs).probabilities,
-                criteria=criteria,
-                mode=self._settings.thresholds,
-                min_support=self._settings.threshold_min_support,
-            ),
-            "calibration": calibration.to_json(),
+            "thresholds": self._thresholds(pairs),
+            "calibration": fit_calibration(pairs, criteria=criteria).to_json(),
             "specificity_cutoffs": cutoffs_at_specificity(
                 pairs, criteria=criteria, specificity=SPECIFICITY
             ),
         }
+
+    def _thresholds(self, pairs: PairPredictions) -> dict[str, float]:
+        return fit_thresholds(
+            pairs,
+            criteria=self._criterion_ids,
+            mode=self._settings.thresholds,
+            min_support=self._settings.threshold_min_support,
+        )
 
     def _scored(self, pairs: PairPredictions, rule: DecisionRule) -> MetricValues:
         return flat_metrics(
@@ -266,6 +271,25 @@ class CriteriaEvaluation(TaskEvaluation):
         cutoffs = np.asarray([thresholds[name] for name in pairs.criterion_ids.tolist()])
         met: np.ndarray = pairs.probabilities >= cutoffs.astype(np.float64)
         return met
+
+    def _cross_fitted(self, pairs: PairPredictions) -> MetricValues:
+        """Return F1 with the thresholds of each fold fitted on the others: without their optimism."""
+        folds = group_folds(pairs.group_ids)
+        if folds is None:
+            return {}
+        decided = np.zeros(len(folds))
+        for fold in np.unique(folds):
+            own = folds == fold
+            rule = {"thresholds": self._thresholds(pairs.take(~own))}
+            decided[own] = self._decided(pairs.take(own), rule)
+        scored = classification_metrics(
+            replace(pairs, probabilities=decided),
+            criteria=self._criterion_ids,
+            thresholds=dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD),
+        )
+        names = ("f1_macro", "f1_micro")
+        values = {name: scored.values[name] for name in names if name not in scored.undefined}
+        return {f"cross_fitted/{name}": value for name, value in values.items()}
 
     def _post_metrics(
         self, pairs: PairPredictions, rule: DecisionRule, *, split: str

@@ -81,6 +81,9 @@ def systems_table(metrics: Mapping[str, Any]) -> str:
     for name, prefix in systems.items():
         cells = [format_value(metrics[prefix + key]) for key in columns.values()]
         rows.append([name, with_interval(metrics, f"{prefix}f1_macro"), *cells])
+    if metrics.get("cross_fitted/f1_macro") is not None:
+        value = format_value(metrics["cross_fitted/f1_macro"])
+        rows.append(["model, thresholds of other posts", value, *[""] * len(columns)])
     beaten = beaten_line(metrics, BASELINES, key="f1_macro", name="macro-F1")
     return f"{render_table(rows, left=2)}\n{beaten}"
 

@@ -133,6 +133,8 @@ class JointEvaluation(TaskEvaluation):
             drawn, at = [], 0
             for size, gap in zip(rng.permutation(sizes).tolist(), gaps.tolist(), strict=True):
                 at += gap
+                if at >= len(words):  # predicted spans share words, and more would not fit
+                    break
                 drawn.append((words[at][0], words[min(at + size, len(words)) - 1][1]))
                 at += size
             found[index] = drawn
