@@ -9,8 +9,8 @@ At 5 % at most 6 % of such comparisons may be significant. The test over posts a
 trained weights for the configuration, is shown beside it. The last column is the coverage of one
 configuration's interval.
 
-Exits 1 if a share of rejections is above 6 %, or a coverage below 93 %, by more than two standard errors of
-the simulation: 1.4 percentage points with 1,000 comparisons.
+Exits 1 if a share of rejections is above 6 %, or a coverage below 93 %, by more than two standard errors
+of the simulation: 1.4 percentage points with 1,000 comparisons.
 """
 
 import argparse

@@ -10,8 +10,8 @@ a population of 400,000 posts. A sample with a criterion that a single post meet
 few"); of 222 posts with 4 met ones that is every second. The others have more met posts on average, and
 so has the population.
 
-Exits 1 if a coverage is outside its band (93 to 97 % by posts, at least 90 % by authors) by more than two
-standard errors of the simulation: 0.8 percentage points with 2,000 intervals.
+Exits 1 if a coverage is outside its band (93 to 97 % by posts, at least 90 % by authors) by more than
+two standard errors of the simulation: 0.8 percentage points with 2,000 intervals.
 """
 
 import argparse
