@@ -1,6 +1,6 @@
 """Time and memory of preparing a large corpus: reading, checking, alignment, labels, splits, duplicates.
 
-    python benchmarks/preparation.py [--posts 50000] [--unit post|sentence]
+    python benchmarks/preparation.py [--posts 50000]
 
 The posts are of Reddit's lengths (`common.write_corpus`), each with nine criteria. Exits 1 if it takes
 more than two minutes or 4 GiB.
@@ -24,11 +24,10 @@ def main() -> int:
     """Prepare a corpus once, and print what it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--posts", type=int, default=50_000)
-    parser.add_argument("--unit", choices=["post", "sentence"], default="post")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         overrides = write_corpus(Path(folder), n_posts=options.posts)
-        config = load_train_config("criteria", [*overrides, f"data.unit={options.unit}"])
+        config = load_train_config("criteria", overrides)
         began = time.perf_counter()
         data = prepare_data(config)
         seconds = time.perf_counter() - began
