@@ -258,6 +258,7 @@ def test_a_report_has_intervals_baselines_and_what_was_left_out(make_task):
     assert report["baseline_first_sentence/answerable/evidence_token_f1"] > 0
     assert report["baseline_none/evidence_exact_match"] == pytest.approx((1 / 3 + 1) / 2)
     assert report["evidence_token_f1_ci_low_undefined"].startswith("too few")
+    assert "UAX 29" in report["word_segmentation"]
     assert SECRET not in json.dumps(report)
     table = task.evaluation.summary(report)
     assert "whole post" in table

@@ -34,6 +34,7 @@ from psy_agents_noaug.tasks.evidence.baselines import (
     whole_post,
 )
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
+from psy_agents_noaug.utils.words import WORD_SEGMENTATION
 
 THRESHOLD = "null_score_diff_threshold"
 _COMPARED_METRICS = {
@@ -117,6 +118,7 @@ class EvidenceEvaluation(TaskEvaluation):
             threshold=predicted.rule[THRESHOLD],
         )
         metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
+        metrics["word_segmentation"] = WORD_SEGMENTATION
         for name in _BASELINES:
             spans = self._spans(split, self._baseline(name, split))
             threshold = fit_null_threshold(
