@@ -13,7 +13,8 @@ A pair is answerable if it has gold spans.
   is at least 0.5. Precision counts predicted spans and recall counts gold spans, each once, so that
   neither exceeds 1.
 - `evidence_eraser_iou_f1_*`: as ERASER's own `partial_match_score` computes them, over the pairs of all
-  criteria; its recall counts predicted spans, so that two of them on one gold span count twice.
+  criteria; its recall counts predicted spans, so that two of them on one gold span count twice, and the
+  figure may exceed 1.
 - `evidence_set_token_*`, `evidence_char_*`: precision, recall and F1 of the words, and of the code
   points, in any predicted span against those in any gold span, over all pairs of a criterion.
 - `evidence_detection_*`: whether a pair has evidence at all; average precision ranks by the best span.

@@ -1,10 +1,11 @@
 import warnings
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from psy_agents_noaug.metrics.squad import exact_match, normalize_answer, token_f1
+from psy_agents_noaug.utils.words import has_unspaced_script
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -43,6 +44,8 @@ def test_worked_cases_score_as_by_hand(prediction, golds, exact, f1):
 @settings(deadline=None, max_examples=150)
 @given(prediction=ANSWER, golds=st.lists(ANSWER, min_size=1, max_size=3))
 def test_both_scores_are_those_of_torchmetrics(prediction, golds):
+    # torchmetrics takes runs without spaces for words in every script.
+    assume(not any(has_unspaced_script(text) for text in (prediction, *golds)))
     # torchmetrics scores gold answers that normalise to nothing, SQuAD 2.0 leaves them out.
     golds = [gold for gold in golds if normalize_answer(gold)] or [""]
     theirs = squad(
