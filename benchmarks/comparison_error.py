@@ -9,8 +9,7 @@ At 5 % at most 6 % of such comparisons may be significant. The test over posts a
 trained weights for the configuration, is shown beside it. The last column is the coverage of one
 configuration's interval.
 
-Exits 1 if a share of rejections is above 6 %, or a coverage below 93 %, by more than two standard errors
-of the simulation: 1.4 percentage points with 1,000 comparisons.
+Exits 1 if a share of rejections is above 6 %, or a coverage is below 93 %.
 """
 
 import argparse
@@ -114,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the shares for each number of seeds; the worst last."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the comparisons")
-    n_comparisons = 250 if parser.parse_args(argv).quick else 1000
+    quick = parser.parse_args(argv).quick
+    n_comparisons = 250 if quick else 1000
     truth = true_macro_f1(np.random.default_rng(0))
     rows = [["seeds", "rejected", "by posts alone", "interval of the mean"]]
     outside, worst = [], (-1.0, "")
@@ -127,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             (MIN_COVERED - found["covered"], f"{n_seeds} seeds: {shown[2]} covered"),
         ):
             worst = max(worst, (distance, line)) if distance == distance else worst
-            slack = 2 * (0.05 * 0.95 / n_comparisons) ** 0.5
+            # A quick run is judged with two standard errors of its own noise.
+            slack = 2 * (0.05 * 0.95 / n_comparisons) ** 0.5 if quick else 0.0
             if distance > slack:
                 outside.append(line)
     sys.stdout.write(f"{render_table(rows, left=1)}\n")

@@ -6,8 +6,8 @@ are computed from counts that add up over posts, so that leaving posts out and s
 Chance is of two kinds: other posts, and other seeds. The squared standard error of a difference is the
 paired variance over groups of posts (`metrics.jackknife`) plus the variance over seeds of each system,
 divided by its number of seeds. The test is Student's, with Satterthwaite's (1946) degrees of freedom. A
-test over posts alone takes the trained weights for the system: with few seeds it finds equal systems
-different in a fifth of the cases. `benchmarks/comparison_error.py` measures both.
+test over posts alone takes the trained weights for the system: it may find equal systems different
+far more often than it says. `benchmarks/comparison_error.py` measures both.
 """
 
 from collections.abc import Callable, Mapping, Sequence
