@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all wheel-test lint format
+.PHONY: help setup demo test test-all faults wheel-test lint format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -28,6 +28,9 @@ test: setup ## run the tests, without the slow ones
 
 test-all: setup ## run all tests
 	$(RUN) -m pytest
+
+faults: setup ## inject every fault into the real commands and print what happens
+	$(RUN) -m pytest -m faults
 
 wheel-test: setup ## build the wheel, install it beside no checkout, train in an empty folder
 	$(RUN) -m pytest tests/e2e/test_wheel.py

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
+from psy_agents_noaug.metrics.tables import render_table
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
@@ -45,6 +46,43 @@ _NEUTRAL = [
 # bit of a sum depends on the number of threads, so the processes that tests start get as many.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+_MATRIX = pytest.StashKey[dict[tuple[str, str, str], list[pytest.TestReport]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MATRIX] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep the reports of each row of the fault matrix: area, fault, and what the product does."""
+    report = yield
+    marker = item.get_closest_marker("faults")
+    if marker:
+        fault, outcome = marker.args
+        area = item.path.stem.removeprefix("test_").replace("_", " ")
+        item.config.stash[_MATRIX].setdefault((area, fault, outcome), []).append(report)
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Print the fault matrix if the faults are what was asked for (`make faults`)."""
+    if config.option.markexpr != "faults":
+        return
+    rows = [["area", "fault", "what happens", "held", "seconds"]]
+    for (area, fault, outcome), reports in config.stash[_MATRIX].items():
+        held = "NO" if any(report.failed for report in reports) else "yes"
+        skipped = all(report.skipped for report in reports if report.when == "setup")
+        seconds = sum(report.duration for report in reports)
+        rows.append([area, fault, outcome, "not run" if skipped else held, f"{seconds:.1f}"])
+    terminalreporter.section("faults")
+    terminalreporter.write_line(render_table(rows, left=4))
 
 
 @pytest.fixture(scope="session", autouse=True)

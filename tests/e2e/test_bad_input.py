@@ -353,6 +353,7 @@ def test_a_checkpoint_of_another_division_of_the_corpus_is_refused(
 
 
 @pytest.mark.parametrize("kept", [0, 1, 60, 0.5, -1, -60])
+@pytest.mark.faults("a checkpoint is cut short", "refused with one message")
 def test_a_truncated_checkpoint_is_refused(
     refusal_of_evaluation: Refusal, checkpoint: Path, kept: float
 ) -> None:
