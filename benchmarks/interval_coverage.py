@@ -24,7 +24,12 @@ from scipy.stats import norm
 
 from psy_agents_noaug.metrics.classification import PairPredictions
 from psy_agents_noaug.metrics.intervals import classification_samples, macro
-from psy_agents_noaug.metrics.jackknife import intervals, jackknife_blocks, leave_blocks_out
+from psy_agents_noaug.metrics.jackknife import (
+    effective_groups,
+    intervals,
+    jackknife_blocks,
+    leave_blocks_out,
+)
 from psy_agents_noaug.metrics.ratios import f1_score
 from psy_agents_noaug.metrics.tables import render_table
 
@@ -153,7 +158,9 @@ def coverage(setting: Setting, *, seed: int) -> Iterator[tuple[str, int, int, fl
     found: dict[str, list[tuple[float, float]]] = {key: [] for key in FIGURES}
     for split in splits:
         samples = figures(split, cutoffs, whole_only=False)
-        values = intervals(samples).values
+        n_groups = effective_groups(split.authors)
+        ratios = {key: n_groups for key in FIGURES if "f1" in key}
+        values = intervals(samples, ratios=ratios).values
         for key, own in found.items():
             low, high = values[f"{key}_ci_low"], values[f"{key}_ci_high"]
             if low is not None and high is not None:

@@ -1,7 +1,7 @@
 """Intervals of the classification metrics, by the method of `metrics.jackknife`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from psy_agents_noaug.metrics.classification import (
     pair_outcomes,
 )
 from psy_agents_noaug.metrics.jackknife import (
+    effective_groups,
     intervals,
     jackknife_blocks,
     jackknife_weights,
@@ -49,18 +50,20 @@ class Samples:
     Attributes:
         values: `[1 + blocks]` by key; NaN if undefined.
         shares: the figures that are shares, each with the number of groups that it is about.
+        ratios: the other ratios of sums, each with its effective number of groups.
     """
 
     values: Mapping[str, Floats]
     shares: Mapping[str, int]
+    ratios: Mapping[str, float]
 
     def only(self, keys: Sequence[str]) -> "Samples":
         """Return the samples of these figures."""
-        return Samples({key: self.values[key] for key in keys}, self.shares)
+        return replace(self, values={key: self.values[key] for key in keys})
 
     def intervals(self, *, confidence: float = 0.95) -> Metrics:
         """Return `<key>_ci_low` and `<key>_ci_high` of each figure."""
-        return intervals(self.values, shares=self.shares, confidence=confidence)
+        return intervals(self.values, shares=self.shares, ratios=self.ratios, confidence=confidence)
 
 
 def classification_samples(
@@ -111,7 +114,9 @@ def classification_samples(
         }
         groups = predictions.group_ids[of]
         shares |= {f"{prefix}{name}": len(set(groups[rows])) for name, rows in cases.items()}
-    return Samples(values, shares)
+    n_effective = effective_groups(predictions.group_ids)
+    f1 = [f"per_criterion/{criterion}/f1" for criterion in criteria]
+    return Samples(values, shares, ratios=dict.fromkeys(["f1_macro", "f1_micro", *f1], n_effective))
 
 
 def _ranking_figures(labels: Ints, probabilities: Floats, blocks: Ints, n_blocks: int) -> Floats:

@@ -2,11 +2,14 @@
 
 The units are groups: authors where they are known, posts elsewhere. A figure is computed once for the
 whole split and once without each group (Quenouille 1956; Tukey 1958). This gives its bias, which is
-subtracted, and its variance; the spread of the differences gives the variance's degrees of freedom
-(Satterthwaite 1946). The interval is Student's on the logit scale, so that it stays within [0, 1] (for
-average precision: Boyd, Eng and Page 2013, "Area under the precision-recall curve: point estimates and
-confidence intervals"). Resampling with replacement would inflate average precision, because the copies
-of a positive rank beside each other.
+subtracted, and its variance. The interval is Student's on the logit scale, so that it stays within
+[0, 1] (for average precision: Boyd, Eng and Page 2013, "Area under the precision-recall curve: point
+estimates and confidence intervals"). Resampling with replacement would inflate average precision,
+because the copies of a positive rank beside each other.
+
+A ratio of sums, such as F1, has one degree of freedom less than there are groups, counted as
+`effective_groups`. In a ranking, few groups may decide: there the spread of the differences gives the
+degrees of freedom (Satterthwaite 1946).
 
 Shares of items, such as sensitivity, have the exact interval of `share_interval`.
 
@@ -18,7 +21,7 @@ measures the coverage.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,6 +67,18 @@ def jackknife_blocks(group_ids: NDArray[Any]) -> tuple[Ints, int]:
         return groups.astype(np.int64), n_blocks
     order = np.random.default_rng(0).permutation(len(ids))
     return (order % n_blocks)[groups], n_blocks
+
+
+def effective_groups(group_ids: NDArray[Any]) -> float:
+    """Return how many groups of equal size tell as much as these (Kish 1965, "Survey Sampling").
+
+    It is at most `MAX_BLOCKS`, and 0 without items.
+
+    Args:
+        group_ids: the group of each item, `[items]`.
+    """
+    sizes = np.unique(group_ids, return_counts=True)[1].astype(np.float64)
+    return min(float(sizes.sum() ** 2 / (sizes**2).sum()), MAX_BLOCKS) if len(sizes) else 0.0
 
 
 def jackknife_weights(n_blocks: int) -> Ints:
@@ -206,6 +221,7 @@ def intervals(
     samples: Mapping[str, Floats],
     *,
     shares: Mapping[str, int] | None = None,
+    ratios: Mapping[str, float] | None = None,
     bounded: bool = True,
     confidence: float = 0.95,
 ) -> Metrics:
@@ -214,6 +230,7 @@ def intervals(
     Args:
         samples: the figures, each as `jackknife` takes them.
         shares: the figures that are shares of items, each with the number of groups that it is about.
+        ratios: the other figures that are ratios of sums, each with its `effective_groups`.
         bounded: whether the figures lie in [0, 1].
         confidence: level of the intervals.
 
@@ -231,6 +248,8 @@ def intervals(
             found = share_interval(values, n, confidence=confidence)
         else:
             estimate = jackknife(values)
+            if isinstance(estimate, Estimate) and ratios and key in ratios:
+                estimate = replace(estimate, degrees_of_freedom=max(ratios[key] - 1, 1.0))
             found = (
                 estimate if isinstance(estimate, str) else interval(estimate, confidence=confidence)
             )

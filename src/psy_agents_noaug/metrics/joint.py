@@ -22,7 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.intervals import macro
-from psy_agents_noaug.metrics.jackknife import intervals, jackknife_blocks, leave_blocks_out
+from psy_agents_noaug.metrics.jackknife import (
+    effective_groups,
+    intervals,
+    jackknife_blocks,
+    leave_blocks_out,
+)
 from psy_agents_noaug.metrics.ratios import divide, f1_score
 from psy_agents_noaug.metrics.values import (
     NO_PAIRS,
@@ -102,7 +107,8 @@ def joint_metrics(
     if not with_interval:
         return point
     values = macro(_supported(leave_blocks_out(counts))["supported_f1"])
-    interval = intervals({"supported_f1": values})
+    ratios = {"supported_f1": effective_groups(decisions.group_ids)}
+    interval = intervals({"supported_f1": values}, ratios=ratios)
     return Metrics(point.values | interval.values, point.undefined | interval.undefined)
 
 

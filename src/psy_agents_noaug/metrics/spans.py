@@ -38,7 +38,7 @@ from psy_agents_noaug.metrics.classification import (
     criterion_index,
 )
 from psy_agents_noaug.metrics.intervals import Samples, classification_samples, macro
-from psy_agents_noaug.metrics.jackknife import jackknife_blocks, leave_blocks_out
+from psy_agents_noaug.metrics.jackknife import effective_groups, jackknife_blocks, leave_blocks_out
 from psy_agents_noaug.metrics.ratios import divide, f1_score
 from psy_agents_noaug.metrics.squad import exact_match, token_f1
 from psy_agents_noaug.metrics.values import (
@@ -216,13 +216,14 @@ def span_samples(
     ranking = classification_samples(
         detection, criteria=criteria, thresholds=dict.fromkeys(criteria, 0.5)
     )
+    ratios = {
+        **{key: macro(figures[key]) for key in WITH_INTERVALS},
+        **_eraser_metrics(samples.sum(axis=0)),
+    }
     return Samples(
-        {
-            **{key: macro(figures[key]) for key in WITH_INTERVALS},
-            **_eraser_metrics(samples.sum(axis=0)),
-            _AVERAGE_PRECISION: ranking.values["average_precision_macro"],
-        },
+        {**ratios, _AVERAGE_PRECISION: ranking.values["average_precision_macro"]},
         shares={"evidence_exact_match": len(set(predictions.group_ids.tolist()))},
+        ratios=dict.fromkeys(ratios, effective_groups(predictions.group_ids)),
     )
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import f1_score
 
 from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
 from psy_agents_noaug.metrics.intervals import OVERALL, PER_CRITERION, classification_samples
@@ -161,3 +162,38 @@ def test_none_goes_with_a_reason_and_nan_never_comes_out(rows, n_posts):
 def test_bad_options_are_refused_by_name():
     with pytest.raises(ValueError, match="`confidence` must be"):
         intervals(pairs([("A.1", 1, 0.9)]), confidence=95)
+
+
+def test_six_authors_with_fifteen_posts_each_tell_what_six_tell_not_what_ninety_do():
+    """The bootstrap over the same units is the independent implementation."""
+    right = [15, 15, 8, 15, 12, 12]  # of each author's posts; the first three authors' are met
+    labels = np.repeat([1, 1, 1, 0, 0, 0], 15)
+    decisions = np.concatenate(
+        [
+            np.where(np.arange(15) < n, own, 1 - own)
+            for n, own in zip(right, labels[::15], strict=True)
+        ]
+    )
+    authors, posts = np.repeat(np.arange(6), 15), np.arange(90)
+
+    def bootstrap(units):
+        rng = np.random.default_rng(0)
+        members = [np.flatnonzero(units == unit) for unit in np.unique(units)]
+        figures = []
+        for _ in range(2000):
+            drawn = rng.integers(len(members), size=len(members))
+            rows = np.concatenate([members[unit] for unit in drawn])
+            figures.append(f1_score(labels[rows], decisions[rows], zero_division=0.0))
+        return np.quantile(figures, [0.025, 0.975])
+
+    def found(units):
+        rows = [("A.1", *pair) for pair in zip(labels, decisions.astype(float), strict=True)]
+        values = intervals(
+            pairs(rows, units.astype(str).tolist()), criteria=["A.1"], thresholds={"A.1": 0.5}
+        )
+        return values.values["f1_macro_ci_low"], values.values["f1_macro_ci_high"]
+
+    assert found(posts) == pytest.approx(bootstrap(posts), abs=0.02)
+    low, high = found(authors)
+    assert low < bootstrap(authors)[0] < 0.5
+    assert high > bootstrap(authors)[1] > 0.95

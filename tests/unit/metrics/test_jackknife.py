@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -6,6 +8,7 @@ from psy_agents_noaug.metrics.jackknife import (
     MAX_BLOCKS,
     Estimate,
     add_variances,
+    effective_groups,
     intervals,
     jackknife,
     jackknife_blocks,
@@ -50,6 +53,22 @@ def test_degrees_of_freedom_are_those_of_the_groups_that_matter():
     many = jackknife(means_without_one(np.random.default_rng(3).normal(size=400)))
     assert 4 < few.degrees_of_freedom < 20 < 200 < many.degrees_of_freedom
     assert jackknife(means_without_one(np.array([0.0, 1.0]))).degrees_of_freedom == 1
+
+
+def test_groups_of_unequal_size_tell_as_much_as_fewer_equal_ones():
+    assert effective_groups(np.repeat(["a", "b", "c"], 5)) == 3
+    assert effective_groups(np.repeat(["a", "b", "c"], [8, 1, 1])) == pytest.approx(100 / 66)
+    assert effective_groups(np.array([])) == 0
+    assert effective_groups(np.arange(2000)) == MAX_BLOCKS
+
+
+def test_a_ratio_has_one_degree_of_freedom_less_than_there_are_equal_groups():
+    samples = np.array([0.6, 0.5, 0.7, 0.6, 0.65, 0.2])
+    ratio = intervals({"f1": samples}, ratios={"f1": 5.0}).values
+    expected = logit_interval(replace(jackknife(samples), degrees_of_freedom=4.0))
+    assert (ratio["f1_ci_low"], ratio["f1_ci_high"]) == expected
+    skewed = intervals({"f1": samples}, ratios={"f1": 2.5}).values
+    assert skewed["f1_ci_low"] < ratio["f1_ci_low"] < ratio["f1_ci_high"] < skewed["f1_ci_high"]
 
 
 def test_sums_of_variances_have_the_degrees_of_freedom_of_welch():
