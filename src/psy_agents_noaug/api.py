@@ -15,6 +15,7 @@ from psy_agents_noaug.config.loading import (
     to_overrides,
 )
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.utils.shown import PrintableFormatter
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
@@ -132,7 +133,7 @@ def _logging(verbose: bool) -> Iterator[None]:
         yield
         return
     handler, level = logging.StreamHandler(sys.stderr), logger.level
-    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter())
     if not logger.hasHandlers():
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

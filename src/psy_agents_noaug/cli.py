@@ -33,6 +33,7 @@ from psy_agents_noaug.errors import (
 )
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.utils.extras import require
+from psy_agents_noaug.utils.shown import PrintableFormatter, printable
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
@@ -418,19 +419,16 @@ def _completions(
 
 def _guarded(run: Callable[[], str]) -> int:
     """Print what `run` returns; turn what stops it into a message and an exit code."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(levelname)s %(message)s",
-        handlers=[_StderrHandler()],
-        force=True,
-    )
+    handler = _StderrHandler()
+    handler.setFormatter(PrintableFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     speaks = _is_first_process()
     logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
     signal.signal(signal.SIGTERM, _stop)
     try:
         shown = run()
     except PsyAgentsError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
         return 2
     except Interrupted as stop:
         # Asked again, it is ending already; only SIGKILL ends it sooner.
@@ -442,7 +440,7 @@ def _guarded(run: Callable[[], str]) -> int:
         sys.stderr.write(f"{_STOPPED}\n")
         return 130
     if speaks and shown:
-        sys.stdout.write(f"{shown}\n")
+        sys.stdout.write(printable(f"{shown}\n"))
     _leave_process_group()
     return 0
 

@@ -44,6 +44,7 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
 MAX_FAULTS_LISTED = 50
 MAX_ID_LENGTH, MAX_ID_WORDS = 128, 4
 _IDENTIFIERS = ("post_id", "group_id", "sentence_id", "annotator_id")
+_SHOWN = (*_IDENTIFIERS, "criterion_id", "name")
 MAX_SUBGROUPS = 20
 MAX_SUBGROUP_LENGTH = 24
 _SUBGROUP = regex.compile(rf"[\w\p{{M}} .+<>=()-]{{0,{MAX_SUBGROUP_LENGTH}}}")
@@ -442,6 +443,8 @@ def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) 
             f"must be an identifier: at most {MAX_ID_LENGTH} characters and {MAX_ID_WORDS} words, as it "
             "stands in predictions; is a column of text mapped to it?"
         )
+    if column in _SHOWN and not value.isprintable():
+        return "must be printable, without control characters, as it stands in tables and logs"
     if column == "status":
         return labels.rule if labels.parse(value) is None else None
     if column in ("explanation", "aliases") or value.strip():

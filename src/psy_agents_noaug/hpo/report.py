@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.hpo.workers import LOST, StudyProgress, counted, original_number
 from psy_agents_noaug.utils.files import write_bytes, write_text
+from psy_agents_noaug.utils.shown import spreadsheet_cell
 
 _COLUMNS = ("seconds", "evaluations", "run", "worker", "cause")
 
@@ -27,19 +28,20 @@ def write_trials(study: optuna.Study, path: Path) -> Path:
     trials = study.get_trials(deepcopy=False)
     counting = {trial.number for trial in counted(trials)}
     params = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "trial", "state", "counts", "value", *params, *_COLUMNS])
+    rows: list[list[object]] = [["number", "trial", "state", "counts", "value", *params, *_COLUMNS]]
     for trial in trials:
         attributes = trial.user_attrs
-        writer.writerow(
+        rows.append(
             [trial.number, original_number(trial), trial.state.name, trial.number in counting]
-            + ["" if trial.value is None else repr(trial.value)]
+            + ["" if trial.value is None else trial.value]
             + [trial.params.get(name, "") for name in params]
             + [attributes.get("seconds", ""), len(trial.intermediate_values)]
             + [attributes.get("run", ""), attributes.get("worker", "")]
             + [attributes.get("cause", LOST) if trial.state == TrialState.FAIL else ""]
         )
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([[spreadsheet_cell(cell) for cell in row] for row in rows])
     write_text(path, text.getvalue())
     return path
 
