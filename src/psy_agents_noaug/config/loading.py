@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
+_MAX_DEPTH = 50  # of YAML; deeper than any configuration
 
 # A wheel carries the tree inside the package; a checkout has it at its root.
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
@@ -110,8 +111,9 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def to_overrides(values: Mapping[str, Any]) -> list[str]:
     """Return overrides in Hydra's syntax that give `values`, by dotted keys; groups choose."""
+    groups = group_choices()
     return [
-        f"{key}={value}" if (_config_dir() / key).is_dir() else f"++{key}={hydra_literal(value)}"
+        f"{key}={value}" if key in groups else f"++{key}={hydra_literal(value)}"
         for key, value in values.items()
     ]
 
@@ -128,8 +130,10 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
     if not path.is_file():
         raise ConfigError(f"`best_config` must be a file, but {path} is not there.")
     try:
+        _check_yaml(path.read_text(encoding="utf-8"))
         content = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, OmegaConfBaseException) as error:
+    # A number of too many digits is a ValueError.
+    except (yaml.YAMLError, ValueError, OSError, OmegaConfBaseException) as error:
         raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
@@ -154,6 +158,22 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
     overrides = flat(as_of_today(values))
     kept = {key: value for key, value in overrides.items() if not _says_where_data_goes(key)}
     return kept, provenance
+
+
+def _check_yaml(text: str) -> None:
+    """Refuse YAML that is nested too deep, or without end, for what reads it later.
+
+    Raises:
+        yaml.YAMLError: saying which.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError(f"it repeats a part by an alias (*{event.anchor}); write it out")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} deep")
 
 
 def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
