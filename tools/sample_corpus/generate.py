@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SAMPLE, help="folder to write")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     args = parser.parse_args()
-    print(f"wrote {write_corpus(args.out, args.seed)} posts to {args.out}")  # noqa: T201
+    print(f"wrote {write_corpus(args.out, args.seed)} posts to {args.out}")
 
 
 if __name__ == "__main__":
