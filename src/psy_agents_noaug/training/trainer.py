@@ -419,11 +419,15 @@ class Trainer:
         ]
         bad_anywhere = sorted(name for share in self._distributed.gather(bad) for name in share)
         what = "gradient" if losses is None else "loss"
+        weights = (
+            "the weights were not updated"
+            if all_finite(self._parameters)
+            else "since an earlier update, weights are NaN or infinite too, and are not saved"
+        )
         raise NonFiniteError(
             faults_message(
-                f"The {what} is NaN or infinite at step {self._state.step}; the weights were not "
-                "updated. Lower `training.learning_rate`, or use `training.amp=off` or bf16. "
-                "Examples:",
+                f"The {what} is NaN or infinite at step {self._state.step}; {weights}. Lower "
+                "`training.learning_rate`, or use `training.amp=off` or bf16. Examples:",
                 bad_anywhere,
             )
         )
