@@ -187,7 +187,7 @@ def check_positions(max_length: int, encoder: Encoder) -> None:
 def _encoder(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, str]
 ) -> Encoder:
-    # The pretraining pooler's output is not used: it would train nothing and break DDP.
+    # The pretraining pooler's output is not used, so that its weights would never train.
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]
     hidden_size = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]

@@ -18,7 +18,8 @@ from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 
-# Gradients are summed in so many parts at a time. On CPUs this is as fast as DistributedDataParallel.
+# Gradients are summed in so many parts at a time. On two CPU processes this takes a tenth more time
+# than DistributedDataParallel; one part takes half as much again.
 _N_PARTS = 4
 
 
