@@ -428,7 +428,8 @@ def _guarded(run: Callable[[], str]) -> int:
     try:
         shown = run()
     except PsyAgentsError as error:
-        sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
+        if not error.is_shown_elsewhere:
+            sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
         return 2
     except Interrupted as stop:
         # Asked again, it is ending already; only SIGKILL ends it sooner.

@@ -7,7 +7,13 @@ MAX_NAMES_LISTED = 10
 
 
 class PsyAgentsError(Exception):
-    """Base class of every error whose message is written for the user."""
+    """Base class of every error whose message is written for the user.
+
+    Attributes:
+        is_shown_elsewhere: whether another process of the same training shows this message.
+    """
+
+    is_shown_elsewhere = False
 
 
 class ConfigError(PsyAgentsError):
@@ -32,6 +38,10 @@ class CheckpointError(PsyAgentsError):
 
 class NonFiniteError(PsyAgentsError):
     """A loss, a gradient or a predicted score is NaN or infinite."""
+
+
+class OtherProcessError(PsyAgentsError):
+    """Another process of the same training failed or was killed."""
 
 
 class StoppedError(Exception):

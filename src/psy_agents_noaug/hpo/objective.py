@@ -22,11 +22,7 @@ from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tracking.manifest import package_versions
-from psy_agents_noaug.utils.out_of_memory import (
-    MEMORY_ERRORS,
-    give_memory_back,
-    is_out_of_memory,
-)
+from psy_agents_noaug.utils.out_of_memory import give_memory_back
 
 # Errors that end one trial; another trial may succeed.
 _TRIAL_ERRORS = (NonFiniteError, OutOfMemoryError)
@@ -94,14 +90,6 @@ class Objective:
         except _TRIAL_ERRORS as error:
             self._clear(directory)
             raise FailedTrialError(str(error).splitlines()[0]) from None
-        except MEMORY_ERRORS as error:
-            if not is_out_of_memory(error):
-                raise
-            # Raised outside of a batch (by the optimizer, or when the model is moved to the device), so
-            # that smaller micro-batches would not help.
-            self._clear(directory)
-            cause = str(error).partition("\n")[0]
-            raise FailedTrialError(f"Memory ran out: {cause or type(error).__name__}") from None
         except StoppedError:
             self._clear(directory)
             raise TrialPruned from None

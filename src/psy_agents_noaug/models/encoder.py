@@ -12,11 +12,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError, first_of
 from psy_agents_noaug.models.execution import is_packed, run_encoder
+from psy_agents_noaug.models.recompute import recomputed
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
 
@@ -155,14 +155,13 @@ def encode_rows(
     packed = is_packed(encoder)
     counts = inputs["attention_mask"].sum(dim=1).tolist() if packed else [width] * n_rows
 
-    def encode(turn: slice) -> Tensor:
-        rows = {name: value[turn] for name, value in inputs.items()}
-        return run_encoder(encoder, rows, first_only=first_only)
+    def encode(*rows: Tensor) -> Tensor:
+        return run_encoder(encoder, dict(zip(inputs, rows, strict=True)), first_only=first_only)
 
-    turns = list(_turns(counts, max_tokens))
+    turns = [[value[turn] for value in inputs.values()] for turn in _turns(counts, max_tokens)]
     if len(turns) == 1 or not torch.is_grad_enabled():
-        return torch.cat([encode(turn) for turn in turns])
-    return torch.cat([checkpoint(encode, turn, use_reentrant=False) for turn in turns])
+        return torch.cat([encode(*rows) for rows in turns])
+    return torch.cat([recomputed(encode, *rows) for rows in turns])
 
 
 def _turns(counts: Sequence[int], most: int) -> Iterator[slice]:
@@ -185,28 +184,10 @@ def check_positions(max_length: int, encoder: Encoder) -> None:
         )
 
 
-def recompute_activations(encoder: nn.Module) -> None:
-    """Keep no activations inside layers, compute them again going backward (Chen et al. 2016).
-
-    Raises:
-        ConfigError: the encoder's code does not support it.
-    """
-    # The older name is deprecated since transformers 5.23; earlier ones have it alone.
-    enable: Any = getattr(encoder, "activation_checkpointing_enable", None) or getattr(
-        encoder, "gradient_checkpointing_enable", None
-    )
-    try:
-        enable()
-    except ValueError as error:
-        raise ConfigError(
-            f"`training.gradient_checkpointing` does not fit the encoder: {error}"
-        ) from error
-
-
 def _encoder(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, files: Mapping[str, str]
 ) -> Encoder:
-    # The pretraining pooler's output is not used: it would train nothing and break DDP.
+    # The pretraining pooler's output is not used, so that its weights would never train.
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # type: ignore[assignment]
     hidden_size = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]

@@ -1,7 +1,7 @@
 """What must hold before a run's figures are computed; each check refuses with what to do."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,52 @@ def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -
             f"The run in {path} began with other data ({' and '.join(changed)} changed since): going on "
             "would mix them. Start a new run, or bring the data back."
         )
+
+
+def check_resumed_processes(checkpoint: Checkpoint, n_processes: int, path: Path) -> None:
+    """Refuse to go on with another number of processes, whose draws of dropout are others.
+
+    Checkpoints of 0.2.0 and earlier do not say how many there were.
+
+    Raises:
+        CheckpointError: the number has changed.
+    """
+    before = (checkpoint.resume or {}).get("n_processes", n_processes)
+    if before != n_processes:
+        raise CheckpointError(
+            f"The run in {path} began with {_processes(before)}, but {_processes(n_processes)} would go "
+            "on with it: the weights would be others than those of a run that was not stopped. Start "
+            f"{_processes(before)} (`torchrun --nproc-per-node={before}`, or none for one), or choose "
+            "another `run_name`."
+        )
+
+
+def check_same_checkpoint(steps: Sequence[int | None], path: Path) -> None:
+    """Refuse to go on where the processes see different checkpoints.
+
+    Args:
+        steps: of the checkpoint that each process sees; None: it sees none.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: they differ.
+    """
+    if len(set(steps)) > 1:
+        seen = [
+            f"process {rank}: " + ("none" if step is None else f"of step {step}")
+            for rank, step in enumerate(steps)
+        ]
+        raise CheckpointError(
+            faults_message(
+                f"The processes of this training see different checkpoints at {path}. `output_dir` must "
+                "be on a disk that their machines share; they see:",
+                seen,
+            )
+        )
+
+
+def _processes(number: int) -> str:
+    return "1 process" if number == 1 else f"{number} processes"
 
 
 def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:

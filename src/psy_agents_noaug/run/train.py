@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.run.checks import (
     check_monitor,
     check_resumed_data,
+    check_resumed_processes,
+    check_same_checkpoint,
     warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
@@ -31,6 +34,7 @@ from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, we
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.progress import ConsoleProgress
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
+from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +54,7 @@ class RunPreview:
     fingerprints: dict[str, str]
 
 
+@explained_memory_errors()
 def train(
     config: TrainConfig,
     *,
@@ -67,25 +72,48 @@ def train(
     Raises:
         ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
         Interrupted: stopped by a signal, state saved.
-        NonFiniteError: the loss or a gradient is NaN or infinite.
+        NonFiniteError: a loss, a gradient, a score or a weight is NaN or infinite.
         StoppedError: `on_evaluation` ended the training.
     """
     hardware = prepare_hardware(config)
+    distributed = hardware.distributed
     with _run_directory(config, hardware) as directory:
-        data = prepare_data(config)
-        warn_of_other_conditions(config, data)
-        checkpoint = _last_checkpoint(config, directory)
-        if checkpoint is not None:
-            check_resumed_data(checkpoint, data, directory.path)
-        task = _build(config, hardware, data, checkpoint)
-        trainer = _trainer(config, hardware, directory, data, task)
+        with distributed.shared_errors():
+            data = prepare_data(config)
+            warn_of_other_conditions(config, data)
+            checkpoint = _last_checkpoint(config, directory)
+            if checkpoint is not None:
+                check_resumed_data(checkpoint, data, directory.path)
+                check_resumed_processes(checkpoint, distributed.count, directory.path)
+        steps = distributed.gather(checkpoint.step if checkpoint else None)
+        with distributed.shared_errors():
+            check_same_checkpoint(steps, directory.last_checkpoint)
+            task = _build(config, hardware, data, checkpoint)
+            maximise = check_monitor(config.training.monitor, task) == "max"
+            for split in ("train", "val"):
+                for note in task.input_summary(split):
+                    logger.info(note)
+        trainer = Trainer(
+            task,
+            config,
+            hardware,
+            maximise=maximise,
+            checkpoint_dir=directory.checkpoints,
+            metadata={
+                **task.metadata(),
+                "fingerprints": data.fingerprints(),
+                "seen_texts": sorted(data.text_hashes("train", "val").values()),
+                "seen_posts": data.seen_posts().to_metadata(),
+            },
+        )
         if checkpoint is not None:
             trainer.restore(checkpoint)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
         context = RunContext(config, hardware, directory, data, tracker)
         with tracking_status(tracker):
-            if context.is_main:
-                write_start_records(context)
+            with distributed.shared_errors():
+                if context.is_main:
+                    write_start_records(context)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 
@@ -112,9 +140,20 @@ def preview(config: TrainConfig) -> RunPreview:
 def _run_directory(config: TrainConfig, hardware: Hardware) -> Iterator[RunDirectory]:
     """Let the main process open the directory, and the others know which."""
     distributed = hardware.distributed
-    with open_run_directory(config) if distributed.is_main else nullcontext() as opened:
+    with ExitStack() as stack:
+        with distributed.shared_errors():
+            opened = (
+                stack.enter_context(open_run_directory(config)) if distributed.is_main else None
+            )
         path = distributed.from_main(opened.path if opened else None)
         assert path is not None
+        with distributed.shared_errors():
+            if not path.is_dir():
+                raise ConfigError(
+                    f"Process {distributed.rank} of this training does not see {path}, where the "
+                    "results go: `output_dir` must be on a disk that the machines of all processes "
+                    "share, by the same path on each."
+                )
         yield opened or RunDirectory(path)
 
 
@@ -140,31 +179,6 @@ def _build(
     return task
 
 
-def _trainer(
-    config: TrainConfig,
-    hardware: Hardware,
-    directory: RunDirectory,
-    data: PreparedData,
-    task: Task,
-) -> Trainer:
-    for split in ("train", "val"):
-        for note in task.input_summary(split):
-            logger.info(note)
-    return Trainer(
-        task,
-        config,
-        hardware,
-        maximise=check_monitor(config.training.monitor, task) == "max",
-        checkpoint_dir=directory.checkpoints,
-        metadata={
-            **task.metadata(),
-            "fingerprints": data.fingerprints(),
-            "seen_texts": sorted(data.text_hashes("train", "val").values()),
-            "seen_posts": data.seen_posts().to_metadata(),
-        },
-    )
-
-
 def _observer(
     context: RunContext, trainer: Trainer, on_evaluation: Callable[[History], None]
 ) -> TrainingObserver:
@@ -183,7 +197,8 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
     """Report the best checkpoint on val and complete the records."""
     directory = context.directory
     context.hardware.distributed.wait()
-    checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
+    with context.hardware.distributed.shared_errors():
+        checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
     task.model.load_state_dict(checkpoint.weights)
     # Of a metric MLflow shows the value with the latest step, which must be the kept model's.
     result = report_split(

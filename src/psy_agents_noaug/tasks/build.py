@@ -10,13 +10,13 @@ from psy_agents_noaug.models.encoder import (
     Encoder,
     load_encoder,
     rebuild_encoder,
-    recompute_activations,
 )
 from psy_agents_noaug.models.execution import (
     enable_packing,
     packing_obstacle,
     use_fast_dropout,
 )
+from psy_agents_noaug.models.recompute import recompute_activations
 from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.registry import task_class
 
@@ -56,7 +56,7 @@ def build_task(config: TrainConfig, inputs: TaskInputs) -> Task:
         use_fast_dropout(task.model)
     if config.training.gradient_checkpointing:
         for encoder in inputs.encoders.values():
-            recompute_activations(encoder.model)
+            recompute_activations(encoder.model, is_compiled=config.training.compile)
     if config.training.compile:
         task.model.compile(dynamic=True)
     return task

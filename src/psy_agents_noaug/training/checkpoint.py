@@ -6,6 +6,7 @@ anywhere. The archive's comment field holds the SHA-256 of the rest.
 
 import hashlib
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from psy_agents_noaug.errors import CheckpointError
+from psy_agents_noaug.errors import CheckpointError, NonFiniteError, first_of
 from psy_agents_noaug.utils.files import write_atomically
 
 FORMAT_VERSION = 4
@@ -37,8 +38,8 @@ class Checkpoint:
         weights: state dict of the model.
         decision_rule: fitted on val at this step.
         metrics: on val at this step.
-        resume: state of optimizer, scheduler, scaler, early stopping and trainer; None in a best
-            checkpoint.
+        resume: state of optimizer, scheduler, scaler, early stopping and trainer, and the number of
+            processes (since 0.3.0); None in a best checkpoint.
     """
 
     task: str
@@ -52,7 +53,20 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` atomically, with its checksum."""
+    """Write `checkpoint` atomically, with its checksum.
+
+    Raises:
+        NonFiniteError: a weight, or a number of the optimizer's state, is NaN or infinite; nothing is
+            written.
+    """
+    optimizer = (checkpoint.resume or {}).get("optimizer", {})
+    bad = _non_finite({**checkpoint.weights, "the optimizer's state": optimizer})
+    if bad:
+        raise NonFiniteError(
+            f"After step {checkpoint.step}, {first_of(bad)} are NaN or infinite, so {path.name} was not "
+            "written; what was saved before is whole. Lower `training.learning_rate`, set "
+            "`training.max_grad_norm`, or use `training.amp=off` or bf16."
+        )
     payload = {"format_version": FORMAT_VERSION, **vars(checkpoint)}
 
     def write(file: BinaryIO) -> None:
@@ -75,7 +89,8 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
         task: the required task; None accepts any.
 
     Raises:
-        CheckpointError: the file is missing, truncated, altered, unsafe, or of another format or task.
+        CheckpointError: the file is missing, truncated, altered, unsafe, or of another format or task,
+            or a weight in it is NaN or infinite.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
@@ -102,7 +117,29 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
         raise CheckpointError(
             f"{path} must be a checkpoint of the task `{task}`, but is of `{checkpoint.task}` instead."
         )
+    if bad := _non_finite(checkpoint.weights):
+        raise CheckpointError(
+            f"{path} is refused: its weights {first_of(bad)} are NaN or infinite. Use another "
+            "checkpoint."
+        )
     return checkpoint
+
+
+def _non_finite(values: Mapping[str, Any]) -> list[str]:
+    """Return the names of the tensors, at any depth below a name, that hold NaN or infinite numbers."""
+    return [name for name, value in values.items() if not all(map(_is_finite, _tensors(value)))]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _from_format_3(payload: dict[str, Any]) -> dict[str, Any]:

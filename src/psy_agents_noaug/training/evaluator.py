@@ -1,7 +1,7 @@
 """The evaluation loop: predict a whole split without gradients, and compute its metrics."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -10,7 +10,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from psy_agents_noaug.errors import OutOfMemoryError
+from psy_agents_noaug.errors import (
+    NonFiniteError,
+    OutOfMemoryError,
+    faults_message,
+    first_of,
+)
 from psy_agents_noaug.tasks.base import (
     Batch,
     DecisionRule,
@@ -24,11 +29,15 @@ from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_m
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
+    cause_of,
     give_memory_back,
     is_out_of_memory,
 )
 
 logger = logging.getLogger(__name__)
+
+# The indices of each batch of a process, and its predictions.
+_Share = tuple[list[list[int]], list[dict[str, np.ndarray]]]
 
 
 class Evaluation(NamedTuple):
@@ -73,30 +82,49 @@ class Evaluator:
 
         Raises:
             OutOfMemoryError: a batch of one example does not fit in memory.
+            NonFiniteError: a score is NaN or infinite.
         """
         while True:
-            try:
-                return self._predict(model, source, on_batch)
-            except MEMORY_ERRORS as error:
-                if not is_out_of_memory(error):
-                    raise
-                shortest = int(source.lengths.min())
-                if self._max_tokens <= shortest or self._distributed.count > 1:
-                    raise OutOfMemoryError(
-                        "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
-                        "`model.max_length`."
-                    ) from error
-                self._max_tokens //= 2
-            # Outside of the handler, because its traceback references the tensors of the failed batch.
+            # Processes exchange nothing before all of them are done, so that none waits for one that
+            # failed.
+            with self._distributed.shared_errors():
+                own = self._predict_unless_out_of_memory(model, source, on_batch)
+            if not self._distributed.any(own is None):
+                break
+            if self._max_tokens <= int(source.lengths.min()):
+                raise OutOfMemoryError(
+                    "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
+                    "`model.max_length`."
+                )
+            self._max_tokens //= 2
             give_memory_back()
             logger.warning(
                 "Out of memory during a prediction: batches now have at most %d tokens.",
                 self._max_tokens,
             )
+        assert own is not None
+        predictions = _in_order(self._distributed.gather(own))
+        _refuse_non_finite(predictions, source.ids)
+        return predictions
+
+    def _predict_unless_out_of_memory(
+        self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
+    ) -> _Share | None:
+        """Return this process's share of the predictions; None if memory ran out.
+
+        The traceback of the error, which references the tensors of the failed batch, ends here.
+        """
+        try:
+            return self._predict(model, source, on_batch)
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("Memory ran out: %s", cause_of(error))
+            return None
 
     def _predict(
         self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
-    ) -> Predictions:
+    ) -> _Share:
         cut = cut_by_tokens(
             range(len(source.ids)),
             source.lengths,
@@ -117,7 +145,7 @@ class Evaluator:
                 on_batch()
                 outputs = self._task.predict(model, self._distributed.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
-        return _in_order(self._distributed.gather((mine, parts)))
+        return mine, parts
 
     def evaluate(
         self,
@@ -171,7 +199,29 @@ class _Batches(Dataset[Batch]):
         return self._source.collate(self._cut[position])
 
 
-def _in_order(shares: list[tuple[list[list[int]], list[dict[str, np.ndarray]]]]) -> Predictions:
+def _refuse_non_finite(predictions: Predictions, ids: Sequence[str]) -> None:
+    """Refuse scores that are NaN or infinite. -inf is the score of what is not there, as of a span.
+
+    Raises:
+        NonFiniteError: naming the examples.
+    """
+    bad: dict[str, list[str]] = {}
+    for name, values in predictions.items():
+        if np.issubdtype(values.dtype, np.floating):
+            rows = (np.isnan(values) | np.isposinf(values)).reshape(len(values), -1).any(axis=1)
+            if rows.any():
+                bad[name] = [ids[row] for row in np.flatnonzero(rows).tolist()]
+    if bad:
+        raise NonFiniteError(
+            faults_message(
+                "The model's scores are NaN or infinite; no figure can be computed from them. In "
+                "training, lower `training.learning_rate`, or use `training.amp=off` or bf16. Examples:",
+                [f"{name}: {first_of(examples)}" for name, examples in bad.items()],
+            )
+        )
+
+
+def _in_order(shares: list[_Share]) -> Predictions:
     """Return the predictions of all processes, in the order of the split."""
     indices = np.concatenate([np.asarray(c, dtype=np.int64) for cut, _ in shares for c in cut])
     order = np.argsort(indices)

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -24,6 +23,7 @@ from psy_agents_noaug.training.batching import (
     leave_signals_to_main,
 )
 from psy_agents_noaug.training.checkpoint import Checkpoint, save_checkpoint
+from psy_agents_noaug.training.distributed import flat_gradients
 from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.training.hardware import Hardware
@@ -33,6 +33,8 @@ from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
 from psy_agents_noaug.training.signals import StopSignals
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
+    cause_of,
+    explained_memory_errors,
     give_memory_back,
     is_out_of_memory,
 )
@@ -142,8 +144,9 @@ class Trainer:
         self._eval_steps = settings.eval_steps or self._steps_per_epoch
         all_steps = settings.epochs * self._steps_per_epoch
         self.total_steps = min(all_steps, settings.max_steps or all_steps)
-        self._model = self._distributed.wrap(task.model)
-        self._parameters = list(trainable(self._model))
+        self._distributed.place(task.model)
+        self._model = task.model
+        self._parameters = list(trainable(task.model))
         self._optimizer = build_optimizer(
             task.model,
             encoders=task.encoder_modules,
@@ -195,8 +198,10 @@ class Trainer:
 
         Raises:
             Interrupted: a signal stopped the training; its state is saved.
-            NonFiniteError: a loss or gradient is NaN or infinite; the weights are not updated with it.
-            OutOfMemoryError: a micro-batch of one example does not fit in memory.
+            NonFiniteError: a loss, gradient, score or weight is NaN or infinite; the weights are not
+                updated with it, or not saved.
+            OutOfMemoryError: a micro-batch of one example does not fit in memory, or the optimizer's
+                state does not.
             StoppedError: `observer.on_evaluation` stopped the training.
         """
         self._observer = observer
@@ -292,7 +297,7 @@ class Trainer:
         )
         if not self._precision.skips_overflow and not torch.isfinite(norm):
             self._refuse_update(step, None)
-        if self._precision.step(self._optimizer):
+        if self._update():
             self._scheduler.step()
         elif self._precision.has_collapsed:
             self._refuse_update(step, None)
@@ -305,47 +310,88 @@ class Trainer:
         self._state.token_count += int(n_tokens)
         return loss, step.n_examples, int(n_tokens)
 
+    def _update(self) -> bool:
+        """Update the weights and return whether they changed.
+
+        Raises:
+            OutOfMemoryError: there is no memory for the optimizer's state, which the first update makes.
+        """
+        if self._optimizer.state:
+            return self._precision.step(self._optimizer)
+        with (
+            self._distributed.shared_errors(),
+            explained_memory_errors(
+                "the optimizer's state takes twice the memory of the trained weights, whatever the "
+                "batch. Train fewer weights (`model.lora`), or choose a smaller encoder (`model=minilm`)"
+            ),
+        ):
+            return self._precision.step(self._optimizer)
+
     def _gradients_within_memory(self, step: Step) -> list[Tensor]:
-        """Accumulate the gradients of a step. Out of memory halves the budget and repeats the step."""
+        """Accumulate the gradients of a step. Out of memory halves the budget and repeats the step.
+
+        Processes exchange nothing before all of them have their gradients, so that one without memory
+        does not leave the others waiting.
+        """
         while True:
-            try:
-                return self._gradients(step)
-            except MEMORY_ERRORS as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._shrink_micro_batches(step, error)
-            # Outside of the handler, because its traceback references the activations of the step.
+            losses, flat = self._gradients_unless_out_of_memory(step)
+            if not self._distributed.any(losses is None):
+                assert losses is not None
+                if flat is not None:
+                    self._distributed.sum_gradients(flat, self._parameters)
+                return losses
+            self._shrink_micro_batches(step, is_out_here=losses is None)
             self._optimizer.zero_grad(set_to_none=True)
             give_memory_back()
             step = self._steps()[self._state.step]
+
+    def _gradients_unless_out_of_memory(
+        self, step: Step
+    ) -> tuple[list[Tensor] | None, Tensor | None]:
+        """Return the losses of `_gradients`, None without memory, and what to sum over processes.
+
+        The traceback of the error, which references the activations of the step, ends here.
+        """
+        try:
+            losses = self._gradients(step)
+            return losses, flat_gradients(self._parameters) if self._distributed.count > 1 else None
+        except MEMORY_ERRORS as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("Memory ran out: %s", cause_of(error))
+            return None, None
 
     def _gradients(self, step: Step) -> list[Tensor]:
         """Backpropagate all micro-batches. Return the detached losses of each, `[B]` or `[B, parts]`."""
         torch.manual_seed(derived_seed(self._config.seed, self._state.step, self._distributed.rank))
         self._optimizer.zero_grad(set_to_none=True)
-        # Data-parallel training averages gradients over processes; the loss is a sum over processes.
-        scale = step.weight * self._distributed.count / step.n_examples
+        # The loss of an update is a sum over its processes.
+        scale = step.weight / step.n_examples
         collected: list[Tensor] = []
         with self._precision.autocast():
-            for number, batch in enumerate(step.batches, start=1):
-                is_last = number == len(step.batches)
-                with nullcontext() if is_last else self._distributed.without_sync(self._model):
-                    losses = self._task.loss(self._model, self._distributed.to_device(batch))
-                    self._precision.backward(losses.sum() * scale)
+            for batch in step.batches:
+                losses = self._task.loss(self._model, self._distributed.to_device(batch))
+                self._precision.backward(losses.sum() * scale)
                 collected.append(losses.detach())
         return collected
 
-    def _shrink_micro_batches(self, step: Step, error: BaseException) -> None:
+    def _shrink_micro_batches(self, step: Step, *, is_out_here: bool) -> None:
+        """Halve the token budget in every process.
+
+        Args:
+            step: this process's share of the update.
+            is_out_here: whether it is this process whose memory ran out.
+
+        Raises:
+            OutOfMemoryError: memory ran out with one example at a time.
+        """
         single = all(len(indices) == 1 for indices in step.indices)
-        if single or self._distributed.count > 1:
+        if self._distributed.any(is_out_here and single):
             raise OutOfMemoryError(
                 "Memory ran out with one example at a time; lower `training.micro_batch_tokens` (which "
                 "limits the memory of a post with many windows) or `model.max_length`, or set "
                 "`training.gradient_checkpointing=true`."
-                if single
-                else "Memory ran out; lower `training.micro_batch_tokens` (with several processes it is "
-                "not lowered automatically)."
-            ) from error
+            )
         self._state.max_tokens //= 2
         logger.warning(
             "Out of memory at step %d: micro-batches now have at most %d tokens, and the step is "
@@ -373,11 +419,15 @@ class Trainer:
         ]
         bad_anywhere = sorted(name for share in self._distributed.gather(bad) for name in share)
         what = "gradient" if losses is None else "loss"
+        weights = (
+            "the weights were not updated"
+            if all_finite(self._parameters)
+            else "since an earlier update, weights are NaN or infinite too, and are not saved"
+        )
         raise NonFiniteError(
             faults_message(
-                f"The {what} is NaN or infinite at step {self._state.step}; the weights were not "
-                "updated. Lower `training.learning_rate`, or use `training.amp=off` or bf16. "
-                "Examples:",
+                f"The {what} is NaN or infinite at step {self._state.step}; {weights}. Lower "
+                "`training.learning_rate`, or use `training.amp=off` or bf16. Examples:",
                 bad_anywhere,
             )
         )
@@ -418,12 +468,13 @@ class Trainer:
             format_value(self._early_stopping.best, ".4f"),
             self._early_stopping.best_step,
         )
-        if self._distributed.is_main:
-            self._observer.tracker.log_metrics(
-                {key: value for key, value in row.items() if key not in ("step", "epoch")},
-                step=state.step,
-            )
-            self._observer.on_evaluation(state.history)
+        with self._distributed.shared_errors():
+            if self._distributed.is_main:
+                self._observer.tracker.log_metrics(
+                    {key: value for key, value in row.items() if key not in ("step", "epoch")},
+                    step=state.step,
+                )
+                self._observer.on_evaluation(state.history)
 
     def _history_row(self, metrics: MetricValues) -> dict[str, Any]:
         state = self._state
@@ -451,22 +502,24 @@ class Trainer:
                 "scaler": self._precision.state_dict(),
                 "early_stopping": self._early_stopping.state_dict(),
                 "state": asdict(self._state),
+                "n_processes": self._distributed.count,
             },
         )
 
     def _save(self, name: str, *, resume: dict[str, Any] | None) -> None:
-        if not self._distributed.is_main:
-            return
-        save_checkpoint(
-            self._checkpoint_dir / name,
-            Checkpoint(
-                task=self._task.name,
-                step=self._state.step,
-                config=self._config.model_dump(),
-                metadata=self._metadata,
-                weights=dict(self._task.model.state_dict()),
-                decision_rule=self._rule,
-                metrics=self._metrics,
-                resume=resume,
-            ),
-        )
+        with self._distributed.shared_errors():
+            if not self._distributed.is_main:
+                return
+            save_checkpoint(
+                self._checkpoint_dir / name,
+                Checkpoint(
+                    task=self._task.name,
+                    step=self._state.step,
+                    config=self._config.model_dump(),
+                    metadata=self._metadata,
+                    weights=dict(self._task.model.state_dict()),
+                    decision_rule=self._rule,
+                    metrics=self._metrics,
+                    resume=resume,
+                ),
+            )

@@ -7,6 +7,7 @@ from psy_agents_noaug.errors import ConfigError, NonFiniteError, OutOfMemoryErro
 from psy_agents_noaug.hpo import objective as module
 from psy_agents_noaug.hpo.objective import Objective, OutputSettings, Reporter
 from psy_agents_noaug.hpo.workers import FailedTrialError
+from psy_agents_noaug.run import train as train_module
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.run.train import train
 
@@ -102,13 +103,13 @@ def test_what_ends_a_training_is_told_apart(make, study, monkeypatch, error, bec
 def test_memory_that_runs_out_anywhere_fails_the_trial_with_its_cause(
     make, study, monkeypatch, error, cause
 ):
-    def train(*_, **__):
+    def prepare_data(*_, **__):
         raise error
 
-    monkeypatch.setattr(module, "train", train)
+    monkeypatch.setattr(train_module, "prepare_data", prepare_data)
     with pytest.raises(FailedTrialError) as caught:
         make()(study.ask())
-    assert str(caught.value) == f"Memory ran out: {cause}"
+    assert str(caught.value).startswith(f"Memory ran out ({cause}): free memory")
 
 
 def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):

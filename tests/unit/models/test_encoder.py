@@ -21,8 +21,8 @@ from psy_agents_noaug.models.encoder import (
     add_lora,
     load_encoder,
     rebuild_encoder,
-    recompute_activations,
 )
+from psy_agents_noaug.models.recompute import recompute_activations
 
 TEXTS = ["I sleep badly 🐕.", "The bus was late again this morning and I bought a new lamp."]
 BUNDLED = "bundled:all-MiniLM-L6-v2"

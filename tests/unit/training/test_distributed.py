@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.training.distributed import DistributedContext
+from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.training.distributed import DistributedContext, flat_gradients
 
 CPU = torch.device("cpu")
 
@@ -18,9 +18,11 @@ def test_one_process_needs_no_process_group(monkeypatch):
     context = DistributedContext(device=CPU)
     assert (context.rank, context.count, context.is_main) == (0, 1, True)
     model = nn.Linear(1, 1)
-    assert context.wrap(model) is model
-    with context.without_sync(model):
+    context.place(model)
+    with context.shared_errors():
         pass
+    assert context.any(True)
+    assert not context.any(False)
     values = torch.tensor([1.0])
     assert context.sum(values) is values
     assert context.gather("a") == ["a"]
@@ -51,9 +53,17 @@ def test_two_processes_exchange_values_and_gradients_in_one_process_group():
             "given": [float(rank), 10.0],
             "gathered": [["rank 0"], ["rank 1"]],
             "from main": "rank 0",
-            # The examples of rank r are 1 + r (alone), then 10 * (1 + r) (averaged with the first).
-            "gradients": [1.0 + rank, ((1 + 10) + (2 + 20)) / 2],
-            "buffers travel": False,
+            "weights": 10.0,
+            "any": [True, False],
+            # Rank r has the gradients r + 1 and, in rank 1 alone, 5; nobody has the last one.
+            "gradients": [3.0, 5.0, None],
+            # Rank 1 fails alone, then both of them, then rank 0 alone and otherwise.
+            "errors": [
+                ("DataError", "a row of rank 1", rank == 1),
+                ("DataError", f"a row of rank {rank}", False),
+                [("ZeroDivisionError", "of rank 0"), ("OtherProcessError", "Process 0")][rank],
+                ("DataError", "the same row", rank == 1),
+            ],
             "left": True,
         }
 
@@ -68,26 +78,43 @@ def _exchange(rank: int, port: int, results: multiprocessing.Queue) -> None:
     given = torch.tensor([float(rank), 10.0])
     total = context.sum(given)
     model = nn.Linear(1, 1, bias=False)
-    model.register_buffer("positions", torch.arange(3))
-    wrapped = context.wrap(model)
-    gradients = []
-    with context.without_sync(wrapped):
-        wrapped(torch.tensor([[1.0 + rank]])).sum().backward()
-    gradients.append(model.weight.grad.item())
-    wrapped(torch.tensor([[10.0 * (1 + rank)]])).sum().backward()
-    gradients.append(model.weight.grad.item())
+    nn.init.constant_(model.weight, 10.0 + rank)
+    context.place(model)
+    parameters = [nn.Parameter(torch.zeros(2, 1)), nn.Parameter(torch.zeros(())), model.weight]
+    parameters[0].grad = torch.full((2, 1), 1.0 + rank)
+    parameters[1].grad = torch.tensor(5.0) if rank == 1 else None
+    context.sum_gradients(flat_gradients(parameters), parameters)
     found = {
         "place": (context.rank, context.count, context.is_main, context.device),
         "sum": total.tolist(),
         "given": given.tolist(),
         "gathered": context.gather([f"rank {rank}"]),
         "from main": context.from_main(f"rank {rank}"),
-        "gradients": gradients,
-        "buffers travel": wrapped.will_sync_module_buffers(),
+        "weights": model.weight.item(),
+        "any": [context.any(rank == 1), context.any(False)],
+        "gradients": [p.grad if p.grad is None else p.grad.max().item() for p in parameters],
+        "errors": [
+            _error_of(context, DataError("a row of rank 1") if rank == 1 else None),
+            _error_of(context, DataError(f"a row of rank {rank}")),
+            _error_of(context, ZeroDivisionError("of rank 0") if rank == 0 else None)[:2],
+            _error_of(context, DataError("the same row")),
+        ],
     }
     context.wait()
     dist.destroy_process_group()
     results.put((rank, {**found, "left": not dist.is_initialized()}))
+
+
+def _error_of(context: DistributedContext, own: Exception | None) -> tuple[str, str, bool]:
+    """What this process raises if it has this error of its own, and whether another one shows it."""
+    try:
+        with context.shared_errors():
+            if own is not None:
+                raise own
+    except Exception as error:  # noqa: BLE001  (whatever it is)
+        first = str(error).partition(" of this")[0]
+        return type(error).__name__, first, getattr(error, "is_shown_elsewhere", False)
+    return "none", "", False
 
 
 def test_on_gpus_each_process_has_that_of_its_local_rank(monkeypatch):

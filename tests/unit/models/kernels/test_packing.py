@@ -7,11 +7,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModel
 
-from psy_agents_noaug.models.encoder import add_lora, encode_rows, recompute_activations
+from psy_agents_noaug.models.encoder import add_lora, encode_rows
 from psy_agents_noaug.models.execution import enable_packing, packing_obstacle, run_encoder
 from psy_agents_noaug.models.kernels import attention
 from psy_agents_noaug.models.kernels.attention import PackedAttention, Packing
 from psy_agents_noaug.models.kernels.dropout import FastDropout, use_fast_dropout
+from psy_agents_noaug.models.recompute import recompute_activations
 from psy_agents_noaug.training.precision import Precision
 
 SMALL = {
