@@ -34,6 +34,10 @@ class NonFiniteError(PsyAgentsError):
     """A loss, a gradient or a predicted score is NaN or infinite."""
 
 
+class LoaderError(PsyAgentsError):
+    """A worker process that collates batches died, hung, or could not be started."""
+
+
 class StoppedError(Exception):
     """Raised by a callback to end training early; nothing is wrong."""
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from psy_agents_noaug.errors import OutOfMemoryError
 from psy_agents_noaug.tasks.base import (
@@ -20,8 +20,9 @@ from psy_agents_noaug.tasks.base import (
     SplitPredictions,
     Task,
 )
-from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
+from psy_agents_noaug.training.batching import cut_by_tokens
 from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     give_memory_back,
@@ -31,11 +32,19 @@ from psy_agents_noaug.utils.out_of_memory import (
 logger = logging.getLogger(__name__)
 
 
+# The indices of each batch of a process, and its predictions.
+_Share = tuple[list[list[int]], list[dict[str, np.ndarray]]]
+
+
 class Evaluation(NamedTuple):
     """The predictions of a model on a split, and their metrics."""
 
     predicted: SplitPredictions
     metrics: MetricValues
+
+
+class PredictionStopped(Exception):  # noqa: N818  (nothing is wrong)
+    """Raised in all processes when `should_stop` of one of them said so."""
 
 
 class Evaluator:
@@ -60,7 +69,7 @@ class Evaluator:
         model: nn.Module,
         source: ExampleSource,
         *,
-        on_batch: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Predictions:
         """Return the predictions of the task for each example of `source`, in its order.
 
@@ -69,14 +78,21 @@ class Evaluator:
         Args:
             model: the model of the task.
             source: the encoded examples.
-            on_batch: called before every batch; may raise to stop the prediction.
+            should_stop: asked before every batch, and while one is waited for. Processes that are not
+                asked to stop predict their share first.
 
         Raises:
+            LoaderError: see `loaded`.
+            PredictionStopped: a process was asked to stop.
             OutOfMemoryError: a batch of one example does not fit in memory.
         """
         while True:
             try:
-                return self._predict(model, source, on_batch)
+                shares = self._distributed.gather(self._predict(model, source, should_stop))
+                complete = [share for share in shares if share is not None]
+                if len(complete) < len(shares):
+                    raise PredictionStopped
+                return _in_order(complete)
             except MEMORY_ERRORS as error:
                 if not is_out_of_memory(error):
                     raise
@@ -95,8 +111,14 @@ class Evaluator:
             )
 
     def _predict(
-        self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
-    ) -> Predictions:
+        self, model: nn.Module, source: ExampleSource, should_stop: Callable[[], bool]
+    ) -> _Share | None:
+        """Return this process's share of the predictions; None if it was asked to stop."""
+
+        def stop_if_asked() -> None:
+            if should_stop():
+                raise PredictionStopped
+
         cut = cut_by_tokens(
             range(len(source.ids)),
             source.lengths,
@@ -105,19 +127,22 @@ class Evaluator:
             packed=self._task.packs,
         )
         mine = cut[self._distributed.rank :: self._distributed.count]
-        loader: DataLoader[Batch] = DataLoader(
+        loading = loaded(
             _Batches(source, mine),
-            batch_size=None,
-            worker_init_fn=leave_signals_to_main,
-            **self._loader_options,
+            range(len(mine)),
+            self._loader_options,
+            while_waiting=stop_if_asked,
         )
         parts: list[dict[str, np.ndarray]] = []
-        with _in_evaluation_mode(model), self._precision.autocast():
-            for batch in loader:
-                on_batch()
-                outputs = self._task.predict(model, self._distributed.to_device(batch))
-                parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
-        return _in_order(self._distributed.gather((mine, parts)))
+        try:
+            with loading as batches, _in_evaluation_mode(model), self._precision.autocast():
+                for batch in batches:
+                    stop_if_asked()
+                    outputs = self._task.predict(model, self._distributed.to_device(batch))
+                    parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
+        except PredictionStopped:
+            return None
+        return mine, parts
 
     def evaluate(
         self,
@@ -125,7 +150,7 @@ class Evaluator:
         split: str,
         *,
         rule: DecisionRule | None = None,
-        on_batch: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
         """Predict `split` and compute its metrics.
 
@@ -133,14 +158,15 @@ class Evaluator:
             model: the model of the task.
             split: train, val or test.
             rule: turns the predictions into decisions; None fits one on them, on val only.
-            on_batch: see `predict`.
+            should_stop: see `predict`.
 
         Raises:
+            LoaderError, PredictionStopped, OutOfMemoryError: see `predict`.
             ValueError: `rule` is None for a split other than val.
         """
         if rule is None and split != "val":
             raise ValueError(f"A decision rule is fitted on val only, not on {split}.")
-        values = self.predict(model, self._task.source(split), on_batch=on_batch)
+        values = self.predict(model, self._task.source(split), should_stop=should_stop)
         if rule is None:
             rule = self._task.evaluation.fit_decision_rule(values)
         predicted = SplitPredictions(split, values, rule)
@@ -171,7 +197,7 @@ class _Batches(Dataset[Batch]):
         return self._source.collate(self._cut[position])
 
 
-def _in_order(shares: list[tuple[list[list[int]], list[dict[str, np.ndarray]]]]) -> Predictions:
+def _in_order(shares: list[_Share]) -> Predictions:
     """Return the predictions of all processes, in the order of the split."""
     indices = np.concatenate([np.asarray(c, dtype=np.int64) for cut, _ in shares for c in cut])
     order = np.argsort(indices)
