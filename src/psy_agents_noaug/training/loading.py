@@ -43,8 +43,8 @@ _REMEDY = (
     "resume=auto."
 )
 _CAUSES = {
-    signal.SIGKILL: "; most likely the machine or the container ran out of memory",
-    signal.SIGBUS: "; most likely memory ran out, or a file that it reads was cut short",
+    "SIGKILL": "; most likely the machine or the container ran out of memory",
+    "SIGBUS": "; most likely memory ran out, or a file that it reads was cut short",
 }
 
 
@@ -128,6 +128,8 @@ class _Worker:
             except TimeoutError:
                 waiting()
                 continue
+            except ConnectionError:
+                chunk = b""
             if not chunk:
                 raise self._death()
             message += chunk
@@ -138,9 +140,8 @@ class _Worker:
         code = self.process.exitcode
         how = f"ended with exit code {code}"
         if code is not None and code < 0:
-            how = (
-                f"was killed by signal {-code} ({signal.strsignal(-code)}){_CAUSES.get(-code, '')}"
-            )
+            causes = [cause for name, cause in _CAUSES.items() if getattr(signal, name) == -code]
+            how = f"was killed by signal {-code} ({signal.strsignal(-code)}){''.join(causes)}"
         return LoaderError(f"A worker process that collates batches {how}. {_REMEDY}")
 
     def close(self) -> None:
@@ -197,14 +198,14 @@ def _work(
     # A signal to the whole process group must not end workers before the state is saved.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    messages: Queue[bytes | None] = Queue(maxsize=n_ahead)
-    sender = threading.Thread(target=_send, args=(connection, messages), daemon=True)
-    sender.start()
-    for index in order:
-        messages.put(_message(dataset, index))
-    messages.put(None)
-    sender.join()
+    messages: Queue[bytes] = Queue(maxsize=n_ahead)
+    collating = threading.Thread(target=_collate, args=(dataset, order, messages), daemon=True)
+    collating.start()
+    with suppress(ConnectionError):  # The main process reads no more.
+        for _ in order:
+            message = messages.get()
+            connection.sendall(_LENGTH.pack(len(message)))
+            connection.sendall(message)
 
 
 def _die_with_parent() -> None:
@@ -213,23 +214,20 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         parent = multiprocessing.parent_process()
         if parent is None or os.getppid() != parent.pid:
-            os._exit(1)  # It has ended before.
+            signal.raise_signal(signal.SIGKILL)  # It has ended before.
 
 
-def _send(connection: socket.socket, messages: "Queue[bytes | None]") -> None:
-    with suppress(ConnectionError):
-        while (message := messages.get()) is not None:
-            connection.sendall(_LENGTH.pack(len(message)))
-            connection.sendall(message)
-        return
-    os._exit(1)  # Nobody reads any more.
+def _collate(dataset: Dataset[Any], order: Sequence[int], messages: "Queue[bytes]") -> None:
+    torch.set_num_threads(1)
+    for index in order:
+        messages.put(_message(dataset, index))
 
 
 def _message(dataset: Dataset[Any], index: int) -> bytes:
     """Return the pickled item and None, or None and the error that collating it raised."""
     try:
         return _pickled((dataset[index], None))
-    except Exception as error:  # noqa: BLE001  (the main process raises it)
+    except BaseException as error:  # noqa: BLE001  (the main process raises it)
         trace = "".join(traceback.format_exception(error))
         try:
             error.add_note(f"In a worker process:\n{trace}")
