@@ -24,7 +24,6 @@ CHANGES = {
     "encoder without dropout": ("model.encoder_dropout=0.0",),
     "not deterministic": ("training.deterministic=false",),
     "2 worker processes": ("training.num_workers=2",),
-    "2 workers, not persistent": ("training.num_workers=2", "training.persistent_workers=false"),
     "gradient checkpointing": ("training.gradient_checkpointing=true",),
     "compile (padded; compiling included)": ("training.compile=true",),
     "bf16": ("training.amp=bf16",),

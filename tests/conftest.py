@@ -22,6 +22,7 @@ from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.metrics.tables import render_table
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
+from psy_agents_noaug.training.signals import STOP_SIGNALS
 
 REPOSITORY = Path(__file__).parents[1]
 CANARY = "xylozephyrquill"
@@ -225,21 +226,28 @@ import os, runpy, sys
 for number, path in enumerate(outputs, start=1):
     os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY), number)
 sys.argv = command
+exec(prelude)
 runpy.run_path(command[0], run_name="__main__")
 """
 
-    def __init__(self, context: ForkServerContext, outputs: Path, *command: str) -> None:
+    def __init__(
+        self, context: ForkServerContext, outputs: Path, *command: str, prelude: str = ""
+    ) -> None:
         self._command = [str(REPOSITORY / "scripts" / command[0]), *command[1:]]
         self._outputs = [outputs / "out", outputs / "err"]
-        names = {"command": self._command, "outputs": self._outputs}
+        names = {"command": self._command, "outputs": self._outputs, "prelude": prelude}
         self._process = context.Process(target=exec, args=(self._PROGRAM, names))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def is_alive(self) -> bool:
         return self._process.is_alive()
 
     def send_signal(self, number: signal.Signals) -> None:
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
 
     def wait(self) -> subprocess.CompletedProcess[str]:
         self._process.join(200)
@@ -253,23 +261,28 @@ def start_script(
 ) -> Callable[..., ScriptProcess]:
     """Return a function from a script's name and arguments to the process that runs it.
 
+    A `prelude` of Python code is run in it before.
+
     Imports take most of a short run's time. Here they are made once, by the process that others are
     forked from; it is not this one, so nothing that a test left behind is inherited.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["psy_agents_noaug.run.train", "mlflow", "pytest"])
-    return lambda *command: ScriptProcess(context, tmp_path_factory.mktemp("script"), *command)
+    return lambda *command, prelude="": ScriptProcess(
+        context, tmp_path_factory.mktemp("script"), *command, prelude=prelude
+    )
 
 
 @pytest.fixture
 def own_logging() -> Iterator[None]:
-    """Let an entry point set up logging and SIGTERM in this process, and put both back after it."""
+    """Let an entry point set up logging and signals in this process, and put both back after it."""
     root, ours = logging.getLogger(), logging.getLogger("psy_agents_noaug")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     root.handlers[:] = []
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    stops = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, on_sigterm)
+    for number, handler in stops.items():
+        signal.signal(number, handler)
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     ours.setLevel(levels[1])

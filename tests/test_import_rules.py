@@ -14,7 +14,7 @@ EVERYTHING = {"config", "data", "metrics", "models", "tasks", "tracking", "train
 # A folder may always import itself. `tasks.base` and `tasks.registry` are single modules of `tasks`.
 ALLOWED = {
     "__init__": {"api"},
-    "api": {"config", "errors", "run", "tasks.registry"},
+    "api": {"config", "errors", "run", "tasks.registry", "utils"},
     "errors": set(),
     "utils": {"errors"},
     "config": BASE | {"tasks.registry"},

@@ -2,8 +2,8 @@
 """The command `psy-agents VERB [KEY=VALUE | GROUP=CHOICE]...`, and what the files of `scripts/` call.
 
 A verb is a function and an entry of `VERBS`. Exit codes: 0 done; 2 a config, data or checkpoint error,
-in one message; 130 / 143 stopped by a signal, state saved; anything else is a bug and keeps its
-traceback (exit 1).
+in one message; 129 / 130 / 143 stopped by SIGHUP, Ctrl-C or SIGTERM, state saved; anything else is a
+bug and keeps its traceback (exit 1).
 
 Nothing heavy is imported at the top: `--help` and shell completion must answer at once, and a wrong key
 must be reported before torch, which takes seconds, is imported.
@@ -39,8 +39,12 @@ if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
 
 _STOPPED = (
-    "Stopped outside of training; resume=auto goes on from the last checkpoint, if there is one."
+    "Stopped without saving more; resume=auto goes on from the last checkpoint, if there is one."
 )
+# Windows has no SIGHUP.
+_STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]
 # Of `psy-agents train`, and of every `--help`.
 DEFAULT_TASK = "criteria"
 
@@ -419,31 +423,63 @@ def _completions(
 
 def _guarded(run: Callable[[], str]) -> int:
     """Print what `run` returns; turn what stops it into a message and an exit code."""
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else _interrupted(number)
+
     handler = _StderrHandler()
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     speaks = _is_first_process()
     logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
-    signal.signal(signal.SIGTERM, _stop)
+    # A training has handlers of its own. An ignored signal (`nohup`, `&` in a script) stays ignored.
+    for number in _STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
     try:
         shown = run()
     except PsyAgentsError as error:
         if not error.is_shown_elsewhere:
-            sys.stderr.write(printable(f"{type(error).__name__}: {error}\n"))
+            _say(f"{type(error).__name__}: {error}")
         return 2
-    except Interrupted as stop:
-        # Asked again, it is ending already; only SIGKILL ends it sooner.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        sys.stderr.write(f"{stop}\n")
-        _leave_process_group()
-        return stop.exit_code
+    except Interrupted as interrupted:
+        return _end_of(interrupted)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{_STOPPED}\n")
-        return 130
+        return _end_of(_interrupted(signal.SIGINT))
+    except Exception:
+        # A library may turn what a signal handler raises into an error of its own.
+        if received:
+            return _end_of(_interrupted(received[-1]))
+        raise
     if speaks and shown:
         sys.stdout.write(printable(f"{shown}\n"))
     _leave_process_group()
     return 0
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(_STOPPED, exit_code=128 + number)
+
+
+def _end_of(interrupted: Interrupted) -> int:
+    """Say why the command ends, and return its exit code."""
+    # Asked again, it is ending already; only SIGKILL ends it sooner.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _say(str(interrupted))
+    _leave_process_group()
+    return interrupted.exit_code
+
+
+def _say(line: str) -> None:
+    """Write to standard error, which may be a terminal that is gone."""
+    try:
+        sys.stderr.write(f"{printable(line)}\n")
+    except OSError:
+        # At its end Python would try again to write what is left, and change the exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _leave_process_group() -> None:
@@ -471,8 +507,3 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    """Turn a SIGTERM outside of training, which handles its own, into an orderly end."""
-    raise Interrupted(_STOPPED, exit_code=128 + number)

@@ -44,6 +44,10 @@ class OtherProcessError(PsyAgentsError):
     """Another process of the same training failed or was killed."""
 
 
+class LoaderError(PsyAgentsError):
+    """A worker process that collates batches died, hung, or could not be started."""
+
+
 class StoppedError(Exception):
     """Raised by a callback to end training early; nothing is wrong."""
 

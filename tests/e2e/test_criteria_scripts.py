@@ -325,6 +325,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
     assert config["seed"] == 11
 
 
+@pytest.mark.faults("SIGTERM, Ctrl-C", "state saved, exit 143 or 130; goes on to the end")
 def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
     overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None
 ) -> None:

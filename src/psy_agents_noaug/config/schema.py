@@ -148,6 +148,7 @@ class TrainingConfig(Section):
     pin_memory: bool | None
     persistent_workers: bool | None
     prefetch_factor: Positive | None
+    loader_timeout: Annotated[float, Field(gt=0.0)] | None = 300.0
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "TrainingConfig":

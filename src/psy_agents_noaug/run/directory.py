@@ -36,6 +36,7 @@ _FREE_KEYS = {
     "training.pin_memory",
     "training.persistent_workers",
     "training.prefetch_factor",
+    "training.loader_timeout",
 }
 
 

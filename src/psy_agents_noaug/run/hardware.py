@@ -69,6 +69,7 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
         pin_memory=training.pin_memory,
         persistent_workers=training.persistent_workers,
         prefetch_factor=training.prefetch_factor,
+        timeout=training.loader_timeout,
     )
     return Hardware(
         processes,

@@ -3,7 +3,6 @@
 Both depend only on the seed and the number of the update, so resuming needs no saved state of them.
 """
 
-import signal
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -32,15 +31,6 @@ class Step(NamedTuple):
     weight: float
     n_examples: int
     n_tokens: int
-
-
-def leave_signals_to_main(worker: int) -> None:
-    """Make a data loader's worker ignore SIGTERM and SIGINT, which the main process handles.
-
-    A signal to the whole process group must not end workers before the state is saved.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def cut_by_tokens(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from psy_agents_noaug.errors import (
     NonFiniteError,
@@ -25,8 +25,9 @@ from psy_agents_noaug.tasks.base import (
     SplitPredictions,
     Task,
 )
-from psy_agents_noaug.training.batching import cut_by_tokens, leave_signals_to_main
+from psy_agents_noaug.training.batching import cut_by_tokens
 from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     cause_of,
@@ -45,6 +46,10 @@ class Evaluation(NamedTuple):
 
     predicted: SplitPredictions
     metrics: MetricValues
+
+
+class PredictionStopped(Exception):  # noqa: N818  (nothing is wrong)
+    """Raised in all processes when `should_stop` of one of them said so."""
 
 
 class Evaluator:
@@ -69,7 +74,7 @@ class Evaluator:
         model: nn.Module,
         source: ExampleSource,
         *,
-        on_batch: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Predictions:
         """Return the predictions of the task for each example of `source`, in its order.
 
@@ -78,17 +83,26 @@ class Evaluator:
         Args:
             model: the model of the task.
             source: the encoded examples.
-            on_batch: called before every batch; may raise to stop the prediction.
+            should_stop: asked before every batch, and while one is waited for. Processes that are not
+                asked to stop predict their share first.
 
         Raises:
+            LoaderError: see `loaded`.
+            PredictionStopped: a process was asked to stop.
             OutOfMemoryError: a batch of one example does not fit in memory.
             NonFiniteError: a score is NaN or infinite.
         """
         while True:
             # Processes exchange nothing before all of them are done, so that none waits for one that
             # failed.
+            own, stopped = None, False
             with self._distributed.shared_errors():
-                own = self._predict_unless_out_of_memory(model, source, on_batch)
+                try:
+                    own = self._predict_unless_out_of_memory(model, source, should_stop)
+                except PredictionStopped:
+                    stopped = True
+            if self._distributed.any(stopped):
+                raise PredictionStopped
             if not self._distributed.any(own is None):
                 break
             if self._max_tokens <= int(source.lengths.min()):
@@ -108,14 +122,14 @@ class Evaluator:
         return predictions
 
     def _predict_unless_out_of_memory(
-        self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
+        self, model: nn.Module, source: ExampleSource, should_stop: Callable[[], bool]
     ) -> _Share | None:
         """Return this process's share of the predictions; None if memory ran out.
 
         The traceback of the error, which references the tensors of the failed batch, ends here.
         """
         try:
-            return self._predict(model, source, on_batch)
+            return self._predict(model, source, should_stop)
         except MEMORY_ERRORS as error:
             if not is_out_of_memory(error):
                 raise
@@ -123,8 +137,18 @@ class Evaluator:
             return None
 
     def _predict(
-        self, model: nn.Module, source: ExampleSource, on_batch: Callable[[], None]
+        self, model: nn.Module, source: ExampleSource, should_stop: Callable[[], bool]
     ) -> _Share:
+        """Return this process's share of the predictions.
+
+        Raises:
+            PredictionStopped: it was asked to stop.
+        """
+
+        def stop_if_asked() -> None:
+            if should_stop():
+                raise PredictionStopped
+
         cut = cut_by_tokens(
             range(len(source.ids)),
             source.lengths,
@@ -133,16 +157,16 @@ class Evaluator:
             packed=self._task.packs,
         )
         mine = cut[self._distributed.rank :: self._distributed.count]
-        loader: DataLoader[Batch] = DataLoader(
+        loading = loaded(
             _Batches(source, mine),
-            batch_size=None,
-            worker_init_fn=leave_signals_to_main,
-            **self._loader_options,
+            range(len(mine)),
+            self._loader_options,
+            while_waiting=stop_if_asked,
         )
         parts: list[dict[str, np.ndarray]] = []
-        with _in_evaluation_mode(model), self._precision.autocast():
-            for batch in loader:
-                on_batch()
+        with loading as batches, _in_evaluation_mode(model), self._precision.autocast():
+            for batch in batches:
+                stop_if_asked()
                 outputs = self._task.predict(model, self._distributed.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
         return mine, parts
@@ -153,7 +177,7 @@ class Evaluator:
         split: str,
         *,
         rule: DecisionRule | None = None,
-        on_batch: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Evaluation:
         """Predict `split` and compute its metrics.
 
@@ -161,14 +185,15 @@ class Evaluator:
             model: the model of the task.
             split: train, val or test.
             rule: turns the predictions into decisions; None fits one on them, on val only.
-            on_batch: see `predict`.
+            should_stop: see `predict`.
 
         Raises:
+            LoaderError, PredictionStopped, OutOfMemoryError: see `predict`.
             ValueError: `rule` is None for a split other than val.
         """
         if rule is None and split != "val":
             raise ValueError(f"A decision rule is fitted on val only, not on {split}.")
-        values = self.predict(model, self._task.source(split), on_batch=on_batch)
+        values = self.predict(model, self._task.source(split), should_stop=should_stop)
         if rule is None:
             rule = self._task.evaluation.fit_decision_rule(values)
         predicted = SplitPredictions(split, values, rule)

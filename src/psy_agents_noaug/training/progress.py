@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from types import TracebackType
 from typing import Protocol
@@ -54,6 +55,11 @@ class NullProgress:
         return None
 
 
+def _terminal_may_be_gone() -> AbstractContextManager[None]:
+    """Keep a progress that nobody sees from ending a training, which still has to save its state."""
+    return suppress(OSError)
+
+
 class ConsoleProgress:
     """Shows loss, examples/s, tokens/s and the remaining time.
 
@@ -94,7 +100,8 @@ class ConsoleProgress:
 
     def __enter__(self) -> "ConsoleProgress":
         self._began = self._last_line = self._clock()
-        self._bar.start()
+        with _terminal_may_be_gone():
+            self._bar.start()
         return self
 
     def __exit__(
@@ -103,7 +110,8 @@ class ConsoleProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.stop()
+        with _terminal_may_be_gone():
+            self._bar.stop()
 
     def update(self, *, step: int, loss: float, examples: int, tokens: int) -> None:
         self._examples += examples
@@ -114,7 +122,8 @@ class ConsoleProgress:
             f"loss {loss:.4f}, {self._examples / seconds:.1f} examples/s, "
             f"{self._tokens / seconds:.0f} tokens/s"
         )
-        self._bar.update(self._bar_id, completed=step, rates=rates)
+        with _terminal_may_be_gone():
+            self._bar.update(self._bar_id, completed=step, rates=rates)
         is_due = now - self._last_line >= self._seconds_between_lines or step == self._total
         if self._bar.disable and is_due:
             self._last_line = now

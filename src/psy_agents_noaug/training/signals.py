@@ -1,17 +1,22 @@
-"""SIGTERM and SIGINT as requests to stop after the current update."""
+"""SIGTERM, SIGINT and SIGHUP as requests to stop after the current update."""
 
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# Windows has no SIGHUP.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+)
+
 
 class StopSignals:
-    """A context that records the first SIGTERM or SIGINT in `received`, instead of ending the process.
+    """A context that records the first stop signal in `received`, instead of ending the process.
 
-    A second SIGINT has its usual effect. A second SIGTERM has none: launchers (torchrun, Slurm) send
-    several while the state is being saved. Outside of the main thread, where Python allows no signal
-    handlers, the context does nothing.
+    A second SIGINT has its usual effect. A second SIGTERM or SIGHUP has none: launchers (torchrun,
+    Slurm) send several while the state is being saved. SIGHUP stays ignored where it is (`nohup`).
+    Outside of the main thread, where Python allows no signal handlers, the context does nothing.
     """
 
     def __init__(self) -> None:
@@ -20,8 +25,9 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._record)
+            for number in STOP_SIGNALS:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(

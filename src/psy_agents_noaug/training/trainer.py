@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import SIGTERM
@@ -10,23 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import Interrupted, NonFiniteError, OutOfMemoryError, faults_message
 from psy_agents_noaug.metrics.tables import format_value
 from psy_agents_noaug.tasks.base import DecisionRule, MetricValues, Task
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
-from psy_agents_noaug.training.batching import (
-    Step,
-    TrainingSteps,
-    leave_signals_to_main,
-)
+from psy_agents_noaug.training.batching import Step, TrainingSteps
 from psy_agents_noaug.training.checkpoint import Checkpoint, save_checkpoint
 from psy_agents_noaug.training.distributed import flat_gradients
 from psy_agents_noaug.training.early_stopping import EarlyStopping
-from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.training.evaluator import Evaluator, PredictionStopped
 from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler, trainable
 from psy_agents_noaug.training.precision import all_finite
 from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
@@ -198,6 +195,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal stopped the training; its state is saved.
+            LoaderError: a worker process that collates batches died or hung.
             NonFiniteError: a loss, gradient, score or weight is NaN or infinite; the weights are not
                 updated with it, or not saved.
             OutOfMemoryError: a micro-batch of one example does not fit in memory, or the optimizer's
@@ -207,7 +205,8 @@ class Trainer:
         self._observer = observer
         with observer.progress, StopSignals() as signals:
             try:
-                self._run(signals)
+                with ExitStack() as loading:
+                    self._run(signals, loading)
             except _StopRequested:
                 self._save_last()
                 # Otherwise the launcher would end the main process, which is still saving, when another
@@ -232,7 +231,7 @@ class Trainer:
             history=self._state.history,
         )
 
-    def _run(self, signals: StopSignals) -> None:
+    def _run(self, signals: StopSignals, loading: ExitStack) -> None:
         state = self._state
         steps: Iterator[Step] | None = None
         self._model.train()
@@ -241,8 +240,12 @@ class Trainer:
                 self._evaluate(signals)
                 self._save_last()
             if state.step >= self.total_steps or self._early_stopping.should_stop:
+                self._stop_signal = max(self._distributed.gather(signals.received))
+                if self._stop_signal:
+                    raise _StopRequested
                 return
-            steps = steps or self._load_from(state.step)
+            if steps is None:
+                steps = loading.enter_context(self._load_from(state.step, signals))
             began = time.perf_counter()
             budget = state.max_tokens
             loss, n_examples, n_tokens = self._train_step(next(steps), signals)
@@ -252,6 +255,7 @@ class Trainer:
                 step=state.step, loss=loss, examples=n_examples, tokens=n_tokens
             )
             if state.max_tokens != budget:
+                loading.close()
                 steps = None
             if self._stop_signal:
                 raise _StopRequested
@@ -270,15 +274,18 @@ class Trainer:
             world_size=self._distributed.count,
         )
 
-    def _load_from(self, step: int) -> Iterator[Step]:
-        return iter(
-            DataLoader(
-                self._steps(),
-                batch_size=None,
-                sampler=range(step, self.total_steps),
-                worker_init_fn=leave_signals_to_main,
-                **self._loader_options,
-            )
+    def _load_from(self, step: int, signals: StopSignals) -> AbstractContextManager[Iterator[Step]]:
+        def stop_on_signal() -> None:
+            # Several processes would not stop at the same update, so they stop after it.
+            if signals.received and self._distributed.count == 1:
+                self._stop_signal = signals.received
+                raise _StopRequested
+
+        return loaded(
+            self._steps(),
+            range(step, self.total_steps),
+            self._loader_options,
+            while_waiting=stop_on_signal,
         )
 
     def _train_step(self, step: Step, signals: StopSignals) -> tuple[float, int, int]:
@@ -439,14 +446,14 @@ class Trainer:
         return state.step % self._eval_steps == 0 or state.step == self.total_steps
 
     def _evaluate(self, signals: StopSignals) -> None:
-        def stop_on_signal() -> None:
-            # Several processes would not stop at the same batch, so they stop after the next step.
-            if signals.received and self._distributed.count == 1:
-                self._stop_signal = signals.received
-                raise _StopRequested
-
         state = self._state
-        evaluation = self._evaluator.evaluate(self._task.model, "val", on_batch=stop_on_signal)
+        try:
+            evaluation = self._evaluator.evaluate(
+                self._task.model, "val", should_stop=lambda: signals.received > 0
+            )
+        except PredictionStopped:
+            self._stop_signal = signals.received or SIGTERM
+            raise _StopRequested from None
         state.evaluated_step = state.step
         self._rule, self._metrics = evaluation.predicted.rule, evaluation.metrics
         metrics: MetricValues = {f"val/{key}": value for key, value in evaluation.metrics.items()}

@@ -209,6 +209,7 @@ def get_optimal_dataloader_kwargs(
     pin_memory: bool | None = None,
     persistent_workers: bool | None = None,
     prefetch_factor: int | None = None,
+    timeout: float | None = None,
 ) -> dict[str, Any]:
     """Choose `torch.utils.data.DataLoader`'s performance arguments; None means "choose for me".
 
@@ -223,6 +224,7 @@ def get_optimal_dataloader_kwargs(
         pin_memory: copy batches through page-locked memory (CUDA only).
         persistent_workers: keep workers alive between epochs.
         prefetch_factor: batches each worker keeps ready.
+        timeout: seconds to wait for a batch from a worker; None: for ever.
 
     Raises:
         ValueError: if `num_workers` is negative.
@@ -242,6 +244,8 @@ def get_optimal_dataloader_kwargs(
             kwargs["multiprocessing_context"] = "fork"
         kwargs["persistent_workers"] = persistent_workers is not False
         kwargs["prefetch_factor"] = _PREFETCH_FACTOR if prefetch_factor is None else prefetch_factor
+        if timeout is not None:
+            kwargs["timeout"] = timeout
     return kwargs
 
 

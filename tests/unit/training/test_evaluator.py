@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.training.distributed import DistributedContext
-from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.training.evaluator import Evaluator, PredictionStopped
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.precision import Precision
 
@@ -145,13 +145,8 @@ def test_a_decision_rule_that_is_given_is_used_as_it_is(task):
 
 
 def test_an_evaluation_can_be_broken_off_before_any_batch(task):
-    class StopError(Exception):
-        pass
-
-    def stop():
-        if len(task.sizes) == 2:
-            raise StopError
-
-    with pytest.raises(StopError):
-        evaluator(task, batch_size=2).predict(nn.Identity(), task.source("val"), on_batch=stop)
+    with pytest.raises(PredictionStopped):
+        evaluator(task, batch_size=2).predict(
+            nn.Identity(), task.source("val"), should_stop=lambda: len(task.sizes) == 2
+        )
     assert len(task.sizes) == 2

@@ -149,6 +149,7 @@ def _history(result: RunResult) -> list[str]:
         *(pytest.param("joint", seed, marks=pytest.mark.slow) for seed in range(10, 13)),
     ],
 )
+@pytest.mark.faults("SIGKILL in an update or a save", "resumes to the same weights")
 def test_a_killed_process_resumes_to_the_same_weights(
     make_config: MakeConfig, weights_of: Hashes, seed: int
 ) -> None:
@@ -426,6 +427,7 @@ def test_a_precision_in_the_launchers_configuration_is_not_ignored(
 
 
 @pytest.mark.slow
+@pytest.mark.faults("SIGTERM to the process group, with workers", "resumes to the same weights")
 def test_a_signal_to_the_whole_process_group_saves_despite_worker_processes(
     make_config: MakeConfig, weights_of: Hashes
 ) -> None:

@@ -259,13 +259,19 @@ def test_gpu_training_shares_the_cores_among_its_processes(monkeypatch, cores, p
 
 def test_what_the_user_sets_is_kept():
     assert get_optimal_dataloader_kwargs(
-        device=CUDA, num_workers=1, pin_memory=False, persistent_workers=False, prefetch_factor=7
+        device=CUDA,
+        num_workers=1,
+        pin_memory=False,
+        persistent_workers=False,
+        prefetch_factor=7,
+        timeout=2.5,
     ) == {
         **({"multiprocessing_context": "fork"} if sys.platform == "linux" else {}),
         "num_workers": 1,
         "pin_memory": False,
         "persistent_workers": False,
         "prefetch_factor": 7,
+        "timeout": 2.5,
     }
 
 
