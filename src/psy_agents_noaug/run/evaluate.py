@@ -27,6 +27,7 @@ from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class RunResult:
         return table
 
 
+@without_texts()
 def evaluate(
     evaluation: EvaluateConfig, *, task_name: str, explicit: Mapping[str, Any]
 ) -> RunResult:

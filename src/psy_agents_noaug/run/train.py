@@ -31,6 +31,7 @@ from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, we
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.progress import ConsoleProgress
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
+from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class RunPreview:
     fingerprints: dict[str, str]
 
 
+@without_texts()
 def train(
     config: TrainConfig,
     *,
@@ -90,6 +92,7 @@ def train(
             return _finish(context, task, outcome)
 
 
+@without_texts()
 def preview(config: TrainConfig) -> RunPreview:
     """Prepare what `train` would train on, without training.
 

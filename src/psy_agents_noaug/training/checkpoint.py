@@ -6,6 +6,7 @@ anywhere. The archive's comment field holds the SHA-256 of the rest.
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,7 +53,11 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` atomically, with its checksum."""
+    """Write `checkpoint` atomically, with its checksum.
+
+    Raises:
+        StorageError: it cannot be written; a file that was there is as it was.
+    """
     payload = {"format_version": FORMAT_VERSION, **vars(checkpoint)}
 
     def write(file: BinaryIO) -> None:
@@ -64,7 +69,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.seek(end - 2)
         file.write(_TAIL + digest.encode())
 
-    write_atomically(path, write)
+    write_atomically(path, write, needed=_tensor_bytes(payload))
 
 
 def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
@@ -122,6 +127,15 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _verify(path: Path) -> None:
