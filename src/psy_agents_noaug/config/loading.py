@@ -186,7 +186,7 @@ def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: as_of_today(value) if isinstance(value, Mapping) else value
         for key, value in recorded.items()
-        if key != gone and not key.endswith(f".{gone}")
+        if key != gone and not str(key).endswith(f".{gone}")
     }
 
 

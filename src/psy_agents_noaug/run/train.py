@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.run.checks import (
     check_monitor,
     check_resumed_data,
+    check_space,
     warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
@@ -19,6 +20,7 @@ from psy_agents_noaug.run.directory import RunDirectory, open_run_directory, poi
 from psy_agents_noaug.run.evaluate import RunResult, report_split
 from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
+    manifest_status,
     open_tracker,
     record_manifest,
     tracking_status,
@@ -68,6 +70,7 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
+        StorageError: there is no space, or the run's directory cannot be written; checkpoints are whole.
         Interrupted: stopped by a signal, state saved.
         NonFiniteError: the loss or a gradient is NaN or infinite.
         StoppedError: `on_evaluation` ended the training.
@@ -83,9 +86,11 @@ def train(
         trainer = _trainer(config, hardware, directory, data, task)
         if checkpoint is not None:
             trainer.restore(checkpoint)
+        if hardware.distributed.is_main:
+            check_space(directory, task)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
         context = RunContext(config, hardware, directory, data, tracker)
-        with tracking_status(tracker):
+        with tracking_status(tracker), _manifest_status(context):
             if context.is_main:
                 write_start_records(context)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
@@ -119,6 +124,10 @@ def _run_directory(config: TrainConfig, hardware: Hardware) -> Iterator[RunDirec
         path = distributed.from_main(opened.path if opened else None)
         assert path is not None
         yield opened or RunDirectory(path)
+
+
+def _manifest_status(context: RunContext) -> AbstractContextManager[None]:
+    return manifest_status(context.directory) if context.is_main else nullcontext()
 
 
 def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint | None:

@@ -69,7 +69,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.seek(end - 2)
         file.write(_TAIL + digest.encode())
 
-    write_atomically(path, write, needed=_tensor_bytes(payload))
+    write_atomically(path, write, needed=tensor_bytes(payload))
 
 
 def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
@@ -129,13 +129,13 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _tensor_bytes(value: Any) -> int:
+def tensor_bytes(value: Any) -> int:
     """Return the bytes of all tensors in nested mappings and sequences."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Mapping):
-        return sum(map(_tensor_bytes, value.values()))
-    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _verify(path: Path) -> None:

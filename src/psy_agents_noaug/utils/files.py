@@ -21,33 +21,38 @@ _OUT_OF_SPACE = {
 _REASONS = {
     **_OUT_OF_SPACE,
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "there is no permission to write there",
-    errno.EPERM: "there is no permission to write there",
+    errno.EACCES: "there is no permission",
+    errno.EPERM: "there is no permission",
     errno.ENAMETOOLONG: "the name is too long",
     errno.EIO: "the disk reports an error",
+    errno.EMFILE: "too many files are open (`ulimit -n`)",
+    errno.ENFILE: "too many files are open on this machine",
     errno.ENOTDIR: "a part of the path is a file and not a folder",
     errno.ENOENT: "its folder is not there",
 }
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
-def storage_message(path: Path | str, error: OSError, *, needed: int = 0) -> str:
+def storage_message(
+    path: Path | str, error: OSError, *, needed: int = 0, verb: str = "written"
+) -> str:
     """Say why `path` cannot be written, and what to do.
 
     Args:
         path: of the file or folder.
         error: of the operating system.
         needed: bytes to be written; 0 where that is not known.
+        verb: what cannot be done.
     """
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     if error.errno not in _OUT_OF_SPACE:
-        return f"{path} cannot be written: {reason}. Mend that, or write elsewhere (`output_dir`)."
+        return f"{path} cannot be {verb}: {reason}. Mend that, or write elsewhere (`output_dir`)."
     free = free_bytes(Path(path))
     figures = [f"{megabytes(needed)} needed"] * bool(needed)
     figures += [] if free is None else [f"{megabytes(free)} free"]
     amounts = f" ({', '.join(figures)})" if figures else ""
     return (
-        f"{path} cannot be written: {reason}{amounts}. Make space there, or write elsewhere "
+        f"{path} cannot be {verb}: {reason}{amounts}. Make space there, or write elsewhere "
         "(`output_dir`)."
     )
 
@@ -62,6 +67,13 @@ def refusal_to_write(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def environment_refusal(error: OSError) -> str | None:
+    """Describe an error that the environment caused where none was expected; None for others."""
+    if error.errno not in _REASONS.keys() - {errno.ENOENT, errno.ENOTDIR}:
+        return None
+    return storage_message(error.filename or "A file", error, verb="read or written")
 
 
 @contextmanager
