@@ -18,7 +18,7 @@ import tokenizers
 from safetensors.numpy import load, save
 
 from psy_agents_noaug.errors import StorageError
-from psy_agents_noaug.utils.files import make_folder, sweep, write_bytes
+from psy_agents_noaug.utils.files import make_folder, sweep, without_tilde, write_bytes
 
 _FORMAT = 2
 _CHUNK = 1024
@@ -42,13 +42,14 @@ class Tokens(NamedTuple):
 
 
 def cache_folder(setting: str) -> Path | None:
-    """Return the folder for `data.token_cache`: the user's cache for `auto`, None for `off`."""
+    """Return the folder for `data.token_cache`: the user's cache, if any, for `auto`, None for `off`."""
     if setting == "off":
         return None
     if setting != "auto":
-        return Path(setting).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "psy_agents_noaug" / "tokens"
+        return without_tilde(setting)
+    caches = without_tilde(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    # Without a home directory the tilde stays: no folder of that name is made where a run was started.
+    return caches / "psy_agents_noaug" / "tokens" if caches.is_absolute() else None
 
 
 def tokenise(

@@ -154,12 +154,7 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     lock = FileLock(directory.path / ".lock", timeout=0)
     try:
         with storing(directory.path):
-            lock.acquire()
-    except Timeout:
-        raise RunInUseError(
-            f"Another process is training in {directory.path}. Wait for it, stop it, or choose another "
-            "`run_name`."
-        ) from None
+            _acquire(lock, directory.path)
     except StorageError:
         remove_empty(made)
         raise
@@ -175,6 +170,15 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
             shutil.rmtree(directory.path, ignore_errors=True)
             remove_empty(made)
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:  # an OSError, but no refusal of the disk's
+        raise RunInUseError(
+            f"Another process is training in {path}. Wait for it, stop it, or choose another `run_name`."
+        ) from None
 
 
 def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:

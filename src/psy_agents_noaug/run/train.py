@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.run.checks import (
     check_monitor,
     check_resumed_data,
@@ -27,9 +28,14 @@ from psy_agents_noaug.run.records import (
     write_history,
     write_start_records,
 )
-from psy_agents_noaug.tasks.base import Task, TaskInputs
+from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders, rebuild_encoders
-from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from psy_agents_noaug.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    using,
+    weights_sha256,
+)
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.progress import ConsoleProgress
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
@@ -81,11 +87,14 @@ def train(
         warn_of_other_conditions(config, data)
         checkpoint = _last_checkpoint(config, directory)
         if checkpoint is not None:
-            check_resumed_data(checkpoint, data, directory.path)
-        task = _build(config, hardware, data, checkpoint)
+            with using(directory.last_checkpoint):
+                check_resumed_data(checkpoint, data, directory.path)
+        encoders = _encoders(config, checkpoint, directory)
+        task = _build(config, hardware, data, encoders)
         trainer = _trainer(config, hardware, directory, data, task)
         if checkpoint is not None:
-            trainer.restore(checkpoint)
+            with using(directory.last_checkpoint):
+                trainer.restore(checkpoint)
         if hardware.distributed.is_main:
             check_space(directory, task)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
@@ -109,7 +118,7 @@ def preview(config: TrainConfig) -> RunPreview:
     """
     hardware = prepare_hardware(config)
     data = prepare_data(config)
-    task = _build(config, hardware, data, checkpoint=None)
+    task = _build(config, hardware, data, load_encoders(config))
     maximise = check_monitor(config.training.monitor, task) == "max"
     for split in ("train", "val"):
         task.source(split)
@@ -134,17 +143,26 @@ def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint
     if config.resume is None or not directory.last_checkpoint.is_file():
         return None
     checkpoint = load_checkpoint(directory.last_checkpoint, task=config.task.name)
+    if checkpoint.resume is None:
+        raise CheckpointError(
+            f"{directory.last_checkpoint} lacks the optimizer's state, without which a run cannot go on."
+        )
     logger.info("Going on with %s from step %d.", directory.path, checkpoint.step)
     return checkpoint
 
 
-def _build(
-    config: TrainConfig, hardware: Hardware, data: PreparedData, checkpoint: Checkpoint | None
-) -> Task:
-    """Build the task on train and val, with pretrained encoders or those of a checkpoint."""
-    encoders = (
-        load_encoders(config) if checkpoint is None else rebuild_encoders(checkpoint.metadata)
-    )
+def _encoders(
+    config: TrainConfig, checkpoint: Checkpoint | None, directory: RunDirectory
+) -> Encoders:
+    """Load the pretrained encoders, or build those of the last checkpoint."""
+    if checkpoint is None:
+        return load_encoders(config)
+    with using(directory.last_checkpoint):
+        return rebuild_encoders(config, checkpoint.metadata)
+
+
+def _build(config: TrainConfig, hardware: Hardware, data: PreparedData, encoders: Encoders) -> Task:
+    """Build the task on train and val."""
     examples = {name: data.examples[name] for name in ("train", "val")}
     inputs = TaskInputs(encoders, data.corpus.criteria, examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
@@ -193,8 +211,15 @@ def _observer(
 
 def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunResult:
     """Report the best checkpoint on val and complete the records."""
-    directory = context.directory
+    directory, precision = context.directory, context.hardware.precision
     context.hardware.distributed.wait()
+    if precision.skipped_updates:
+        logger.warning(
+            "%d of %d updates were skipped, because fp16 gradients overflowed. A few are usual, as the "
+            "loss scale is found in this way; if they are many, use training.amp=bf16 or off.",
+            precision.skipped_updates,
+            outcome.step,
+        )
     checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
     task.model.load_state_dict(checkpoint.weights)
     # Of a metric MLflow shows the value with the latest step, which must be the kept model's.
@@ -215,6 +240,7 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
                 "steps": outcome.step,
                 "best_step": outcome.best_step,
                 "stopped_early": outcome.stopped_early,
+                "skipped_updates": precision.skipped_updates,
             },
         )
         for path in (directory.manifest, directory.history):

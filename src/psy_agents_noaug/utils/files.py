@@ -109,6 +109,11 @@ def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def without_tilde(path: str) -> Path:
+    """Return a path with the home directory in place of `~`; as it is if there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (`Path.expanduser` raises without a home)
+
+
 def make_folder(path: Path) -> list[Path]:
     """Make a folder and those above it. Return those that were not there, the lowest first.
 
