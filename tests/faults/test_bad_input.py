@@ -152,6 +152,24 @@ def test_missing_files_are_all_named(
     assert f"{tiny_corpus / 'elsewhere.json'}: there is no such file" in told
 
 
+@pytest.mark.parametrize(
+    "content", ["[" * 10_000, '{"a":' * 10_000, '{"format": ' + "9" * 5_000 + "}"]
+)
+@pytest.mark.faults("JSON that is nested too deeply or has huge integers", "refused with its file")
+def test_json_that_python_cannot_parse_is_refused_with_its_file(
+    refusal_of_training: Refusal, tiny_corpus: Path, tmp_path: Path, content: str
+) -> None:
+    for key, name in (("splits", "mine.json"), ("posts", "posts.json"), ("posts", "posts.jsonl")):
+        path = tmp_path / name
+        path.write_text(content)
+        told = refusal_of_training(f"data.{key}={path}")
+        assert told.startswith("DataError: ")
+        assert name in told
+    best = tmp_path / "best.yaml"
+    best.write_text(content)
+    assert f"`best_config` {best} " in refusal_of_training(f"best_config={best}")
+
+
 def _without_status(posts: list[dict[str, str]], annotations: list[dict[str, str]]) -> None:
     for row in annotations:
         del row["status"]

@@ -259,6 +259,16 @@ def test_a_refused_start_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.faults("a search is refused at its start", "nothing is left behind")
+def test_a_search_that_is_refused_leaves_nothing_behind(
+    overrides: list[str], own_logging: None, only_message: Callable[[], str], tmp_path: Path
+) -> None:
+    search = ["tune", "hpo=stage0_sanity", "task=criteria", *overrides, "data.dir=/nowhere"]
+    assert main(search) == 2
+    assert "/nowhere/redsm5_posts.csv: there is no such file" in only_message()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

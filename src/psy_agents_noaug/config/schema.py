@@ -4,6 +4,7 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: y
 """
 
 import functools
+import unicodedata
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -212,6 +213,16 @@ class TrainConfig(Section):
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None
     resume: str | None
     best_config: str | None
+
+    @model_validator(mode="after")
+    def _can_name_a_folder(self) -> "TrainConfig":
+        # Control characters, and the halves of characters that stand for bytes which are no UTF-8.
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in self.output_dir):
+            raise ValueError(
+                f"`output_dir` must be in UTF-8 and without control characters, but is "
+                f"{self.output_dir!r} instead."
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
