@@ -119,6 +119,7 @@ def test_the_private_parts_of_a_removed_working_directory_are_unknown(
         "back\\slash",
         "-x",
         "a,b;c|{d}",
+        "line\nend\a",
     ],
 )
 def test_odd_characters_in_output_dir_are_taken_as_they_are(
@@ -134,7 +135,7 @@ def test_odd_characters_in_output_dir_are_taken_as_they_are(
 
 
 @pytest.mark.faults("output_dir holds what no file name may", "refused with one message")
-@pytest.mark.parametrize("name", ["nul\0", "line\nend", "\udcff", "bell\a"])
+@pytest.mark.parametrize("name", ["nul\0", "\udcff"])
 def test_characters_that_no_folder_should_have_are_refused(
     refusal_of_training: Callable[..., str], tmp_path: Path, name: str
 ) -> None:

@@ -4,7 +4,7 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: y
 """
 
 import functools
-import unicodedata
+import re
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -216,10 +216,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _can_name_a_folder(self) -> "TrainConfig":
-        # Control characters, and the halves of characters that stand for bytes which are no UTF-8.
-        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in self.output_dir):
+        # Surrogates stand for bytes that are no UTF-8, which config.yaml could not hold.
+        if "\0" in self.output_dir or re.search("[\ud800-\udfff]", self.output_dir):
             raise ValueError(
-                f"`output_dir` must be in UTF-8 and without control characters, but is "
+                "`output_dir` must be in UTF-8 and without NUL characters, but is "
                 f"{self.output_dir!r} instead."
             )
         return self
