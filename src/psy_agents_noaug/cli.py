@@ -1,9 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command `psy-agents VERB [KEY=VALUE | GROUP=CHOICE]...`, and what the files of `scripts/` call.
 
-A verb is a function and an entry of `VERBS`. Exit codes: 0 done; 2 a config, data or checkpoint error,
-in one message; 129 / 130 / 143 stopped by SIGHUP, Ctrl-C or SIGTERM, state saved; anything else is a
-bug and keeps its traceback (exit 1).
+A verb is a function and an entry of `VERBS`. Exit codes: 0 done; 2 a config, data, checkpoint or
+storage error, in one message; 129 / 130 / 143 stopped by SIGHUP, Ctrl-C or SIGTERM, state saved;
+anything else is a bug and keeps its traceback (exit 1).
 
 Nothing heavy is imported at the top: `--help` and shell completion must answer at once, and a wrong key
 must be reported before torch, which takes seconds, is imported.
@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from psy_agents_noaug.errors import (
     ConfigError,
     Interrupted,
     PsyAgentsError,
+    StorageError,
     did_you_mean,
     faults_message,
     not_one_of,
@@ -33,6 +35,7 @@ from psy_agents_noaug.errors import (
 )
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.utils.extras import require
+from psy_agents_noaug.utils.files import environment_refusal
 from psy_agents_noaug.utils.shown import PrintableFormatter, printable
 
 if TYPE_CHECKING:
@@ -448,14 +451,33 @@ def _guarded(run: Callable[[], str]) -> int:
         return _end_of(interrupted)
     except KeyboardInterrupt:
         return _end_of(_interrupted(signal.SIGINT))
-    except Exception:
+    except Exception as error:
         # A library may turn what a signal handler raises into an error of its own.
         if received:
             return _end_of(_interrupted(received[-1]))
-        raise
-    if speaks and shown:
-        sys.stdout.write(printable(f"{shown}\n"))
+        refusal = environment_refusal(error) if isinstance(error, OSError) else None
+        if refusal is None:
+            raise
+        _say(f"{StorageError.__name__}: {refusal}")
+        return 2
+    exit_code = _print(shown) if speaks and shown else 0
     _leave_process_group()
+    return exit_code
+
+
+def _print(text: str) -> int:
+    """Write to standard output. Return the exit code, which is 2 where that is not possible."""
+    try:
+        sys.stdout.write(printable(f"{text}\n"))
+        sys.stdout.flush()
+    except (OSError, UnicodeEncodeError) as error:
+        # At its end Python would try again to write what is left.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _say(
+            f"{StorageError.__name__}: Standard output cannot be written: {error}. All else is done."
+        )
+        return 2
     return 0
 
 
@@ -474,7 +496,7 @@ def _end_of(interrupted: Interrupted) -> int:
 
 
 def _say(line: str) -> None:
-    """Write to standard error, which may be a terminal that is gone."""
+    """Write to standard error, which may be a terminal that is gone, or a file on a full disk."""
     try:
         sys.stderr.write(f"{printable(line)}\n")
     except OSError:

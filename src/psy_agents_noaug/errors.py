@@ -36,6 +36,10 @@ class CheckpointError(PsyAgentsError):
     """A checkpoint is damaged, unsafe, or does not match the task, the data or the settings."""
 
 
+class StorageError(PsyAgentsError):
+    """A file cannot be written: no space, no permission, a name that is too long, a broken disk."""
+
+
 class NonFiniteError(PsyAgentsError):
     """A loss, a gradient or a predicted score is NaN or infinite."""
 

@@ -133,7 +133,7 @@ def read_overrides_file(path: Path, *, task: str) -> tuple[dict[str, Any], dict[
         _check_yaml(path.read_text(encoding="utf-8"))
         content = OmegaConf.load(path)
     # A number of too many digits is a ValueError.
-    except (yaml.YAMLError, ValueError, OSError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OSError, OmegaConfBaseException) as error:
         raise ConfigError(f"`best_config` {path} cannot be read: {one_line(error)}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"`best_config` {path} must hold a mapping of keys to values.")
@@ -186,7 +186,7 @@ def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: as_of_today(value) if isinstance(value, Mapping) else value
         for key, value in recorded.items()
-        if key != gone and not key.endswith(f".{gone}")
+        if key != gone and not str(key).endswith(f".{gone}")
     }
 
 

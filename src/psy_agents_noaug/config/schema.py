@@ -4,6 +4,7 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: y
 """
 
 import functools
+import re
 from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -213,6 +214,16 @@ class TrainConfig(Section):
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None
     resume: str | None
     best_config: str | None
+
+    @model_validator(mode="after")
+    def _can_name_a_folder(self) -> "TrainConfig":
+        # Surrogates stand for bytes that are no UTF-8, which config.yaml could not hold.
+        if "\0" in self.output_dir or re.search("[\ud800-\udfff]", self.output_dir):
+            raise ValueError(
+                "`output_dir` must be in UTF-8 and without NUL characters, but is "
+                f"{self.output_dir!r} instead."
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":

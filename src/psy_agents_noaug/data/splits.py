@@ -1,7 +1,6 @@
 """Train, val and test splits: by group, stratified over criteria, reproducible from a file."""
 
 import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 from psy_agents_noaug.errors import ConfigError, DataError
-from psy_agents_noaug.utils.files import sha256_of_json, write_json
+from psy_agents_noaug.utils.files import read_json, sha256_of_json, write_json
 
 SPLIT_NAMES = ("train", "val", "test")
 FILE_FORMAT = 1
@@ -105,12 +104,7 @@ def read_splits(path: Path, *, posts: Sequence[Post]) -> Splits:
         DataError: lists all faults: not JSON, a missing, wrong or empty list, posts that are unknown,
             in no split or in two, a group in two splits, or a `fingerprint` of other lists.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise DataError(f"{path}: a split file must be UTF-8 JSON, but is not.") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: a split file must be a JSON object, but is not.")
     faults: list[Fault] = []

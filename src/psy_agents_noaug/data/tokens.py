@@ -1,22 +1,30 @@
-"""Tokenisation of texts, cached on disk for later runs on the same texts and tokenizer."""
+"""Tokenisation of texts, cached on disk for later runs on the same texts and tokenizer.
+
+A cache file is an ordinary safetensors file whose metadata hold the SHA-256 of the whole file, with
+zeros in place of the hash.
+"""
 
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
-from psy_agents_noaug.utils.files import write_bytes
+from psy_agents_noaug.errors import StorageError
+from psy_agents_noaug.utils.files import make_folder, sweep, without_tilde, write_bytes
 
-_FORMAT = 1
+_FORMAT = 2
 _CHUNK = 1024
+_NO_DIGEST = b"0" * 64
+_DIGEST = re.compile(rb'"sha256":"([0-9a-f]{64})"')
+_HEADER_BYTES = 4096  # the metadata are within them
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +42,14 @@ class Tokens(NamedTuple):
 
 
 def cache_folder(setting: str) -> Path | None:
-    """Return the folder for `data.token_cache`: the user's cache for `auto`, None for `off`."""
+    """Return the folder for `data.token_cache`: the user's cache, if any, for `auto`, None for `off`."""
     if setting == "off":
         return None
     if setting != "auto":
-        return Path(setting).expanduser()
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "psy_agents_noaug" / "tokens"
+        return without_tilde(setting)
+    caches = without_tilde(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    # Without a home directory the tilde stays: no folder of that name is made where a run was started.
+    return caches / "psy_agents_noaug" / "tokens" if caches.is_absolute() else None
 
 
 def tokenise(
@@ -52,22 +61,15 @@ def tokenise(
         tokenizer: a fast Hugging Face tokenizer.
         texts: may hold duplicates.
         cache: folder to read the tokens from, or to write them to; None for no cache. A file is named
-            by a fingerprint of tokenizer and texts. Only the user may read the folder, because ids
-            reveal the texts.
+            by a fingerprint of tokenizer and texts. Only the user may read it, because ids reveal the
+            texts. A damaged file is made anew.
     """
     distinct = list(dict.fromkeys(texts))
     if cache is None:
         return _by_text(distinct, _tokenised(tokenizer, distinct))
     path = cache / f"{_fingerprint(tokenizer, distinct)}.safetensors"
-    try:
-        arrays = load_file(path)
-    except FileNotFoundError:
-        arrays = _tokenised(tokenizer, distinct)
-        _write_cache(path, arrays)
-    except (OSError, SafetensorError) as error:
-        logger.warning(
-            "The cached tokens in %s cannot be read (%s). Tokenising again.", path, error
-        )
+    arrays = _read_cache(path, n_texts=len(distinct))
+    if arrays is None:
         arrays = _tokenised(tokenizer, distinct)
         _write_cache(path, arrays)
     return _by_text(distinct, arrays)
@@ -118,10 +120,57 @@ def _fingerprint(tokenizer: Any, texts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def _read_cache(path: Path, *, n_texts: int) -> dict[str, np.ndarray] | None:
+    """Return the arrays of a cache file, or None if it is not there or damaged."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        logger.warning(
+            "The cached tokens in %s cannot be read (%s). Tokenising again.", path, error.strerror
+        )
+        return None
+    found = _DIGEST.search(content, 0, _HEADER_BYTES)
+    if found is not None and _digest(content, *found.span(1)) == found[1]:
+        arrays = load(content)
+        if _are_consistent(arrays, n_texts=n_texts):
+            return arrays
+    logger.warning("The cached tokens in %s are damaged. Tokenising again.", path)
+    return None
+
+
+def _are_consistent(arrays: dict[str, np.ndarray], *, n_texts: int) -> bool:
+    """Whether arrays have the types and shapes of `_tokenised`, and cut all tokens into the texts."""
+    if arrays.keys() != {"ids", "offsets", "starts"}:
+        return False
+    ids, offsets, starts = arrays["ids"], arrays["offsets"], arrays["starts"]
+    found = [(array.dtype.name, array.shape) for array in (ids, offsets, starts)]
+    return (
+        found == [("int32", (ids.size,)), ("int32", (ids.size, 2)), ("int64", (n_texts + 1,))]
+        and starts[0] == 0
+        and starts[-1] == ids.size
+        and bool((np.diff(starts) >= 0).all())
+    )
+
+
 def _write_cache(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """Write atomically, so that processes that start together do not damage each other's file."""
+    content = save(arrays, metadata={"sha256": _NO_DIGEST.decode()})
+    begin = content.index(_NO_DIGEST)
+    digest = _digest(content, begin, begin + len(_NO_DIGEST))
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_bytes(path, save(arrays))
-    except OSError as error:
-        logger.warning("Tokens cannot be cached in %s: %s", path.parent, error)
+        for folder in make_folder(path.parent):
+            folder.chmod(0o700)
+        sweep(path.parent)
+        write_bytes(path, content.replace(_NO_DIGEST, digest, 1), mode=0o600)
+    except (StorageError, OSError) as error:
+        logger.warning("Tokens cannot be cached: %s", error)
+
+
+def _digest(content: bytes, begin: int, end: int) -> bytes:
+    """Return the SHA-256 of `content` with zeros from `begin` to `end`, in hexadecimal digits."""
+    digest = hashlib.sha256(content[:begin])
+    digest.update(_NO_DIGEST)
+    digest.update(memoryview(content)[end:])
+    return digest.hexdigest().encode()

@@ -267,8 +267,13 @@ class Refit(Plan):
                 f"{path} does not exist: {trial.user_attrs['worker']} trained trial {trial.number}. All "
                 "workers must share `output_dir`; copy the run here and start the stage again."
             )
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+        try:
+            with path.open(encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}): evaluate that run on test again."
+            ) from error
 
     def _summary(
         self,

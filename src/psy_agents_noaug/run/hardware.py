@@ -13,6 +13,7 @@ from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.precision import Precision
 from psy_agents_noaug.utils.memory import keep_freed_memory
 from psy_agents_noaug.utils.reproducibility import (
+    cuda_obstacle,
     get_device,
     get_optimal_dataloader_kwargs,
     set_seed,
@@ -40,6 +41,8 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
         info = get_device(training.device)
     except ValueError as error:
         raise ConfigError(f"`training.device` is not usable: {error}") from None
+    if training.device == "auto" and (obstacle := cuda_obstacle()):
+        logger.warning("%s Training uses the %s.", obstacle, info.device.type.upper())
     if training.num_threads is not None:
         torch.set_num_threads(training.num_threads)
     keeps = training.keep_freed_memory
@@ -53,6 +56,9 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
     )
     check_launcher(os.environ, amp=precision.mode)
     processes = DistributedContext(device=info.device)
+    if processes.device.type == "cuda":
+        # Some kernels and libraries use the current device and not that of their tensors.
+        torch.cuda.set_device(processes.device)
     if processes.count > 1:
         logger.info("%d processes train together.", processes.count)
     logger.info("%s; mixed precision %s (%s).", info.describe(), precision.mode, precision.reason)

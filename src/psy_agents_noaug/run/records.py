@@ -72,6 +72,22 @@ def tracking_status(tracker: Tracker) -> Iterator[None]:
     tracker.finish("FINISHED")
 
 
+@contextmanager
+def manifest_status(directory: RunDirectory) -> Iterator[None]:
+    """Record in the manifest that the run failed, was interrupted, or was stopped by its caller."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        directory.record_status("interrupted")
+        raise
+    except StoppedError:
+        directory.record_status("stopped")
+        raise
+    except BaseException as error:
+        directory.record_status("failed", error=type(error).__name__)
+        raise
+
+
 def write_start_records(context: RunContext) -> None:
     """Write splits, alignment and the first manifest, and send them and the config to the tracker."""
     config, data, tracker = context.config, context.data, context.tracker
@@ -92,7 +108,7 @@ def record_manifest(
 
     Args:
         context: the run.
-        status: running or finished.
+        status: running or finished; others come from `manifest_status`.
         weights: SHA-256 of the best weights, None while there are none.
         extra: further top-level entries.
     """

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.errors import CheckpointError, ConfigError
 from psy_agents_noaug.run.checks import (
     check_monitor,
     check_resumed_data,
     check_resumed_processes,
     check_same_checkpoint,
+    check_space,
     warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
@@ -22,19 +23,26 @@ from psy_agents_noaug.run.directory import RunDirectory, open_run_directory, poi
 from psy_agents_noaug.run.evaluate import RunResult, report_split
 from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
+    manifest_status,
     open_tracker,
     record_manifest,
     tracking_status,
     write_history,
     write_start_records,
 )
-from psy_agents_noaug.tasks.base import Task, TaskInputs
+from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders, rebuild_encoders
-from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, weights_sha256
+from psy_agents_noaug.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    using,
+    weights_sha256,
+)
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.progress import ConsoleProgress
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
 from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
+from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +62,7 @@ class RunPreview:
     fingerprints: dict[str, str]
 
 
+@without_texts()
 @explained_memory_errors()
 def train(
     config: TrainConfig,
@@ -71,6 +80,7 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
+        StorageError: there is no space, or the run's directory cannot be written; checkpoints are whole.
         Interrupted: stopped by a signal, state saved.
         NonFiniteError: a loss, a gradient, a score or a weight is NaN or infinite.
         StoppedError: `on_evaluation` ended the training.
@@ -83,12 +93,13 @@ def train(
             warn_of_other_conditions(config, data)
             checkpoint = _last_checkpoint(config, directory)
             if checkpoint is not None:
-                check_resumed_data(checkpoint, data, directory.path)
+                with using(directory.last_checkpoint):
+                    check_resumed_data(checkpoint, data, directory.path)
                 check_resumed_processes(checkpoint, distributed.count, directory.path)
         steps = distributed.gather(checkpoint.step if checkpoint else None)
         with distributed.shared_errors():
             check_same_checkpoint(steps, directory.last_checkpoint)
-            task = _build(config, hardware, data, checkpoint)
+            task = _build(config, hardware, data, _encoders(config, checkpoint, directory))
             maximise = check_monitor(config.training.monitor, task) == "max"
             for split in ("train", "val"):
                 for note in task.input_summary(split):
@@ -106,11 +117,15 @@ def train(
                 "seen_posts": data.seen_posts().to_metadata(),
             },
         )
-        if checkpoint is not None:
-            trainer.restore(checkpoint)
+        with distributed.shared_errors():
+            if checkpoint is not None:
+                with using(directory.last_checkpoint):
+                    trainer.restore(checkpoint)
+            if distributed.is_main:
+                check_space(directory, task)
         tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
         context = RunContext(config, hardware, directory, data, tracker)
-        with tracking_status(tracker):
+        with tracking_status(tracker), _manifest_status(context):
             with distributed.shared_errors():
                 if context.is_main:
                     write_start_records(context)
@@ -118,6 +133,7 @@ def train(
             return _finish(context, task, outcome)
 
 
+@without_texts()
 def preview(config: TrainConfig) -> RunPreview:
     """Prepare what `train` would train on, without training.
 
@@ -129,7 +145,7 @@ def preview(config: TrainConfig) -> RunPreview:
     """
     hardware = prepare_hardware(config)
     data = prepare_data(config)
-    task = _build(config, hardware, data, checkpoint=None)
+    task = _build(config, hardware, data, load_encoders(config))
     maximise = check_monitor(config.training.monitor, task) == "max"
     for split in ("train", "val"):
         task.source(split)
@@ -157,21 +173,34 @@ def _run_directory(config: TrainConfig, hardware: Hardware) -> Iterator[RunDirec
         yield opened or RunDirectory(path)
 
 
+def _manifest_status(context: RunContext) -> AbstractContextManager[None]:
+    return manifest_status(context.directory) if context.is_main else nullcontext()
+
+
 def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint | None:
     if config.resume is None or not directory.last_checkpoint.is_file():
         return None
     checkpoint = load_checkpoint(directory.last_checkpoint, task=config.task.name)
+    if checkpoint.resume is None:
+        raise CheckpointError(
+            f"{directory.last_checkpoint} lacks the optimizer's state, without which a run cannot go on."
+        )
     logger.info("Going on with %s from step %d.", directory.path, checkpoint.step)
     return checkpoint
 
 
-def _build(
-    config: TrainConfig, hardware: Hardware, data: PreparedData, checkpoint: Checkpoint | None
-) -> Task:
-    """Build the task on train and val, with pretrained encoders or those of a checkpoint."""
-    encoders = (
-        load_encoders(config) if checkpoint is None else rebuild_encoders(checkpoint.metadata)
-    )
+def _encoders(
+    config: TrainConfig, checkpoint: Checkpoint | None, directory: RunDirectory
+) -> Encoders:
+    """Load the pretrained encoders, or build those of the last checkpoint."""
+    if checkpoint is None:
+        return load_encoders(config)
+    with using(directory.last_checkpoint):
+        return rebuild_encoders(config, checkpoint.metadata)
+
+
+def _build(config: TrainConfig, hardware: Hardware, data: PreparedData, encoders: Encoders) -> Task:
+    """Build the task on train and val."""
     examples = {name: data.examples[name] for name in ("train", "val")}
     inputs = TaskInputs(encoders, data.corpus.criteria, examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
@@ -195,8 +224,15 @@ def _observer(
 
 def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunResult:
     """Report the best checkpoint on val and complete the records."""
-    directory = context.directory
+    directory, precision = context.directory, context.hardware.precision
     context.hardware.distributed.wait()
+    if precision.skipped_updates:
+        logger.warning(
+            "%d of %d updates were skipped, because fp16 gradients overflowed. A few are usual, as the "
+            "loss scale is found in this way; if they are many, use training.amp=bf16 or off.",
+            precision.skipped_updates,
+            outcome.step,
+        )
     with context.hardware.distributed.shared_errors():
         checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
     task.model.load_state_dict(checkpoint.weights)
@@ -218,6 +254,7 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
                 "steps": outcome.step,
                 "best_step": outcome.best_step,
                 "stopped_early": outcome.stopped_early,
+                "skipped_updates": precision.skipped_updates,
             },
         )
         for path in (directory.manifest, directory.history):

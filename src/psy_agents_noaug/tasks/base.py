@@ -96,6 +96,10 @@ class TaskEvaluation(ABC):
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the decision rule, such as thresholds, on predictions of val."""
 
+    def absent_from(self, rule: DecisionRule) -> list[str]:
+        """Return the names of what a rule must hold and does not; a task that has no rule needs none."""
+        return []
+
     @abstractmethod
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of a whole split. Keys do not contain the name of the split."""

@@ -38,13 +38,14 @@ def load_encoders(config: TrainConfig) -> dict[str, Encoder]:
     }
 
 
-def rebuild_encoders(metadata: Mapping[str, Any]) -> dict[str, Encoder]:
-    """Build the encoders of a checkpoint from its metadata, without their weights."""
-    return {
-        key.removesuffix(_FILES): rebuild_encoder(files)
-        for key, files in metadata.items()
-        if key.endswith(_FILES)
-    }
+def rebuild_encoders(config: TrainConfig, metadata: Mapping[str, Any]) -> dict[str, Encoder]:
+    """Build the encoders of a checkpoint from its metadata, without their weights.
+
+    Raises:
+        KeyError: the metadata lack the files of one.
+    """
+    parts = task_class(config.task.name).encoder_sources(config.model)
+    return {part: rebuild_encoder(metadata[part + _FILES]) for part in parts}
 
 
 def build_task(config: TrainConfig, inputs: TaskInputs) -> Task:

@@ -55,7 +55,11 @@ def without_private_parts(text: str) -> str:
     """
     text = re.sub(r"(://)[^/\s@]+@", r"\1***@", text)
     text = re.sub(r"([?&]\w*password\w*=)[^&\s'\"]+", r"\1***", text)
-    for folder, short in ((Path.cwd(), "."), (Path.home(), "~")):
+    for find, short in ((Path.cwd, "."), (Path.home, "~")):
+        try:
+            folder = find()
+        except (OSError, RuntimeError):  # it was removed, or the user has none
+            continue
         if folder != Path(folder.anchor):
             # Whole path components only: /root must not match in /data/root or /rootfs.
             text = re.sub(rf"(?<![\w.~-]){re.escape(str(folder))}(?![\w.-])", short, text)

@@ -7,6 +7,7 @@ anywhere. The archive's comment field holds the SHA-256 of the rest.
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from psy_agents_noaug.errors import CheckpointError, NonFiniteError, first_of
 from psy_agents_noaug.utils.files import write_atomically
+from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 
 FORMAT_VERSION = 4
 _MAGIC = b"psy-agents-noaug sha256:"
@@ -24,6 +26,20 @@ _ZIP_MAGIC = b"PK\x03\x04"
 # The bytes after the hashed ones: the length of the comment, and the comment before the digest.
 _TAIL = (len(_MAGIC) + 64).to_bytes(2, "little") + _MAGIC
 _CHUNK = 1 << 20
+# The types of a checkpoint's parts, as far as one type holds for all tasks.
+_KINDS = {
+    "task": str,
+    "step": int,
+    "config": dict,
+    "metadata": dict,
+    "weights": dict,
+    "decision_rule": dict,
+    "metrics": dict,
+    "resume": dict | None,
+}
+# What a part that is absent, or of another form, leads to where it is used.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
+_UNREADABLE = (*_UNFIT, UnpicklingError, EOFError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     Raises:
         NonFiniteError: a weight, or a number of the optimizer's state, is NaN or infinite; nothing is
             written.
+        StorageError: it cannot be written; a file that was there is as it was.
     """
     optimizer = (checkpoint.resume or {}).get("optimizer", {})
     bad = _non_finite({**checkpoint.weights, "the optimizer's state": optimizer})
@@ -78,7 +95,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.seek(end - 2)
         file.write(_TAIL + digest.encode())
 
-    write_atomically(path, write)
+    write_atomically(path, write, needed=tensor_bytes(payload))
 
 
 def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
@@ -94,10 +111,13 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path}.")
-    _verify(path)
+    try:
+        _verify(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     try:
         payload = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, which could "
             "run code when read."
@@ -113,6 +133,8 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
     if set(payload) != {part.name for part in fields(Checkpoint)}:
         raise CheckpointError(f"{path} is refused: its parts are {sorted(map(str, payload))}.")
     checkpoint = Checkpoint(**payload)
+    if wrong := [name for name, kind in _KINDS.items() if not isinstance(payload[name], kind)]:
+        raise CheckpointError(f"{path} is refused: {', '.join(wrong)} must be of another type.")
     if task is not None and checkpoint.task != task:
         raise CheckpointError(
             f"{path} must be a checkpoint of the task `{task}`, but is of `{checkpoint.task}` instead."
@@ -142,6 +164,24 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor).all())
 
 
+@contextmanager
+def using(path: Path) -> Iterator[None]:
+    """Turn what an absent or unfit part of the checkpoint at `path` leads to into a CheckpointError.
+
+    Its checksum is right, so it was written so: by another program or version, or with intent.
+    """
+    try:
+        yield
+    except _UNFIT as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path} cannot be used: a part of it is absent or of another form than expected "
+            f"({reason}, {type(error).__name__}). Use another copy, or the version that wrote it."
+        ) from error
+
+
 def _from_format_3(payload: dict[str, Any]) -> dict[str, Any]:
     """Rename the parts of a checkpoint of version 0.1.0 to their current names."""
     payload["decision_rule"] = payload.pop("calibration", None)
@@ -159,6 +199,15 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in nested mappings and sequences."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _verify(path: Path) -> None:

@@ -23,6 +23,7 @@ class Precision:
     Attributes:
         mode: `off`, `bf16` or `fp16`.
         reason: why this mode was chosen, in words.
+        skipped_updates: number of updates that were skipped because an fp16 gradient overflowed.
 
     Raises:
         ConfigError: `fp16` on a device without fast fp16.
@@ -45,6 +46,7 @@ class Precision:
             )
         if self.mode == "bf16" and not supports_bf16:
             self.reason = "as configured; slow, this hardware has no bf16 units"
+        self.skipped_updates = 0
         self._device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mode)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.mode == "fp16")
@@ -77,7 +79,9 @@ class Precision:
         scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
-        return not self.skips_overflow or self._scaler.get_scale() >= scale
+        was_made = not self.skips_overflow or self._scaler.get_scale() >= scale
+        self.skipped_updates += not was_made
+        return was_made
 
     @property
     def has_collapsed(self) -> bool:
@@ -85,10 +89,13 @@ class Precision:
         return self.skips_overflow and self._scaler.get_scale() < 1.0
 
     def state_dict(self) -> dict[str, Any]:
-        return self._scaler.state_dict()
+        state = self._scaler.state_dict()
+        return {**state, "skipped_updates": self.skipped_updates} if state else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state:
+            # Checkpoints of version 0.2 and earlier lack it.
+            self.skipped_updates = state.get("skipped_updates", 0)
             self._scaler.load_state_dict(state)
 
 

@@ -140,7 +140,7 @@ def get_device(preferred: str = "auto") -> DeviceInfo:
             first one otherwise.
 
     Raises:
-        ValueError: if this machine has no such device.
+        ValueError: if this machine has no such device, or PyTorch has no kernels for it.
     """
     present = device_names()
     gpus = sum(name.startswith("cuda") for name in present)
@@ -151,14 +151,17 @@ def get_device(preferred: str = "auto") -> DeviceInfo:
         wanted = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if wanted not in present:
         source = f" (from LOCAL_RANK: {wanted})" if wanted != preferred else ""
+        obstacle = cuda_obstacle() if preferred.startswith("cuda") else None
         raise ValueError(
             f"`device` must be auto, cuda or one of {', '.join(present)} on this machine, "
-            f"but is {preferred}{source} instead."
+            f"but is {preferred}{source} instead.{f' {obstacle}' if obstacle else ''}"
         )
 
     device = torch.device(wanted)
     if device.type == "cuda":
-        return _cuda_info(device, device_count=gpus)
+        info = _cuda_info(device, device_count=gpus)
+        _check_kernels(info)
+        return info
     return DeviceInfo(
         device=device,
         name=_cpu_model() if device.type == "cpu" else "Apple GPU",
@@ -169,6 +172,48 @@ def get_device(preferred: str = "auto") -> DeviceInfo:
         memory_bytes=psutil.virtual_memory().total,
         device_count=gpus,
     )
+
+
+def cuda_obstacle() -> str | None:
+    """Say why a PyTorch that is built for CUDA uses no GPU; None if it uses one or is built without."""
+    if torch.version.cuda is None or torch.cuda.is_available():
+        return None
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    reason = (
+        f"CUDA_VISIBLE_DEVICES={hidden!r} may hide them"
+        if hidden is not None
+        else f"there may be no NVIDIA driver, or one too old for CUDA {torch.version.cuda} (nvidia-smi)"
+    )
+    return f"PyTorch {torch.__version__} is built for CUDA but finds no GPUs: {reason}."
+
+
+def _check_kernels(info: DeviceInfo) -> None:
+    """Refuse a GPU that this build of PyTorch has no kernels for, such as a V100 with CUDA 13.
+
+    Kernels run on GPUs of the same major and the same or a higher minor compute capability
+    (`sm_80` on 8.6), intermediate code (`compute_90`) on all later GPUs.
+
+    Raises:
+        ValueError: with the architectures that the build has.
+    """
+    if torch.version.hip is not None or info.compute_capability is None:
+        return
+    built_for = torch.cuda.get_arch_list()
+    found = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", name) for name in built_for]
+    known = [(one[1], (int(one[2]), int(one[3]))) for one in found if one]
+    runs = any(
+        capability <= info.compute_capability
+        and (kind == "compute" or capability[0] == info.compute_capability[0])
+        for kind, capability in known
+    )
+    if known and not runs:
+        major, minor = info.compute_capability
+        raise ValueError(
+            f"PyTorch {torch.__version__} (CUDA {torch.version.cuda}) has no kernels for {info.device}, "
+            f"{info.name}, whose compute capability is {major}.{minor}; it has {', '.join(built_for)}. "
+            "Install PyTorch built for an older or newer CUDA (https://pytorch.org/get-started), or use "
+            "`training.device=cpu`."
+        )
 
 
 def _cuda_info(device: torch.device, *, device_count: int) -> DeviceInfo:

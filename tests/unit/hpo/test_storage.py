@@ -186,6 +186,8 @@ def test_a_storage_is_sqlite_or_postgresql(tmp_path):
     for wrong in ("mysql://host/db", "somewhere"):
         with pytest.raises(ConfigError, match=r"`hpo\.storage` must be postgresql://"):
             storage_url(wrong, tmp_path)
+    with pytest.raises(ConfigError, match=r"`output_dir` must be without question marks"):
+        storage_url(None, tmp_path / "what?")
 
 
 def test_a_database_without_its_driver_says_how_to_install_it(monkeypatch, tmp_path):

@@ -1,10 +1,11 @@
+import errno
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from psy_agents_noaug.errors import CheckpointError
+from psy_agents_noaug.errors import CheckpointError, StorageError
 from psy_agents_noaug.training import checkpoint as checkpoint_module
 from psy_agents_noaug.training.checkpoint import (
     Checkpoint,
@@ -126,12 +127,13 @@ def test_a_failure_while_writing_leaves_the_old_file_whole(path, monkeypatch):
 
     def half(payload, file):
         file.write(b"half")
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", half)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(StorageError, match="the disk is full"):
             save_checkpoint(path, make_checkpoint(step=8))
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert path.read_bytes() == before
     save_checkpoint(path, make_checkpoint(step=9))
     assert load_checkpoint(path, task="criteria").step == 9

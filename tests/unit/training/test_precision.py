@@ -77,6 +77,7 @@ def test_going_back_between_forward_passes_is_not_autocast():
     assert torch.equal(model.weight.grad, torch.full((2, 4), 6.0))
 
 
+@pytest.mark.faults("fp16 gradients overflow", "the update is skipped and counted")
 def test_fp16_gradients_are_scaled_and_an_overflow_skips_the_update():
     chosen, model = precision("fp16", fp16=True), nn.Linear(2, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -94,8 +95,14 @@ def test_fp16_gradients_are_scaled_and_an_overflow_skips_the_update():
     other.step(optimizer)
     assert torch.equal(model.weight.detach(), before)
     assert other.state_dict()["scale"] == scale / 2
+    assert (chosen.skipped_updates, other.skipped_updates) == (0, 1)
     chosen.load_state_dict(other.state_dict())
     assert chosen.state_dict() == other.state_dict()
+    assert chosen.skipped_updates == 1
+    of_an_earlier_version = other.state_dict()
+    del of_an_earlier_version["skipped_updates"]
+    chosen.load_state_dict(of_an_earlier_version)
+    assert chosen.skipped_updates == 0
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,16 @@ class CriteriaEvaluation(TaskEvaluation):
         """Fit the rule on predictions of val."""
         return self._fit(self._pairs("val", predictions["probabilities"]))
 
+    def absent_from(self, rule: DecisionRule) -> list[str]:
+        """Return the criteria without a threshold, as names, and `calibration` if it is incomplete."""
+        thresholds = rule.get("thresholds") or {}
+        absent = [f"thresholds.{name}" for name in self._criterion_ids if name not in thresholds]
+        try:
+            _calibration(rule)
+        except TypeError:
+            absent.append("calibration")
+        return absent
+
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of `metrics.classification`."""
         pairs = self._pairs(predicted.split, predicted.values["probabilities"])

@@ -83,6 +83,10 @@ class EvidenceEvaluation(TaskEvaluation):
         spans = self._spans("val", _candidates(predictions))
         return {THRESHOLD: fit_null_threshold(spans, criteria=self._criterion_ids)}
 
+    def absent_from(self, rule: DecisionRule) -> list[str]:
+        """Return the name of the threshold, if the rule lacks it."""
+        return [] if isinstance(rule.get(THRESHOLD), float | int) else [THRESHOLD]
+
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of `metrics.spans`, and the false alarms on hard negatives."""
         spans = self._spans(predicted.split, _candidates(predicted.values))

@@ -86,6 +86,10 @@ class JointEvaluation(TaskEvaluation):
         evidence = self._evidence.fit_decision_rule(self._with_known_evidence(found).values)
         return {**labels, **evidence}
 
+    def absent_from(self, rule: DecisionRule) -> list[str]:
+        """Return the names of what the rules of both tasks must hold and do not."""
+        return [*self._labels.absent_from(rule), *self._evidence.absent_from(rule)]
+
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of both tasks, and those of `metrics.joint`."""
         decoded = self._decoded(predicted)
