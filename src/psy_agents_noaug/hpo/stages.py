@@ -375,8 +375,10 @@ def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
         experiment=tracking.experiment or f"psy_agents_noaug/{request.task}",
         run_name=request.study_name,
         output_dir=Path(request.config.output_dir),
+        remedy="the same command again delivers the rest.",
         run_id=study.user_attrs.get("mlflow_run_id"),
         system_metrics=False,
+        patience_seconds=tracking.patience_seconds,
     )
     study.set_user_attr("mlflow_run_id", tracker.run_id)
     stage = request.stage.model_dump(exclude={"storage", "workers", "reports"})

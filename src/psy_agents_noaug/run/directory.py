@@ -74,20 +74,28 @@ class RunDirectory:
         }
         write_json(self.metrics, {**kept, **metrics})
 
+    def predictions_of(self, split: str) -> Path:
+        """Return where the predictions of a split are."""
+        return self.path / "predictions" / f"{split}.jsonl"
+
     def write_predictions(self, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write predictions/<split>.jsonl and return its path."""
-        folder = self.path / "predictions"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{split}.jsonl"
+        path = self.predictions_of(split)
+        path.parent.mkdir(exist_ok=True)
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return path
 
-    def record_evaluation(self, split: str, *, weights_sha256: str) -> int:
-        """Record that `split` is evaluated now. Return how often that has happened here."""
+    def record_evaluation(self, split: str, **facts: object) -> int:
+        """Record that `split` is evaluated now. Return how often that has happened here.
+
+        Args:
+            split: train, val or test.
+            facts: further entries of the record; `weights_sha256` among them.
+        """
         line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "split": split,
-            "weights_sha256": weights_sha256,
+            **facts,
         }
         with self.evaluations.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
