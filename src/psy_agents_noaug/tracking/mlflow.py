@@ -115,7 +115,6 @@ class MlflowTracker:
         output_dir = output_dir.resolve()
         if uri is None:
             uri = f"sqlite:///{(output_dir / 'mlflow.db').as_posix()}"
-        self._uri = uri
         self._http = ExitStack()
         self._http.enter_context(brief_http_requests())
         self._delivery = Delivery(store=uri, remedy=remedy)
