@@ -60,11 +60,13 @@ class Command:
         task: the value of `task=`, None where it is not given.
         overrides: the settings in Hydra's syntax, without `task=`.
         json: whether `--json` is given.
+        words: what a verb that `takes_words` is given besides settings.
     """
 
     task: str | None = None
     overrides: Sequence[str] = ()
     json: bool = False
+    words: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Verb:
         run: does it, and returns the text to print.
         compose: returns the settings that it reads, for `--help` and completion; None: it reads none.
         flags: the flags that it knows besides `--help`.
+        takes_words: whether it takes words that are no settings.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Verb:
     run: Callable[[Command], str]
     compose: Callable[[Command], dict[str, Any]] | None = None
     flags: tuple[str, ...] = ()
+    takes_words: bool = False
 
 
 # -------------------------------------------------------------------------------------------- verbs
@@ -133,6 +137,21 @@ def _train_best(command: Command) -> str:
             "`best_config` must be given: best_config=outputs/hpo_stage2/best_config.yaml"
         )
     return _train(replace(command, task=task))
+
+
+def _tracking(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given
+
+    settings = given(command.overrides)
+    unknown = sorted(settings.keys() - {"tracking.uri"})
+    if command.words[:1] != ["sync"] or len(command.words) < 2 or unknown:
+        raise ConfigError(
+            "`psy-agents tracking` must be followed by sync and the directories of runs, and may have "
+            f"`tracking.uri`; it was given {' '.join([*command.words, *unknown]) or 'nothing'} instead."
+        )
+    from psy_agents_noaug.run.sync import sync_all
+
+    return sync_all([Path(word) for word in command.words[1:]], uri=settings.get("tracking.uri"))
 
 
 def _info(command: Command) -> str:
@@ -225,6 +244,14 @@ VERBS = (
         compose=_training_settings,
     ),
     Verb(
+        "tracking",
+        "bring MLflow up to date with the directories of runs",
+        usage="sync RUN... [tracking.uri=URI]",
+        example="psy-agents tracking sync outputs/criteria/RUN",
+        run=_tracking,
+        takes_words=True,
+    ),
+    Verb(
         "info",
         "report versions, optional packages, devices, precisions and threads",
         usage="[--json]",
@@ -282,7 +309,11 @@ def _answer(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
     words = list(arguments)
     words.remove(verb.name)
     _check_syntax(verb, [word for word in words if word not in ("-h", "--help", *verb.flags)])
-    command = replace(_command(parsed.words[1:]), json=parsed.json)
+    given = parsed.words[1:]
+    bare = [word for word in given if verb.takes_words and "=" not in word]
+    command = replace(
+        _command([word for word in given if word not in bare]), json=parsed.json, words=bare
+    )
     return _help(verb, command) if parsed.help else verb.run(command)
 
 
@@ -300,6 +331,8 @@ def _verb(name: str | None) -> Verb:
 
 def _check_syntax(verb: Verb, words: Sequence[str]) -> None:
     """Refuse all words that are no settings, in one message that says how to write them."""
+    if verb.takes_words:
+        words = [word for word in words if word.startswith("-")]
     if not words:
         return
     if verb.compose is None:

@@ -3,12 +3,10 @@
 import csv
 import json
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from mlflow.entities import Run
 
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.loading import validate_train_config
-from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 
@@ -405,19 +401,6 @@ def test_a_run_that_crashes_is_failed_in_mlflow_and_keeps_its_traceback(
     (run,) = tracked_runs(tmp_path / "outputs")
     assert (run.info.run_name, run.info.status) == ("crashed", "FAILED")
     assert not (tmp_path / "outputs" / "checkpoints").exists()
-
-
-def test_training_goes_on_when_the_store_fails_half_way(
-    make_config: Callable[..., TrainConfig], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def break_store(history: list[dict[str, object]]) -> None:
-        with closing(sqlite3.connect(tmp_path / "outputs" / "mlflow.db")) as store:
-            store.execute("DROP TABLE latest_metrics")
-
-    result = train(make_config(*TRACKED, "training.max_steps=1"), on_evaluation=break_store)
-    assert "MLflow could not record this" in caplog.text
-    assert files_of(result.directory) == FILES
-    assert read_json(result.directory / "manifest.json")["status"] == "finished"
 
 
 def test_a_paraphrased_corpus_trains_and_its_faults_are_counted(

@@ -119,6 +119,7 @@ def test_a_refused_run_does_not_keep_its_name(
     assert main(["train", "task=criteria", *overrides, "run_name=again"]) == 0
 
 
+@pytest.mark.faults("MLflow cannot be reached", "refused at the start within seconds")
 def test_a_tracking_store_that_cannot_be_reached_is_refused(
     overrides: list[str], own_logging: None, only_message: Callable[[], str]
 ) -> None:

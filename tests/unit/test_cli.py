@@ -247,6 +247,28 @@ def test_tune_without_optuna_names_the_extra(monkeypatch, refusal):
     assert "needs optuna, which is not installed: pip install 'psy-agents-noaug[hpo]'" in told
 
 
+# ---------------------------------------------------------------------------------------- tracking
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["sync"], ["send", "outputs/a"], ["sync", "outputs/a", "tracking.experiment=b"]]
+)
+def test_tracking_takes_sync_runs_and_an_address(refusal, words):
+    assert "`psy-agents tracking` must be followed by sync and the dir" in refusal(
+        "tracking", *words
+    )
+
+
+def test_tracking_refuses_flags(refusal):
+    told = refusal("tracking", "sync", "outputs/a", "--all")
+    assert "psy-agents tracking takes sync RUN... [tracking.uri=URI] alone, not --all." in told
+
+
+def test_folders_that_are_no_runs_are_all_named(refusal, tmp_path):
+    told = refusal("tracking", "sync", str(tmp_path / "a"), str(tmp_path / "b"))
+    assert all(f"manifest.json is missing in {tmp_path / name}." in told for name in "ab")
+
+
 # --------------------------------------------------------------------------------------------- info
 
 
@@ -298,7 +320,7 @@ def _completing(line):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("", ["train", "eval", "tune", "train-best", "info"]),
+        ("", ["train", "eval", "tune", "train-best", "tracking", "info"]),
         ("ev", ["eval "]),
         ("train task=", ["task=criteria", "task=evidence", "task=joint"]),
         ("train data=sa", ["data=sample "]),

@@ -168,6 +168,7 @@ class TrackingConfig(Section):
     uri: str | None = None
     experiment: str | None = None
     system_metrics: bool = True
+    patience_seconds: Annotated[float, Field(ge=0.0)] = 30.0
 
     @model_validator(mode="after")
     def _keeps_passwords_out(self) -> "TrackingConfig":

@@ -127,6 +127,7 @@ class Refit(Plan):
                 "tracking": self._config.tracking.model_dump(),
                 "output_dir": self._config.output_dir,
             },
+            tracking_is_required=False,
         )
         trial.set_user_attr("test", {key: test.metrics[key] for key in self._test_metrics()})
 

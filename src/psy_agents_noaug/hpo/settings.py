@@ -86,7 +86,7 @@ class StageConfig(Section):
         storage: postgresql://[user@]host/database; None: a SQLite file beside the results.
         workers: local processes; the same command starts more on any machine.
         n_trials: of all workers together.
-        max_retries: attempts after the first at a trial whose worker died.
+        max_retries: attempts in a row at a trial whose worker died before it got any further.
         heartbeat_seconds: between two heartbeats of a worker; one that misses four counts as dead.
         patience_seconds: how long workers wait for a storage that cannot be reached.
         sampler: chooses the values of a trial.

@@ -3,10 +3,6 @@
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +29,7 @@ from psy_agents_noaug.config.loading import (
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import ConfigError, faults_message, not_one_of
 from psy_agents_noaug.hpo.best_config import BestConfig, read_best_config
+from psy_agents_noaug.hpo.local_workers import other_workers
 from psy_agents_noaug.hpo.objective import Objective, OutputSettings
 from psy_agents_noaug.hpo.plans import Plan
 from psy_agents_noaug.hpo.refit import Refit
@@ -51,7 +48,6 @@ from psy_agents_noaug.utils.files import make_folder, remove_empty
 
 # Settings of a single run, which a study sets for each trial.
 _SET_BY_THE_STUDY = ("run_name", "resume", "best_config")
-_GRACE_SECONDS = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +151,13 @@ def _work(request: Request, plan: Plan, storage: StudyStorage, run_preview: RunP
             objective=_objective(request, plan, tracker),
             maximise=run_preview.maximise,
         )
-        with _other_workers(request):
+        with other_workers(
+            request.argv,
+            request.folder,
+            count=stage.workers,
+            num_threads=request.config.training.num_threads,
+            device=request.config.training.device,
+        ):
             worker.work()
         if not stage.reports:
             return ""
@@ -335,6 +337,10 @@ def _open_study(
                 changes,
             )
         )
+    if request.stage.reports or "budget" not in study.user_attrs:
+        # Read by all workers, those of earlier commands and of other machines too.
+        budget = {"n_trials": plan.n_trials, "max_retries": request.stage.max_retries}
+        study.set_user_attr("budget", budget)
     known = [t.system_attrs.get("fixed_params") for t in study.get_trials(deepcopy=False)]
     for point in plan.first_points():
         if point not in known:
@@ -389,57 +395,12 @@ def _open_tracker(request: Request, study: optuna.Study) -> Tracker:
         experiment=tracking.experiment or f"psy_agents_noaug/{request.task}",
         run_name=request.study_name,
         output_dir=Path(request.config.output_dir),
+        remedy="the same command again delivers the rest.",
         run_id=study.user_attrs.get("mlflow_run_id"),
         system_metrics=False,
+        patience_seconds=tracking.patience_seconds,
     )
     study.set_user_attr("mlflow_run_id", tracker.run_id)
     stage = request.stage.model_dump(exclude={"storage", "workers", "reports"})
     tracker.log_params({"hpo": stage, **request.config.model_dump()})
     return tracker
-
-
-@contextmanager
-def _other_workers(request: Request) -> Iterator[None]:
-    """Start the other local workers, and wait for them at the end. An error here stops them too.
-
-    Raises:
-        ConfigError: a worker stopped with an error.
-    """
-    command = [sys.executable, "-m", "psy_agents_noaug", "tune"]
-    # All workers get the number of threads that this process has chosen.
-    argv = [*request.argv, "hpo.workers=1", "hpo.reports=false"]
-    if request.stage.workers > 1:
-        argv.append(f"training.num_threads={request.base['training.num_threads']}")
-    processes: dict[Path, subprocess.Popen[bytes]] = {}
-    for number in range(1, request.stage.workers):
-        log = request.folder / f"worker-{number}.log"
-        with log.open("wb") as file:
-            processes[log] = subprocess.Popen([*command, *argv], stdout=file, stderr=file)
-    try:
-        yield
-        codes = {log: process.wait() for log, process in processes.items()}
-    except BaseException:
-        _stop(list(processes.values()))
-        raise
-    killed = [str(log) for log, code in codes.items() if code < 0]
-    if killed:
-        logger.warning("Workers were killed; see %s.", ", ".join(killed))
-    failed = [f"{log} (exit {code})" for log, code in codes.items() if code > 0]
-    if failed:
-        raise ConfigError(
-            f"Workers stopped with an error; see the end of {', '.join(failed)}. Finished trials are "
-            "kept; fix the cause and start the same command again."
-        )
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Stop workers; each may first save the state of its trial."""
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(deadline - time.monotonic(), 0.0))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import sqlite3
 import threading
 import time
 import warnings
@@ -45,6 +46,10 @@ class StorageAwayError(ConfigError):
     """The storage was unreachable for longer than `hpo.patience_seconds`."""
 
 
+class StorageDamagedError(ConfigError):
+    """The file of a SQLite storage is no database any more."""
+
+
 class StudyStorage(BaseStorage):
     """Optuna's `RDBStorage`, with every operation retried while the database is unreachable.
 
@@ -71,12 +76,15 @@ class StudyStorage(BaseStorage):
 
         Raises:
             StorageAwayError: the database was unreachable for `patience_seconds`.
+            StorageDamagedError: the file of a SQLite database is damaged.
         """
         began, pause, is_logged = time.monotonic(), 0.1, False
         while True:
             try:
                 return call(*args, **kwargs)
             except (StorageInternalError, DBAPIError) as error:
+                if _is_damage(error):
+                    raise _damaged(str(self.rdb.url), error) from error
                 if _lost_connection(error) is None:
                     raise
                 if time.monotonic() - began > self._patience_seconds:
@@ -352,10 +360,12 @@ def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -
         patience_seconds: how long an operation is retried while the database is unreachable.
 
     Raises:
-        ConfigError: the database cannot be reached.
+        ConfigError: the database cannot be reached, or is damaged.
     """
     is_sqlite = url.startswith("sqlite")
     try:
+        if is_sqlite:
+            _check_file(url)
         # Two workers that start at the same time must not both create the tables.
         with StudyLock(url, "tables").held(), warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -370,6 +380,8 @@ def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -
                 grace_period=None if is_sqlite else _STALE_AFTER * heartbeat_seconds,
             )
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+        if _is_damage(error):
+            raise _damaged(url, error) from error
         raise ConfigError(
             f"`hpo.storage` {without_private_parts(url)} cannot be reached: {_first_line(error)} Start "
             "the server, or leave `hpo.storage` out for a SQLite file and one worker."
@@ -377,19 +389,47 @@ def open_storage(url: str, *, heartbeat_seconds: int, patience_seconds: float) -
     return StudyStorage(rdb, patience_seconds=patience_seconds)
 
 
-def _lost_connection(error: Exception) -> DBAPIError | None:
-    """Return the failure of the connection that led to `error`; None if a statement itself failed.
+def _check_file(url: str) -> None:
+    """Read all pages of a SQLite database; damage may otherwise show after hours.
 
-    Searches the whole chain of errors: Optuna handles some by another query, which then fails in its
-    own way.
+    Raises:
+        ConfigError, SQLAlchemyError: it is damaged, or cannot be opened.
     """
+    engine = sqlalchemy.create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("PRAGMA quick_check(1)")).scalar()
+    if found != "ok":
+        raise _damaged(url, RuntimeError(str(found)))
+
+
+def _is_damage(error: Exception) -> bool:
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return any(getattr(cause, "sqlite_errorcode", None) in codes for cause in _causes(error))
+
+
+def _damaged(url: str, error: Exception) -> StorageDamagedError:
+    return StorageDamagedError(
+        f"`hpo.storage` {without_private_parts(url)} is damaged: {_first_line(error)} Put a copy of the "
+        "file in its place, or move it away and start the search again; the directories of its runs are "
+        "kept."
+    )
+
+
+def _causes(error: Exception) -> Iterator[BaseException]:
+    """Yield the whole chain: Optuna handles some errors by another query, which fails in its own way."""
     cause: BaseException | None = error
     while cause is not None:
+        yield cause
+        cause = cause.__cause__ if cause.__suppress_context__ else cause.__context__
+
+
+def _lost_connection(error: Exception) -> DBAPIError | None:
+    """Return the failure of the connection that led to `error`; None if a statement itself failed."""
+    for cause in _causes(error):
         if isinstance(cause, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError) or (
             isinstance(cause, DBAPIError) and cause.connection_invalidated
         ):
             return cause
-        cause = cause.__cause__ if cause.__suppress_context__ else cause.__context__
     return None
 
 

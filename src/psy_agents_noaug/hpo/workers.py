@@ -5,8 +5,9 @@ The user attributes of a trial:
 - `worker`: the host and process that runs it. A running trial without it was never begun.
 - `cause`: why it failed. A failed trial without it lost its worker, or was `stopped` by an error that
   also stopped the study, and is retried.
-- `original`, `retry_of`, `attempt`: of a retry: the number of the first attempt, the number of the last
-  one, and how many attempts lost their worker.
+- `original`, `retry_of`, `attempt`, `reports`: of a retry: the number of the first attempt, the number
+  of the last one, how many attempts in a row lost their worker without getting further than those
+  before, and how many evaluations those before have reported.
 - `interrupted`: a signal stopped it, which does not count as a lost attempt.
 - `withdrawn`: it was never begun and does not count, because another trial took its place: an outage of
   the storage repeated an operation, or released the lock too early.
@@ -31,7 +32,7 @@ from psy_agents_noaug.errors import Interrupted, RunInUseError
 from psy_agents_noaug.hpo.storage import StorageAwayError, StudyLock, StudyStorage
 
 _POLL_SECONDS = 2.0
-LOST = "its worker died"
+LOST = "its worker died too often, each time before the trial got any further"
 _DECLARED_LOST = "Trial %d was declared lost while this worker ran it; its result is discarded."
 
 logger = logging.getLogger(__name__)
@@ -105,8 +106,9 @@ class Worker:
         study: the study.
         storage: where the study is stored.
         lock: held while a trial is chosen, by one worker at a time.
-        n_trials: the budget of all workers together.
-        max_retries: how many times a trial that lost its worker is retried.
+        n_trials: the budget of all workers together, unless the study has a `budget`.
+        max_retries: how many times in a row a trial is retried that lost its worker and got no further;
+            unless the study has a `budget`.
         sampler: returns the sampler of the next trial, given how many trials exist.
         objective: trains; raises TrialPruned, FailedTrialError, or an error that stops the study.
         maximise: whether a higher value is better, for log messages.
@@ -128,12 +130,15 @@ class Worker:
         self._storage = storage
         self._study_id = storage.get_study_id_from_name(study.study_name)
         self._lock = lock
-        self._n_trials = n_trials
-        self._max_retries = max_retries
+        self._own_budget = {"n_trials": n_trials, "max_retries": max_retries}
         self._sampler = sampler
         self._objective = objective
         self._maximise = maximise
         self._name = f"{socket.gethostname()}:{os.getpid()}"
+
+    def _budget(self, name: str) -> int:
+        """Return a limit. The last command that was started has set it, for all workers."""
+        return int(self._study.user_attrs.get("budget", self._own_budget)[name])
 
     def work(self) -> None:
         """Run trials until the budget is spent and no worker runs a trial.
@@ -152,7 +157,7 @@ class Worker:
                 self._run(trial)
                 is_waiting = False
                 continue
-            if not progress.open and progress.n_begun >= self._n_trials:
+            if not progress.open and progress.n_begun >= self._budget("n_trials"):
                 return
             if not is_waiting:
                 logger.info("Waiting for the %d trials of other workers.", len(progress.open))
@@ -193,8 +198,14 @@ class Worker:
     def _enqueue_retry(self, trial: FrozenTrial) -> None:
         was_interrupted = "interrupted" in trial.user_attrs
         was_begun = "worker" in trial.user_attrs
-        attempt = trial.user_attrs.get("attempt", 0) + (was_begun and not was_interrupted)
-        if attempt > self._max_retries:
+        attempt = trial.user_attrs.get("attempt", 0)
+        reports = trial.user_attrs.get("reports", 0)
+        if len(trial.intermediate_values) > reports:
+            # It goes on from its last checkpoint, and will end however often its machine is taken away.
+            attempt, reports = 0, len(trial.intermediate_values)
+        elif was_begun and not was_interrupted:
+            attempt += 1
+        if attempt > self._budget("max_retries"):
             return
         number = original_number(trial)
         logger.info(
@@ -210,7 +221,12 @@ class Worker:
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
-                user_attrs={"original": number, "retry_of": trial.number, "attempt": attempt},
+                user_attrs={
+                    "original": number,
+                    "retry_of": trial.number,
+                    "attempt": attempt,
+                    "reports": reports,
+                },
                 system_attrs={} if fixed is None else {"fixed_params": fixed},
             )
         )
@@ -219,7 +235,7 @@ class Worker:
         """Begin a waiting trial, or a new one if the budget allows. The caller holds the lock."""
         trials = self._study.get_trials(deepcopy=False)
         has_waiting = any(trial.state == TrialState.WAITING for trial in trials)
-        has_budget = StudyProgress.of(self._study).n_begun < self._n_trials
+        has_budget = StudyProgress.of(self._study).n_begun < self._budget("n_trials")
         if not has_waiting and not has_budget:
             return None
         self._study.sampler = self._sampler(len(trials))
@@ -300,7 +316,8 @@ class Worker:
         }[state]
         finished = [*progress.complete, *progress.pruned, *progress.failed]
         seconds = [t.user_attrs["seconds"] for t in finished if "seconds" in t.user_attrs]
-        left = max(self._n_trials - len(finished), 0)
+        n_trials = self._budget("n_trials")
+        left = max(n_trials - len(finished), 0)
         eta = left * sum(seconds) / max(len(seconds), 1) / max(len(progress.open), 1)
         logger.info(
             "trial %d: %s, in %.0f s; best %s; %d of %d done, %d pruned, %d failed; about %s left",
@@ -309,7 +326,7 @@ class Worker:
             attributes["seconds"],
             f"{best.value:.4f} (trial {original_number(best)})" if best else "none yet",
             len(finished),
-            self._n_trials,
+            n_trials,
             len(progress.pruned),
             len(progress.failed),
             timedelta(seconds=round(eta)),

@@ -107,16 +107,23 @@ class RunDirectory:
         }
         write_json(self.metrics, {**kept, **metrics})
 
+    def predictions_of(self, split: str) -> Path:
+        """Return where the predictions of a split are."""
+        return self.path / "predictions" / f"{split}.jsonl"
+
     def write_predictions(self, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
         """Write predictions/<split>.jsonl and return its path."""
-        folder = self.path / "predictions"
-        make_folder(folder)
-        path = folder / f"{split}.jsonl"
+        path = self.predictions_of(split)
+        make_folder(path.parent)
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return path
 
-    def record_evaluation(self, split: str, *, weights_sha256: str) -> int:
+    def record_evaluation(self, split: str, **facts: object) -> int:
         """Record that `split` is evaluated now. Return how often that has happened here.
+
+        Args:
+            split: train, val or test.
+            facts: further entries of the record; `weights_sha256` among them.
 
         Raises:
             StorageError: it cannot be recorded, so the split must not be evaluated.
@@ -124,7 +131,7 @@ class RunDirectory:
         line = {
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "split": split,
-            "weights_sha256": weights_sha256,
+            **facts,
         }
         make_folder(self.path)
         _append_line(self.evaluations, json.dumps(line))

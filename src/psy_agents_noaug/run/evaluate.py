@@ -22,7 +22,7 @@ from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.hardware import prepare_hardware
-from psy_agents_noaug.run.records import open_tracker, tracking_status
+from psy_agents_noaug.run.records import open_tracker, send_report, tracking_status
 from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
 from psy_agents_noaug.training.checkpoint import load_checkpoint, using, weights_sha256
@@ -68,7 +68,11 @@ class RunResult:
 @without_texts()
 @explained_memory_errors()
 def evaluate(
-    evaluation: EvaluateConfig, *, task_name: str, explicit: Mapping[str, Any]
+    evaluation: EvaluateConfig,
+    *,
+    task_name: str,
+    explicit: Mapping[str, Any],
+    tracking_is_required: bool = True,
 ) -> RunResult:
     """Evaluate a checkpoint on a split, with the settings that it was trained with.
 
@@ -79,6 +83,7 @@ def evaluate(
         evaluation: the checkpoint and the split.
         task_name: the task that the checkpoint must be of.
         explicit: settings that replace the checkpoint's, by dotted keys.
+        tracking_is_required: start nothing without MLflow.
 
     Raises:
         CheckpointError: the file is damaged, of another task or other criteria, or training has seen
@@ -119,9 +124,6 @@ def evaluate(
     if absent := task.evaluation.absent_from(checkpoint.decision_rule):
         raise CheckpointError(f"{path} lacks {first_of(absent)} in its decision rule.")
     task.model.to(hardware.distributed.device)
-    if hardware.distributed.is_main:
-        number = directory.record_evaluation(split, weights_sha256=weights)
-        logger.info("This is evaluation %d of %s in %s.", number, split, directory.path)
     parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
     tracker = open_tracker(
         config,
@@ -129,9 +131,20 @@ def evaluate(
         directory,
         run_name=f"{directory.path.name}-{split}",
         parent_run_id=parent,
+        is_required=tracking_is_required,
     )
     context = RunContext(config, hardware, directory, data, tracker)
     with tracking_status(tracker):
+        if context.is_main:
+            number = directory.record_evaluation(
+                split,
+                weights_sha256=weights,
+                step=checkpoint.step,
+                data=data.fingerprints(),
+                mlflow_run_id=tracker.run_id,
+                tracking_uri=config.tracking.uri,
+            )
+            logger.info("This is evaluation %d of %s in %s.", number, split, directory.path)
         tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
         return report_split(
             context,
@@ -241,13 +254,8 @@ def report_split(
         summary = f"{summary}\n\n{ANNOTATED_ONLY}"
     metrics = {f"{split}/{key}": value for key, value in {**figures, **(seen or {})}.items()}
     if context.is_main:
-        directory, tracker = context.directory, context.tracker
+        directory = context.directory
         directory.add_metrics(metrics)
-        lines = directory.write_predictions(split, task.evaluation.records(predicted))
-        tracker.log_metrics(
-            {key: value for key, value in metrics.items() if not isinstance(value, str)},
-            step=step,
-        )
-        for path in (directory.metrics, lines):
-            tracker.log_artifact(path)
+        directory.write_predictions(split, task.evaluation.records(predicted))
+        send_report(context.tracker, directory, split, metrics, step=step)
     return RunResult(context.directory.path, dict(metrics), summary)

@@ -2,8 +2,9 @@
 
 import csv
 import io
+import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import write_splits
-from psy_agents_noaug.errors import Interrupted, StoppedError
+from psy_agents_noaug.errors import ConfigError, Interrupted, StoppedError
 from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
@@ -23,6 +24,8 @@ from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.files import write_json, write_text
 from psy_agents_noaug.utils.words import WORD_SEGMENTATION
 
+logger = logging.getLogger(__name__)
+
 
 def open_tracker(
     config: TrainConfig,
@@ -31,6 +34,7 @@ def open_tracker(
     *,
     run_name: str | None = None,
     parent_run_id: str | None = None,
+    is_required: bool = True,
 ) -> Tracker:
     """Open the tracker that the config asks for; in all but the main process, a `NullTracker`.
 
@@ -41,21 +45,37 @@ def open_tracker(
             that run is continued.
         run_name: start a new run of this name instead.
         parent_run_id: parent of a new run.
+        is_required: without MLflow, nothing is to be started. A trial in the middle of a search goes on.
 
     Raises:
         ConfigError: MLflow cannot be used; the message says why.
     """
     if config.tracking.name == "none" or not hardware.distributed.is_main:
         return NullTracker()
-    return MlflowTracker(
-        uri=config.tracking.uri,
-        experiment=config.tracking.experiment or f"psy_agents_noaug/{config.task.name}",
-        run_name=run_name or directory.path.name,
-        output_dir=Path(config.output_dir),
-        run_id=None if run_name else directory.read_manifest().get("mlflow_run_id"),
-        parent_run_id=parent_run_id,
-        system_metrics=config.tracking.system_metrics,
-    )
+    remedy = f"`psy-agents tracking sync {directory.path}` delivers the rest."
+    try:
+        return MlflowTracker(
+            uri=config.tracking.uri,
+            experiment=experiment_of(config),
+            run_name=run_name or directory.path.name,
+            output_dir=Path(config.output_dir),
+            remedy=remedy,
+            run_id=None if run_name else directory.read_manifest().get("mlflow_run_id"),
+            parent_run_id=parent_run_id,
+            system_metrics=config.tracking.system_metrics,
+            patience_seconds=config.tracking.patience_seconds,
+            is_required=is_required,
+        )
+    except ConfigError as error:
+        if is_required:
+            raise
+        logger.warning("This run is not recorded in MLflow: %s %s", error, remedy)
+        return NullTracker(parent_run_id)
+
+
+def experiment_of(config: TrainConfig) -> str:
+    """Return the name of the MLflow experiment of a run."""
+    return config.tracking.experiment or f"psy_agents_noaug/{config.task.name}"
 
 
 @contextmanager
@@ -95,9 +115,48 @@ def write_start_records(context: RunContext) -> None:
     write_splits(directory.splits, data.splits)
     write_json(directory.alignment, data.report())
     record_manifest(context, status="running", weights=None, extra={})
+    send_start(tracker, directory, config, data.fingerprints())
+
+
+def send_start(
+    tracker: Tracker, directory: RunDirectory, config: TrainConfig, fingerprints: Mapping[str, str]
+) -> None:
+    """Send what a training knows before its first update."""
     tracker.log_params(config.model_dump())
-    tracker.set_tags({f"data.{name}": value for name, value in data.fingerprints().items()})
+    tracker.set_tags({f"data.{name}": value for name, value in fingerprints.items()})
     for path in (directory.config, directory.splits, directory.alignment):
+        tracker.log_artifact(path)
+
+
+def send_history(tracker: Tracker, history: Iterable[Mapping[str, Any]]) -> None:
+    """Send the evaluations of a training; the tracker leaves out those that it has."""
+    for row in history:
+        tracker.log_metrics(
+            {key: value for key, value in row.items() if key not in ("step", "epoch")},
+            step=int(row["step"]),
+        )
+
+
+def send_report(
+    tracker: Tracker,
+    directory: RunDirectory,
+    split: str,
+    metrics: Mapping[str, Any],
+    *,
+    step: int,
+) -> None:
+    """Send the figures and the predictions of a split.
+
+    Args:
+        tracker: where to.
+        directory: where they are stored.
+        split: train, val or test.
+        metrics: the figures, with the split in their names.
+        step: at which the tracker shows them.
+    """
+    figures = {key: value for key, value in metrics.items() if not isinstance(value, str)}
+    tracker.log_metrics(figures, step=step, replaces=True)
+    for path in (directory.metrics, directory.predictions_of(split)):
         tracker.log_artifact(path)
 
 
@@ -113,6 +172,7 @@ def record_manifest(
         extra: further top-level entries.
     """
     config, directory, data = context.config, context.directory, context.data
+    parent = context.tracker.parent_run_id
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_manifest(
         directory.manifest,
@@ -126,6 +186,7 @@ def record_manifest(
             "status": status,
             "updated_at": now,
             "mlflow_run_id": context.tracker.run_id,
+            **({"mlflow_parent_run_id": parent} if parent else {}),
             "pretrained_model": config.model.pretrained_model,
             "word_segmentation": WORD_SEGMENTATION,
             "torch_threads": torch.get_num_threads(),
@@ -142,3 +203,14 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(history)
     write_text(path, text.getvalue())
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of history.csv, with None for what is undefined; no rows if there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [
+            {key: None if value == "" else float(value) for key, value in row.items()}
+            for row in csv.DictReader(file)
+        ]

@@ -25,7 +25,9 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
     manifest_status,
     open_tracker,
+    read_history,
     record_manifest,
+    send_history,
     tracking_status,
     write_history,
     write_start_records,
@@ -123,12 +125,21 @@ def train(
                     trainer.restore(checkpoint)
             if distributed.is_main:
                 check_space(directory, task)
-        tracker = open_tracker(config, hardware, directory, parent_run_id=parent_run_id)
+            tracker = open_tracker(
+                config,
+                hardware,
+                directory,
+                parent_run_id=parent_run_id,
+                is_required=parent_run_id is None,
+            )
         context = RunContext(config, hardware, directory, data, tracker)
         with tracking_status(tracker), _manifest_status(context):
             with distributed.shared_errors():
                 if context.is_main:
                     write_start_records(context)
+                    # What the tracker may have missed before the run was stopped.
+                    earlier = read_history(directory.history)
+                    send_history(tracker, [row for row in earlier if row["step"] <= trainer.step])
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 

@@ -15,11 +15,20 @@ class Tracker(Protocol):
     def run_id(self) -> str | None:
         """The id by which this run can be resumed, or None if nothing is recorded."""
 
+    @property
+    def parent_run_id(self) -> str | None:
+        """The run under which this one is shown, if any."""
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings, nested as they are in the config."""
 
-    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
-        """Record metrics after `step` optimizer steps; None means undefined and is skipped."""
+    def log_metrics(
+        self, metrics: Mapping[str, float | int | None], *, step: int, replaces: bool = False
+    ) -> None:
+        """Record metrics after `step` optimizer steps; None means undefined and is skipped.
+
+        A metric is recorded once for a step, unless it `replaces` one of another value.
+        """
 
     def log_artifact(self, path: Path) -> None:
         """Store a copy of a file, or of a folder with everything in it."""
@@ -35,12 +44,22 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Records nothing: for `tracking=none`, and for every process but the main one."""
+    """Records nothing: for `tracking=none`, and for every process but the main one.
+
+    Args:
+        parent_run_id: the run under which this one would be shown.
+    """
 
     run_id: str | None = None
+    parent_run_id: str | None = None
+
+    def __init__(self, parent_run_id: str | None = None) -> None:
+        self.parent_run_id = parent_run_id
 
     def log_params(self, params: Mapping[str, object]) -> None: ...
-    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None: ...
+    def log_metrics(
+        self, metrics: Mapping[str, float | int | None], *, step: int, replaces: bool = False
+    ) -> None: ...
     def log_artifact(self, path: Path) -> None: ...
     def set_tags(self, tags: Mapping[str, str]) -> None: ...
     def close_children(self) -> None: ...

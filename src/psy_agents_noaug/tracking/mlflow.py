@@ -2,30 +2,38 @@
 
 import hashlib
 import json
-import logging
+import math
 import os
 import posixpath
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.tracking.base import Status, without_private_parts
-from psy_agents_noaug.utils.extras import require
+from psy_agents_noaug.tracking.delivery import Delivery, first_line
+from psy_agents_noaug.tracking.store import (
+    brief_http_requests,
+    connect,
+    existing_run,
+    experiment_id,
+    import_mlflow,
+    is_database,
+)
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Metric, Run
 
-logger = logging.getLogger(__name__)
-
-_CONNECT_TIMEOUT_SECONDS = 10
-# Only these database drivers accept `connect_timeout`.
-_DRIVERS_WITH_TIMEOUT = ("psycopg", "psycopg2", "pymysql", "mysqldb")
+# How long the start of a run waits. A database on a slow disk takes long to make its tables.
+_SERVER_PATIENCE_SECONDS = 15.0
+_DATABASE_PATIENCE_SECONDS = 60.0
+# How long a run waits for the store that a signal or an error has ended.
+_STOPPED_PATIENCE_SECONDS = 5.0
 # Characters kept free in a key for the prefix "resumed." and the number of a chunk.
 _KEY_MARGIN = 16
 
@@ -33,17 +41,16 @@ _KEY_MARGIN = 16
 class MlflowTracker:
     """Records one run. MLflow's global "active run" is not used, so several trackers can be open.
 
-    MLflow is imported when the first tracker is opened.
+    MLflow is imported when the first tracker is opened. All calls to the store are made in the
+    background (`Delivery`): a store that hangs, fails or refuses something is warned of once, and only
+    `finish` waits for it, for a bounded time.
 
     Params are flattened to dotted keys (`training.learning_rate`). Values are written as JSON, but
     strings without quotes. A value that is too long for MLflow continues under `key.1`, `key.2`, ...
     In a key, characters that MLflow refuses are replaced by `_`, and a hash of the key is added.
 
     An MLflow param cannot be changed. If a resumed run has another value, that value becomes the
-    tag `resumed.<key>`.
-
-    If the store fails during a training, a warning is logged and training continues. Metrics,
-    params and tags that were not delivered are sent again with the next call.
+    tag `resumed.<key>`. A metric that the store has for a step is not sent again.
 
     Args:
         uri: MLflow tracking URI; None for `sqlite:///<output_dir>/mlflow.db`.
@@ -51,14 +58,19 @@ class MlflowTracker:
             stored in `<output_dir>/mlartifacts`; a server stores them itself.
         run_name: name of a new run.
         output_dir: folder for the default store and artifacts.
+        remedy: what brings a store up to date that has missed something, to end a warning.
         run_id: run to reopen. If the store does not have it, a new run starts, with a warning.
         parent_run_id: parent of a new run (the study of a trial).
         system_metrics: sample CPU, memory, disk, network and (with `nvidia-ml-py`) GPU use every
             10 s in a background thread, which ends with `finish`.
+        patience_seconds: how long `finish` waits for the store.
+        is_required: wait for a store that has let this process wait in vain before.
+        adds_only: the run is over: leave its status and what the store has of it as they are, and add
+            what is missing.
 
     Raises:
-        ConfigError: MLflow is not installed, the store cannot be reached, or the experiment has
-            been deleted.
+        ConfigError: MLflow is not installed, the store cannot be reached or does not answer, or the
+            experiment has been deleted.
     """
 
     def __init__(
@@ -68,13 +80,15 @@ class MlflowTracker:
         experiment: str,
         run_name: str,
         output_dir: Path,
+        remedy: str = "",
         run_id: str | None = None,
         parent_run_id: str | None = None,
         system_metrics: bool = True,
+        patience_seconds: float = 30.0,
+        is_required: bool = True,
+        adds_only: bool = False,
     ) -> None:
         import_mlflow()
-        import sqlalchemy
-        from mlflow.exceptions import MlflowException
         from mlflow.utils import validation
 
         self._max_key = validation.MAX_ENTITY_KEY_LENGTH - _KEY_MARGIN
@@ -87,75 +101,123 @@ class MlflowTracker:
             "tags": validation.MAX_PARAMS_TAGS_PER_BATCH,
             "metrics": validation.MAX_METRICS_PER_BATCH,
         }
-        self._pending: dict[str, list[Any]] = {kind: [] for kind in self._max_batch}
+        self.parent_run_id = parent_run_id
+        self.sent: Counter[str] = Counter()
+        self._patience_seconds = patience_seconds
+        self._adds_only = adds_only
+        self._monitor: Any = None
         self._finished = False
+        self._last_time = 0
+        # Of each metric: the last value at each step.
+        self._points: dict[str, dict[int, float]] = {}
+        self._stored_sizes: dict[str | None, dict[str, int]] = {}
 
         output_dir = output_dir.resolve()
         if uri is None:
             uri = f"sqlite:///{(output_dir / 'mlflow.db').as_posix()}"
+        self._http = ExitStack()
+        self._http.enter_context(brief_http_requests())
+        self._delivery = Delivery(store=uri, remedy=remedy)
+
+        def start() -> "Run | None":
+            client = connect(uri)
+            run = None if run_id is None else existing_run(client, run_id)
+            self._is_reopened = run is not None
+            if run is None:
+                artifacts = (output_dir / "mlartifacts").as_uri() if is_database(uri) else None
+                number = experiment_id(client, experiment, artifacts=artifacts)
+                if self._delivery.is_abandoned:
+                    return None
+                run = client.create_run(
+                    number,
+                    run_name=run_name,
+                    tags={} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id},
+                )
+            elif not adds_only and not self._delivery.is_abandoned:
+                client.update_run(run.info.run_id, status="RUNNING")
+            self._client = client
+            if system_metrics and not self._delivery.is_abandoned:
+                self._monitor = _start_monitor(uri, run.info.run_id, resume=self._is_reopened)
+            if self._delivery.is_abandoned and not self._is_reopened:
+                client.delete_run(run.info.run_id)
+            return run
+
+        limit = _DATABASE_PATIENCE_SECONDS if is_database(uri) else _SERVER_PATIENCE_SECONDS
         try:
-            with _brief_http_retries():
-                self._client = _connect(uri)
-                run = None if run_id is None else _existing_run(self._client, run_id)
-                reopened = run is not None
-                if run is None:
-                    artifacts = (output_dir / "mlartifacts").as_uri() if _is_database(uri) else None
-                    run = self._client.create_run(
-                        _experiment_id(self._client, experiment, artifacts=artifacts),
-                        run_name=run_name,
-                        tags={} if parent_run_id is None else {"mlflow.parentRunId": parent_run_id},
-                    )
-                else:
-                    self._client.update_run(run.info.run_id, status="RUNNING")
-        except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
+            run = self._delivery.answer(start, seconds=limit, is_required=is_required)
+        except ConfigError:
+            self._http.close()
+            raise
+        except Exception as error:
+            self._http.close()
             raise ConfigError(
                 "`tracking.uri` must be an MLflow store that can be reached, but is "
-                f"{without_private_parts(uri)} instead ({without_private_parts(_first_line(error))}). "
+                f"{without_private_parts(uri)} instead ({first_line(error)}). "
                 "Start the server, set another `tracking.uri=...`, leave it unset for a local "
                 "file, or train without tracking: `tracking=none`."
             ) from error
+        assert run is not None
         self._run_id: str = run.info.run_id
+        self._status: str = run.info.status
         self._params: dict[str, str] = dict(run.data.params)
-        self._tags: set[str] = set(run.data.tags)
-        self._monitor = (
-            _start_monitor(uri, self._run_id, resume=reopened) if system_metrics else None
-        )
+        self._tags: dict[str, str] = dict(run.data.tags)
+        self._stored_metrics = set(run.data.metrics)
 
     @property
     def run_id(self) -> str:
         """MLflow's id of the run."""
         return self._run_id
 
+    @property
+    def failure(self) -> str | None:
+        """Why the store does not have everything after `finish`; None if it has."""
+        return self._delivery.failure
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Record settings as the class describes. A resumed run may repeat or change them."""
         from mlflow.entities import Param
 
+        new: dict[str, str] = {}
         changed: dict[str, str] = {}
         for name, text in _flattened(params):
             value = without_private_parts(text)
             key = self._valid_key(name)
             chunks = _chunked(key, value, limit=self._max_value["params"])
             if key not in self._params:
-                self._params.update(chunks)
-                self._pending["params"] += [Param(*chunk) for chunk in chunks.items()]
+                new.update(chunks)
             # A tag from an earlier resume is updated even if the first value is back.
             elif (
                 f"resumed.{key}" in self._tags or {k: self._params.get(k) for k in chunks} != chunks
             ):
                 changed[f"resumed.{key}"] = value
+        self._params.update(new)
+        self._send("params", [Param(*chunk) for chunk in new.items()])
         self.set_tags(changed)
 
-    def log_metrics(self, metrics: Mapping[str, float | int | None], *, step: int) -> None:
-        """Record metrics after `step` optimizer steps; None means undefined and is skipped."""
+    def log_metrics(
+        self,
+        metrics: Mapping[str, float | int | None],
+        *,
+        step: int,
+        replaces: bool = False,
+    ) -> None:
+        """Record metrics after `step` optimizer steps; None means undefined and is skipped.
+
+        Args:
+            metrics: values by name.
+            step: number of updates.
+            replaces: a value that differs from the recorded one of this step is added, and is shown.
+        """
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._pending["metrics"] += [
-            Metric(self._valid_key(key), float(value), now, step)
+        # Of two values at one step, MLflow shows the later one.
+        self._last_time = max(int(time.time() * 1000), self._last_time + 1)
+        points = [
+            Metric(self._valid_key(key), float(value), self._last_time, step)
             for key, value in metrics.items()
             if value is not None
         ]
-        self._send_pending()
+        self._delivery.call(partial(self._send_metrics, points, replaces=replaces))
 
     def log_artifact(self, path: Path) -> None:
         """Copy a file, or a folder with everything in it, to the run's artifacts.
@@ -165,19 +227,25 @@ class MlflowTracker:
         """
         if not path.exists():
             raise FileNotFoundError(f"`path` must be a file or folder, but {path} is not there.")
-        self._deliver(partial(self._client.log_artifact, self._run_id, str(path)))
+        if not path.is_dir():
+            self._delivery.call(partial(self._send_file, path, folder=None))
+            return
+        # Not by MLflow's call for folders, whose thread pools delay the end of the process.
+        for file in sorted(file for file in path.rglob("*") if file.is_file()):
+            folder = file.parent.relative_to(path.parent).as_posix()
+            self._delivery.call(partial(self._send_file, file, folder=folder))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run. Long values are split into chunks, as those of params are."""
         from mlflow.entities import RunTag
 
+        chunks: dict[str, str] = {}
         for name, value in tags.items():
-            chunks = _chunked(
-                self._valid_key(name), without_private_parts(value), limit=self._max_value["tags"]
-            )
-            self._tags.update(chunks)
-            self._pending["tags"] += [RunTag(*chunk) for chunk in chunks.items()]
-        self._send_pending()
+            limit = self._max_value["tags"]
+            chunks |= _chunked(self._valid_key(name), without_private_parts(value), limit=limit)
+        new = {key: value for key, value in chunks.items() if self._tags.get(key) != value}
+        self._tags.update(new)
+        self._send("tags", [RunTag(*chunk) for chunk in new.items()])
 
     def close_children(self) -> None:
         """Set child runs that are still RUNNING to KILLED. Their processes must have ended."""
@@ -192,46 +260,80 @@ class MlflowTracker:
             for run in running:
                 self._client.set_terminated(run.info.run_id, status="KILLED")
 
-        self._deliver(close)
+        self._delivery.call(close)
 
     def finish(self, status: Status) -> None:
-        """Stop sampling, send what is pending, and close the run. A second call does nothing."""
+        """Stop sampling, close the run, and wait until the store has everything. Once only.
+
+        A run that has been stopped or has failed waits for a few seconds only.
+        """
         if self._finished:
             return
         self._finished = True
         if self._monitor is not None:
-            self._monitor.finish()
-        self._send_pending()
-        self._deliver(partial(self._client.set_terminated, self._run_id, status=status))
-
-    def _send_pending(self) -> None:
-        for kind, queue in self._pending.items():
-            while queue:
-                batch = queue[: self._max_batch[kind]]
-                send = partial(self._client.log_batch, self._run_id, synchronous=True)
-                if not self._deliver(partial(send, **{kind: batch})):
-                    return
-                del queue[: len(batch)]
-
-    def _deliver(self, send: Callable[[], object]) -> bool:
-        """Call `send`. If the store fails, log a warning and return False.
-
-        Raises:
-            MlflowException: the store works, but refuses the request.
-        """
-        from mlflow.exceptions import MlflowException
-
+            self._delivery.call(self._monitor.finish)
+        seconds = self._patience_seconds
+        if status != "FINISHED":
+            seconds = min(seconds, _STOPPED_PATIENCE_SECONDS)
         try:
-            send()
-        except (MlflowException, OSError) as error:
-            if isinstance(error, MlflowException) and error.get_http_status_code() < 500:
-                raise
-            logger.warning(
-                "MLflow could not record this; the run directory has all results (%s).",
-                without_private_parts(_first_line(error)),
+            self._delivery.close(partial(self._close, status), seconds=seconds)
+        finally:
+            self._http.close()
+
+    def _close(self, status: Status) -> None:
+        is_over = self._is_reopened and self._status != "RUNNING"
+        # Of a run that was stopped, only the store knows whether by an error.
+        if self._adds_only and is_over and (status == "KILLED" or status == self._status):
+            return
+        self._client.set_terminated(self._run_id, status=status)
+        self._status = status
+        self.sent["status"] += 1
+
+    def _send(self, kind: Literal["params", "tags"], entries: Sequence[Any]) -> None:
+        """Send params or tags in the background."""
+        size = self._max_batch[kind]
+        for start in range(0, len(entries), size):
+            batch = entries[start : start + size]
+            self._delivery.call(partial(self._send_batch, kind, batch))
+
+    def _send_batch(self, kind: str, batch: Sequence[Any]) -> None:
+        self._client.log_batch(self._run_id, synchronous=True, **{kind: batch})
+        self.sent[kind] += len(batch)
+
+    def _send_metrics(self, metrics: Sequence["Metric"], *, replaces: bool) -> None:
+        new = [metric for metric in metrics if self._is_new(metric, replaces=replaces)]
+        size = self._max_batch["metrics"]
+        for start in range(0, len(new), size):
+            batch = new[start : start + size]
+            self._send_batch("metrics", batch)
+            for metric in batch:
+                self._points[metric.key][metric.step] = metric.value
+
+    def _is_new(self, metric: "Metric", *, replaces: bool) -> bool:
+        if metric.key not in self._points:
+            stored = (
+                self._client.get_metric_history(self._run_id, metric.key)
+                if metric.key in self._stored_metrics
+                else []
             )
-            return False
-        return True
+            stored = sorted(stored, key=lambda point: point.timestamp)
+            self._points[metric.key] = {point.step: point.value for point in stored}
+        known = self._points[metric.key].get(metric.step)
+        return known is None or (
+            replaces and not math.isclose(known, metric.value, rel_tol=1e-12, abs_tol=0.0)
+        )
+
+    def _send_file(self, file: Path, *, folder: str | None) -> None:
+        if self._adds_only and self._is_reopened and self._status != "RUNNING":
+            if folder not in self._stored_sizes:
+                self._stored_sizes[folder] = {
+                    posixpath.basename(stored.path): stored.file_size
+                    for stored in self._client.list_artifacts(self._run_id, folder)
+                }
+            if self._stored_sizes[folder].get(file.name) == file.stat().st_size:
+                return
+        self._client.log_artifact(self._run_id, str(file), folder)
+        self.sent["files"] += 1
 
     def _valid_key(self, key: str) -> str:
         valid = re.sub(r"[^/\w.\- ]", "_", key)
@@ -244,121 +346,12 @@ class MlflowTracker:
         return f"{valid[: self._max_key - 9]}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
-def import_mlflow() -> None:
-    """Import MLflow without usage statistics, output on stdout and messages below WARNING.
-
-    Raises:
-        ConfigError: MLflow is not installed.
-    """
-    for module in ("mlflow", "sqlalchemy"):  # the small mlflow-skinny comes without the second
-        require(
-            module, extra="mlflow", purpose="`tracking=mlflow` (`tracking=none` trains without it)"
-        )
-    # Usage statistics go to a third party, and the import starts them.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Else MLflow prints a URL to stdout when a run on a server ends.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import mlflow  # noqa: F401
-
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        # At INFO, MLflow logs every migration of a new SQLite file.
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
-@contextmanager
-def _brief_http_retries() -> Iterator[None]:
-    """Let HTTP requests fail within seconds; by default MLflow retries for minutes.
-
-    Environment variables that the user has set are kept.
-    """
-    brief = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_CONNECT_TIMEOUT_SECONDS),
-    }
-    ours = {name: value for name, value in brief.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            del os.environ[name]
-
-
-def _is_database(uri: str) -> bool:
-    from mlflow.store.db.db_types import DATABASE_ENGINES
-
-    return uri.partition(":")[0].partition("+")[0] in DATABASE_ENGINES
-
-
-def _connect(uri: str) -> "MlflowClient":
-    from mlflow import MlflowClient
-
-    if _is_database(uri):
-        _check_database(uri)
-    return MlflowClient(uri)
-
-
-def _check_database(uri: str) -> None:
-    """Connect once. MLflow itself retries for 100 s and logs every exception."""
-    import sqlalchemy
-
-    url = sqlalchemy.make_url(uri)
-    if url.get_backend_name() == "sqlite" and url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    timed = url.get_driver_name() in _DRIVERS_WITH_TIMEOUT
-    engine = sqlalchemy.create_engine(
-        url,
-        poolclass=sqlalchemy.NullPool,
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT_SECONDS} if timed else {},
-    )
-    engine.connect().close()
-
-
-def _existing_run(client: "MlflowClient", run_id: str) -> "Run | None":
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        logger.warning("MLflow has no run %s to resume; a new run starts.", run_id)
-        return None
-    if run.info.lifecycle_stage != "active":
-        logger.warning("MLflow's run %s was deleted; a new run starts.", run_id)
-        return None
-    return run
-
-
-def _experiment_id(client: "MlflowClient", name: str, *, artifacts: str | None) -> str:
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=artifacts))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)  # another process has just created it
-    if found.lifecycle_stage != "active":
-        raise ConfigError(
-            f"`tracking.experiment` must not be a deleted experiment, but {name!r} is one. "
-            f"Choose another name, or: mlflow experiments restore -x {found.experiment_id}"
-        )
-    return str(found.experiment_id)
-
-
 def _start_monitor(uri: str, run_id: str, *, resume: bool) -> Any:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     monitor = SystemMetricsMonitor(run_id, resume_logging=resume, tracking_uri=uri)
     monitor.start()
     return monitor
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _flattened(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -51,9 +51,20 @@ def start(output_dir):
 
 @pytest.fixture
 def stored(output_dir):
-    """Read a run back from the store, past the tracker."""
-    client = MlflowClient(f"sqlite:///{output_dir}/mlflow.db")
-    return lambda tracker: client.get_run(tracker.run_id)
+    """Read a run back from the store, past the tracker, when all calls so far have been made."""
+
+    def read(tracker):
+        settle(tracker)
+        return in_store(output_dir).get_run(tracker.run_id)
+
+    return read
+
+
+def settle(tracker):
+    if not tracker._finished:
+        is_reached = threading.Event()
+        tracker._delivery.call(is_reached.set)
+        assert is_reached.wait(20)
 
 
 def in_store(output_dir):
@@ -145,9 +156,9 @@ def test_undefined_metrics_are_skipped_and_steps_are_kept(start, stored, output_
     tracker = start()
     tracker.log_metrics({"val/f1": 0.5, "val/auroc": None}, step=10)
     tracker.log_metrics({"val/f1": 0.75, "val/auroc": None}, step=20)
-    history = in_store(output_dir).get_metric_history(tracker.run_id, "val/f1")
 
     assert stored(tracker).data.metrics == {"val/f1": 0.75}
+    history = in_store(output_dir).get_metric_history(tracker.run_id, "val/f1")
     assert [(entry.step, entry.value) for entry in history] == [(10, 0.5), (20, 0.75)]
 
 
@@ -172,6 +183,7 @@ def test_a_file_and_a_folder_land_among_the_artifacts_of_the_output_directory(
     tracker.log_artifact(tmp_path / "metrics.json")
     tracker.log_artifact(tmp_path / "predictions")
 
+    settle(tracker)
     folder = next((output_dir / "mlartifacts").rglob(f"{tracker.run_id}/artifacts"))
     assert (folder / "metrics.json").read_text() == "{}"
     assert (folder / "predictions" / "test.jsonl").read_text() == "{}\n"
@@ -229,9 +241,10 @@ def test_the_params_of_a_resumed_run_may_be_the_same_new_or_changed(start, store
     long = "x" * (MAX_PARAM_VAL_LENGTH + 1)
     first = start()
     first.log_params({"same": 1, "long": long, "training": {"epochs": 2}})
+    settle(first)
     resumed = start(run_id=first.run_id)
     resumed.log_params({"same": 1, "long": long, "training": {"epochs": 3}, "new": 4})
-    data = stored(first).data
+    data = stored(resumed).data
 
     assert data.params["training.epochs"] == "2"
     assert data.params["new"] == "4"
@@ -242,11 +255,13 @@ def test_the_params_of_a_resumed_run_may_be_the_same_new_or_changed(start, store
 
 def test_a_setting_that_returns_to_its_first_value_does_not_leave_a_stale_tag(start, stored):
     first = start()
-    first.log_params({"epochs": 2})
-    start(run_id=first.run_id).log_params({"epochs": 3})
-    start(run_id=first.run_id).log_params({"epochs": 2})
+    run_id = first.run_id
+    for epochs in (2, 3, 2):
+        last = start(run_id=run_id)
+        last.log_params({"epochs": epochs})
+        last.finish("KILLED")
 
-    assert stored(first).data.tags["resumed.epochs"] == "2"
+    assert stored(last).data.tags["resumed.epochs"] == "2"
 
 
 @pytest.mark.parametrize("unknown", ["0123456789abcdef0123456789abcdef", "not/an id"])
@@ -283,37 +298,88 @@ def test_what_the_store_missed_arrives_when_it_answers_again(start, stored, monk
         patch.setattr(tracker._client, "log_batch", no_answer)
         tracker.log_params({"seed": 1})
         tracker.log_metrics({"loss": 1.0}, step=1)
-    assert "MLflow could not record this" in caplog.text
-    assert stored(tracker).data.metrics == {}
-    tracker.finish("FINISHED")
+        settle(tracker)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "MLflow does not record everything (no answer)" in caplog.text
+    tracker.set_tags({"back": "again"})
 
     assert stored(tracker).data.metrics == {"loss": 1.0}
     assert stored(tracker).data.params == {"seed": "1"}
+    tracker.finish("FINISHED")
+    assert tracker.failure is None
 
 
-def test_a_folder_that_takes_no_artifact_does_not_end_the_training(start, monkeypatch, caplog):
+def test_calls_that_fail_until_the_end_are_repeated_there(start, stored, monkeypatch):
+    tracker = start()
+    made = []
+
+    def fails_twice(*args, **kwargs):
+        made.append(args)
+        if len(made) < 3:
+            no_answer()
+
+    monkeypatch.setattr(tracker._client, "set_terminated", fails_twice)
+    tracker.finish("FINISHED")
+    assert (len(made), tracker.failure) == (3, None)
+
+
+def test_what_is_refused_to_the_end_is_warned_of_once_and_the_run_is_closed(
+    start, stored, monkeypatch, caplog
+):
     def full(*args):
         raise OSError("No space left on device")
 
     tracker = start()
     monkeypatch.setattr(tracker._client, "log_artifact", full)
-    tracker.log_artifact(Path(__file__))
-    assert "No space left on device" in caplog.text
+    with caplog.at_level(logging.WARNING):
+        tracker.log_artifact(Path(__file__))
+        tracker.log_artifact(Path(__file__))
+        tracker.finish("FINISHED")
+
+    assert len(caplog.records) == 1
+    assert tracker.failure == "No space left on device"
+    assert stored(tracker).info.status == "FINISHED"
 
 
-def test_an_interrupted_call_is_made_up_for_when_the_run_is_closed(start, stored, monkeypatch):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+def test_nothing_waits_for_a_store_that_hangs(start, monkeypatch, caplog):
+    tracker = start(patience_seconds=0.5)
+    is_over = threading.Event()
+    monkeypatch.setattr(tracker._client, "log_batch", lambda *args, **kwargs: is_over.wait(20))
+    began = time.monotonic()
+    for step in range(100):
+        tracker.log_metrics({"loss": 1.0}, step=step)
+    assert time.monotonic() - began < 0.2
+    tracker.finish("FINISHED")
+    waited = time.monotonic() - began
+    is_over.set()
 
-    tracker = start()
-    with monkeypatch.context() as patch:
-        patch.setattr(tracker._client, "log_batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            tracker.log_metrics({"loss": 1.0}, step=1)
-    tracker.finish("KILLED")
+    assert 0.5 <= waited < 2
+    assert "no answer within 0 s" in caplog.text
+    assert len(caplog.records) == 1
 
-    assert stored(tracker).data.metrics == {"loss": 1.0}
-    assert stored(tracker).info.status == "KILLED"
+
+def test_a_metric_is_recorded_once_for_a_step_unless_it_replaces_another_value(
+    start, stored, output_dir
+):
+    first = start()
+    first.log_metrics({"f1": 0.25, "speed": 10.0}, step=2)
+    first.finish("KILLED")
+    resumed = start(run_id=first.run_id)
+    resumed.log_metrics({"f1": 0.25, "speed": 20.0}, step=2)
+    resumed.log_metrics({"f1": 0.75}, step=2, replaces=True)
+    resumed.log_metrics({"f1": 0.75}, step=2, replaces=True)
+    resumed.finish("FINISHED")
+
+    client = in_store(output_dir)
+    history = {
+        key: [point.value for point in client.get_metric_history(first.run_id, key)]
+        for key in ("f1", "speed")
+    }
+    assert {key: sorted(values) for key, values in history.items()} == {
+        "f1": [0.25, 0.75],
+        "speed": [10.0],
+    }
+    assert stored(first).data.metrics == {"f1": 0.75, "speed": 10.0}
 
 
 def test_a_metric_that_is_no_number_is_an_error_and_not_an_outage(start):
@@ -321,13 +387,15 @@ def test_a_metric_that_is_no_number_is_an_error_and_not_an_outage(start):
         start().log_metrics({"loss": "high"}, step=1)
 
 
-def test_a_request_that_the_store_refuses_is_raised(start, output_dir):
+def test_a_run_that_is_deleted_meanwhile_is_warned_of_and_not_raised(start, output_dir, caplog):
     tracker = start()
     in_store(output_dir).delete_run(tracker.run_id)
-    with pytest.raises(MlflowException, match="must be in the 'active' state"):
-        tracker.log_metrics({"loss": 1.0}, step=1)
-    tracker._pending["metrics"].clear()
-    in_store(output_dir).restore_run(tracker.run_id)
+    tracker.log_metrics({"loss": 1.0}, step=1)
+    tracker.log_metrics({"loss": 2.0}, step=2)
+    tracker.finish("KILLED")
+
+    assert "must be in the 'active' state" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_system_metrics_are_sampled_until_the_run_finishes(start, stored, monkeypatch):
@@ -377,7 +445,7 @@ def test_mlflow_reports_no_usage_and_leaves_the_signals_alone():
         "import signal\n"
         "def handlers(): return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]\n"
         "before = handlers()\n"
-        "from psy_agents_noaug.tracking.mlflow import import_mlflow\n"
+        "from psy_agents_noaug.tracking.store import import_mlflow\n"
         "import_mlflow()\n"
         "from mlflow.telemetry import get_telemetry_client\n"
         "assert handlers() == before and get_telemetry_client() is None\n"
