@@ -48,7 +48,7 @@ def send_at(step: int, patch: pytest.MonkeyPatch, number: signal.Signals = signa
     patch.setattr(trainer.Trainer, "_gradients", stopped)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", [signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.faults(
     "SIGTERM or SIGKILL to one of 2, 3 or 4 processes",

@@ -166,7 +166,13 @@ BREAK: dict[str, tuple[Callable[[Server], object], Callable[[Server], object]]] 
 }
 
 
-@pytest.mark.parametrize("fault", BREAK)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault if fault in ("dies", "hangs") else pytest.param(fault, marks=pytest.mark.slow)
+        for fault in BREAK
+    ],
+)
 @pytest.mark.faults(
     "a tracking server dies, hangs, is stopped, is full, refuses or loses the run during a training",
     "training ends in its own time, one warning; `tracking sync` delivers the rest, once",
@@ -216,7 +222,16 @@ def test_updates_and_evaluations_do_not_wait_for_a_server_that_hangs(
     assert hung < 1.5 * own + 0.5
 
 
-@pytest.mark.parametrize("fault", ["hangs", "answers 500", "refuses artifacts", "loses the run"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "hangs",
+        *(
+            pytest.param(fault, marks=pytest.mark.slow)
+            for fault in ("answers 500", "refuses artifacts", "loses the run")
+        ),
+    ],
+)
 @pytest.mark.faults(
     "MLflow fails during an evaluation", "figures and predictions are written, sync delivers"
 )

@@ -77,7 +77,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         StorageError: it cannot be written; a file that was there is as it was.
     """
     optimizer = (checkpoint.resume or {}).get("optimizer", {})
-    bad = _non_finite({**checkpoint.weights, "the optimizer's state": optimizer})
+    bad = [*_non_finite(checkpoint.weights), *_non_finite({"the optimizer's state": optimizer})]
     if bad:
         raise NonFiniteError(
             f"After step {checkpoint.step}, {first_of(bad)} are NaN or infinite, so {path.name} was not "
@@ -147,9 +147,10 @@ def load_checkpoint(path: Path, *, task: str | None = None) -> Checkpoint:
     return checkpoint
 
 
-def _non_finite(values: Mapping[str, Any]) -> list[str]:
-    """Return the names of the tensors, at any depth below a name, that hold NaN or infinite numbers."""
-    return [name for name, value in values.items() if not all(map(_is_finite, _tensors(value)))]
+def _non_finite(values: Any) -> list[str]:
+    """Return the names below which a tensor, at any depth, holds NaN or infinite numbers."""
+    named = values.items() if isinstance(values, Mapping) else ()
+    return [str(name) for name, value in named if not all(map(_is_finite, _tensors(value)))]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
