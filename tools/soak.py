@@ -20,6 +20,7 @@ import logging
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -111,6 +112,7 @@ class Search:
 
         os.environ["PATH"] = f"/usr/sbin{os.pathsep}{os.environ['PATH']}"
         self.folder = folder
+        self.faults: list[str] = []
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.database: Any = get_server(folder / "postgres")
@@ -142,7 +144,14 @@ class Search:
         artifacts = str(self.folder / "artifacts")
         words = ["server", "--port", str(_MLFLOW_PORT), "--workers", "1"]
         words += ["--backend-store-uri", store, "--artifacts-destination", artifacts]
-        return self._spawn("mlflow", "-m", "mlflow", *words)
+        server = self._spawn("mlflow", "-m", "mlflow", *words)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", _MLFLOW_PORT)) == 0:
+                    break
+            time.sleep(0.2)
+        return server
 
     def _spawn(self, name: str, *words: str) -> "subprocess.Popen[bytes]":
         with (self.logs / f"{name}-{time.time():.3f}.log").open("wb") as log:
@@ -178,7 +187,7 @@ class Search:
         try:
             self.command.wait(120)
         except subprocess.TimeoutExpired:
-            (self.logs / "tune-hang.log").write_text("Traceback: SIGTERM was not obeyed in 120 s")
+            self.faults.append("SIGTERM was not obeyed in 120 s")
             _kill_tree(self.command)
         return True
 
@@ -243,7 +252,9 @@ class Search:
         own = counted(trials)
         states = Counter(trial.state.name for trial in own)
         print(f"trials: {len(trials)} attempts, {len(own)} counted: {dict(states)}")
-        faults = [] if code == 0 else [f"the last run of the search exited with {code}"]
+        faults = list(self.faults)
+        if code != 0:
+            faults.append(f"the last run of the search exited with {code}")
         unfinished = [trial.number for trial in trials if not trial.state.is_finished()]
         if unfinished:
             faults.append(f"unfinished trials: {unfinished}")
@@ -251,8 +262,9 @@ class Search:
             faults.append(f"{len(own)} trials are counted, not {n_trials}")
         failed = [t.user_attrs.get("cause") for t in own if t.state.name == "FAIL"]
         faults += [f"failed: {cause}" for cause in failed]
-        runs = [Path(t.user_attrs["run"]) for t in own if t.state.name == "COMPLETE"]
-        faults += [f"no metrics in {run}" for run in runs if not (run / "metrics.json").is_file()]
+        written = {path.parent.name for path in self.folder.glob("out/**/metrics.json")}
+        runs = [t.user_attrs["run"] for t in own if t.state.name == "COMPLETE"]
+        faults += [f"no metrics in {run}" for run in runs if run not in written]
         faults += [
             f"traceback in {log}"
             for log in self.logs.glob("tune-*.log")
