@@ -374,6 +374,7 @@ def _signalled(
     return child.wait()
 
 
+@pytest.mark.faults("two starts at once in one directory", "the second is refused")
 def test_a_run_directory_that_another_process_holds_is_refused(
     overrides: list[str], tmp_path: Path, own_logging: None, capsys: pytest.CaptureFixture
 ) -> None:

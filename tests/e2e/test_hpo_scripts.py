@@ -113,6 +113,7 @@ def test_a_stage_started_again_does_nothing_but_report(
     assert (tmp_path / "out/hpo_stage0/criteria/trials.csv").read_text() == trials
 
 
+@pytest.mark.faults("a search is continued with other settings", "refused")
 def test_a_stage_of_other_settings_is_not_gone_on_with(
     settings: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,6 +127,7 @@ def test_a_stage_of_other_settings_is_not_gone_on_with(
 
 
 @pytest.mark.slow
+@pytest.mark.faults("SIGTERM or Ctrl-C to a search", "state saved; the search goes on")
 def test_a_search_stopped_by_a_signal_goes_on(
     settings: Callable[[str], list[str]], tmp_path: Path
 ) -> None:

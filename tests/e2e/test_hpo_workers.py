@@ -48,6 +48,9 @@ def until(holds: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.faults(
+    "a worker is killed and the database restarted", "no trial is lost, none runs twice"
+)
 def test_a_killed_worker_and_a_restarted_server_lose_no_trial(
     server: Any, overrides_for: Callable[..., list[str]], tmp_path: Path
 ) -> None:

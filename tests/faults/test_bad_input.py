@@ -97,6 +97,7 @@ def test_a_best_config_that_is_no_mapping_of_known_keys_is_refused(
     assert ("`training.epoch` is not a known key" if "epoch" in content else "best.yaml") in told
 
 
+@pytest.mark.faults("the name of a finished run is used again", "refused")
 def test_a_finished_run_is_neither_overwritten_nor_continued_with_other_settings(
     overrides: list[str], refusal_of_training: Refusal, finished: Path
 ) -> None:
@@ -216,6 +217,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.faults(
+    "a cell breaks the data contract", "refused with file, row, column and rule, without the text"
+)
 def test_a_fault_of_a_table_is_told_with_file_row_column_and_rule(
     refusal_of_training: Refusal, broken_corpus: Corpus, fault: Callable[..., None]
 ) -> None:

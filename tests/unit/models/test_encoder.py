@@ -115,6 +115,7 @@ def test_the_files_of_an_encoder_rebuild_it_and_its_tokenizer(tiny_encoder, enco
 
 
 @pytest.mark.parametrize("name", ["../config.json", "/tmp/config.json", "a/config.json", ".."])
+@pytest.mark.faults("a checkpoint names files outside of its folder", "refused")
 def test_the_files_of_a_checkpoint_cannot_escape_their_folder(name, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_module.tempfile, "tempdir", str(tmp_path))
     with pytest.raises(CheckpointError, match="outside its folder"):
@@ -137,6 +138,7 @@ def test_an_encoder_that_cannot_be_had_is_an_error_that_says_what_to_do(name):
         assert part in str(caught.value)
 
 
+@pytest.mark.faults("an encoder's folder brings code", "not run")
 def test_code_in_a_folder_is_not_run(tiny_encoder, tmp_path):
     folder = shutil.copytree(tiny_encoder, tmp_path / "evil")
     (folder / "evil.py").write_text("raise SystemExit('ran')\n")
@@ -211,6 +213,7 @@ def test_bundled_weights_with_another_sha256_are_refused(monkeypatch):
         load_encoder(BUNDLED)
 
 
+@pytest.mark.faults("the bundled weights are altered", "refused by their checksum")
 def test_an_altered_copy_of_the_bundled_weights_is_refused(monkeypatch, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"altered")
@@ -309,6 +312,7 @@ def renamed_weights(folder, rename):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+@pytest.mark.faults("all weights of an encoder have other names", "refused, with their number")
 def test_weights_under_another_prefix_are_refused_and_not_replaced_by_random_ones(
     tiny_encoder, tmp_path
 ):
@@ -318,6 +322,7 @@ def test_weights_under_another_prefix_are_refused_and_not_replaced_by_random_one
         load_encoder(str(folder))
 
 
+@pytest.mark.faults("a weight of an encoder is missing", "refused by name")
 def test_a_weight_that_is_missing_is_named(tiny_encoder, tmp_path):
     folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
     missing = "encoder.layer.1.output.dense.weight"
@@ -332,6 +337,7 @@ def test_a_pooler_that_is_missing_is_not_needed(tiny_encoder, tmp_path):
     assert load_encoder(str(folder)).hidden_size == 32
 
 
+@pytest.mark.faults("a causal decoder as encoder", "refused")
 def test_a_causal_decoder_is_refused(tiny_encoder, tmp_path):
     folder = shutil.copytree(tiny_encoder, tmp_path / "decoder")
     config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=300, n_positions=96)

@@ -45,6 +45,7 @@ def opened(monkeypatch):
     return seen
 
 
+@pytest.mark.faults("a checkpoint names a tracking server of its own", "nothing is sent there")
 def test_a_checkpoint_cannot_send_an_evaluation_to_its_server(crafted, opened, caplog, tmp_path):
     path = crafted(
         tracking={
@@ -67,6 +68,7 @@ def test_a_checkpoint_cannot_send_an_evaluation_to_its_server(crafted, opened, c
     assert not (tmp_path / "stolen").exists()
 
 
+@pytest.mark.faults("a checkpoint refers to environment variables", "taken as text, not looked up")
 def test_nothing_that_a_checkpoint_says_is_looked_up_in_the_environment(crafted, opened):
     path = crafted(run_name=None, best_config="${oc.env:PSY_TEST_SECRET}")
     evaluate(EvaluateConfig(checkpoint=str(path), split="val"), task_name="criteria", explicit={})
@@ -94,6 +96,7 @@ def test_the_users_own_tracker_is_used(crafted, opened):
     assert opened[0].tracking.uri == "http://mine.example"
 
 
+@pytest.mark.faults("best_config refers to environment variables", "refused")
 def test_a_best_configuration_that_refers_to_the_environment_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PSY_TEST_SECRET", "hunter2")
     path = tmp_path / "best_config.yaml"
@@ -103,6 +106,7 @@ def test_a_best_configuration_that_refers_to_the_environment_is_refused(tmp_path
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.faults("best_config says where data goes", "left out")
 def test_a_best_configuration_cannot_say_where_data_goes(tmp_path):
     path = tmp_path / "best_config.yaml"
     claims = {
