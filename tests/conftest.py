@@ -22,7 +22,7 @@ from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.metrics.tables import render_table
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
-from psy_agents_noaug.training.signals import STOP_SIGNALS
+from psy_agents_noaug.utils.signals import STOP_SIGNALS
 
 REPOSITORY = Path(__file__).parents[1]
 CANARY = "xylozephyrquill"

@@ -26,7 +26,8 @@ ALLOWED = {
     "training": BASE | {"config", "metrics.tables", "tasks.base", "tracking"},
     "run": BASE | EVERYTHING | {"__version__"},
     "hpo": BASE | {"config", "metrics", "run", "tasks.registry", "tracking"},
-    "cli": BASE | {"__version__", "config", "hpo", "run", "tasks.registry"},
+    "process": BASE,
+    "cli": BASE | {"__version__", "config", "hpo", "process", "run", "tasks.registry"},
     "__main__": {"cli"},
     "scripts": {"cli"},
 }

@@ -1,9 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The command `psy-agents VERB [KEY=VALUE | GROUP=CHOICE]...`, and what the files of `scripts/` call.
 
-A verb is a function and an entry of `VERBS`. Exit codes: 0 done; 2 a config, data, checkpoint or
-storage error, in one message; 129 / 130 / 143 stopped by SIGHUP, Ctrl-C or SIGTERM, state saved;
-anything else is a bug and keeps its traceback (exit 1).
+A verb is a function and an entry of `VERBS`. How a command ends is in `process`.
 
 Nothing heavy is imported at the top: `--help` and shell completion must answer at once, and a wrong key
 must be reported before torch, which takes seconds, is imported.
@@ -11,43 +9,28 @@ must be reported before torch, which takes seconds, is imported.
 
 import argparse
 import json
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from psy_agents_noaug import __version__
 from psy_agents_noaug.errors import (
     ConfigError,
-    Interrupted,
-    PsyAgentsError,
-    StorageError,
     did_you_mean,
     faults_message,
     not_one_of,
     similar_names,
 )
+from psy_agents_noaug.process import guarded
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.utils.extras import require
-from psy_agents_noaug.utils.files import environment_refusal
-from psy_agents_noaug.utils.shown import PrintableFormatter, printable
 
 if TYPE_CHECKING:
     from psy_agents_noaug.run.evaluate import RunResult
 
-_STOPPED = (
-    "Stopped without saving more; resume=auto goes on from the last checkpoint, if there is one."
-)
-# Windows has no SIGHUP.
-_STOP_SIGNALS = [
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
-]
 # Of `psy-agents train`, and of every `--help`.
 DEFAULT_TASK = "criteria"
 
@@ -280,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments:
         sys.stderr.write(f"{_overview()}\n")
         return 2
-    return _guarded(lambda: _answer(parser, arguments))
+    return guarded(lambda: _answer(parser, arguments))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -452,113 +435,3 @@ def _completions(
         return []
     choices = [f"{group}={name}" for group, names in _groups(settings).items() for name in names]
     return [*choices, *(f"{key}=" for key in flat(settings))]
-
-
-# ------------------------------------------------------------------------------------------ process
-
-
-def _guarded(run: Callable[[], str]) -> int:
-    """Print what `run` returns; turn what stops it into a message and an exit code."""
-    received: list[int] = []
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        raise KeyboardInterrupt if number == signal.SIGINT else _interrupted(number)
-
-    handler = _StderrHandler()
-    handler.setFormatter(PrintableFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    speaks = _is_first_process()
-    logging.getLogger("psy_agents_noaug").setLevel(logging.INFO if speaks else logging.ERROR)
-    # A training has handlers of its own. An ignored signal (`nohup`, `&` in a script) stays ignored.
-    for number in _STOP_SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, stop)
-    try:
-        shown = run()
-    except PsyAgentsError as error:
-        if not error.is_shown_elsewhere:
-            _say(f"{type(error).__name__}: {error}")
-        return 2
-    except Interrupted as interrupted:
-        return _end_of(interrupted)
-    except KeyboardInterrupt:
-        return _end_of(_interrupted(signal.SIGINT))
-    except Exception as error:
-        # A library may turn what a signal handler raises into an error of its own.
-        if received:
-            return _end_of(_interrupted(received[-1]))
-        refusal = environment_refusal(error) if isinstance(error, OSError) else None
-        if refusal is None:
-            raise
-        _say(f"{StorageError.__name__}: {refusal}")
-        return 2
-    exit_code = _print(shown) if speaks and shown else 0
-    _leave_process_group()
-    return exit_code
-
-
-def _print(text: str) -> int:
-    """Write to standard output. Return the exit code, which is 2 where that is not possible."""
-    try:
-        sys.stdout.write(printable(f"{text}\n"))
-        sys.stdout.flush()
-    except (OSError, UnicodeEncodeError) as error:
-        # At its end Python would try again to write what is left.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _say(
-            f"{StorageError.__name__}: Standard output cannot be written: {error}. All else is done."
-        )
-        return 2
-    return 0
-
-
-def _interrupted(number: int) -> Interrupted:
-    return Interrupted(_STOPPED, exit_code=128 + number)
-
-
-def _end_of(interrupted: Interrupted) -> int:
-    """Say why the command ends, and return its exit code."""
-    # Asked again, it is ending already; only SIGKILL ends it sooner.
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    _say(str(interrupted))
-    _leave_process_group()
-    return interrupted.exit_code
-
-
-def _say(line: str) -> None:
-    """Write to standard error, which may be a terminal that is gone, or a file on a full disk."""
-    try:
-        sys.stderr.write(f"{printable(line)}\n")
-    except OSError:
-        # At its end Python would try again to write what is left, and change the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _leave_process_group() -> None:
-    """End the threads of a process group, which may crash an interpreter that ends before them.
-
-    Not after an error of this process alone: with NCCL, leaving may wait for the others.
-    """
-    torch = sys.modules.get("torch")
-    if (
-        torch is not None
-        and torch.distributed.is_available()
-        and torch.distributed.is_initialized()
-    ):
-        torch.distributed.destroy_process_group()
-
-
-def _is_first_process() -> bool:
-    """Whether this process is the one, of several (torchrun, accelerate launch), that prints."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the moment, so that lines stay clear of a progress bar."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.stream = sys.stderr
-        super().emit(record)

@@ -59,7 +59,7 @@ def together(tmp_path: Path) -> Together:
 
 
 def _run(work: Callable[[int], object], rank: int, count: int, port: int, output: Path) -> None:
-    """Do what `cli._guarded` does, for a function."""
+    """Do what `process.guarded` does, for a function."""
     place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
     os.environ["MASTER_ADDR"] = "127.0.0.1"

@@ -184,6 +184,28 @@ def test_a_signal_during_the_last_evaluation_is_not_lost(
     assert weights_of(train(config)) == weights_of(whole)
 
 
+@pytest.mark.faults("a signal after the last update", "obeyed: the run is not finished")
+def test_a_signal_after_the_last_update_is_not_lost(
+    make_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer.Trainer._run
+
+    def signalled(self: trainer.Trainer, *args: Any) -> None:
+        run(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        raise Interrupted("stopped", exit_code=143)
+
+    monkeypatch.setattr(trainer.Trainer, "_run", signalled)
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with pytest.raises(Interrupted):
+            train(make_config("run_name=short", "training.max_steps=1"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def start_two(overrides: list[str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Return a function that starts a training of two processes and returns their launcher."""

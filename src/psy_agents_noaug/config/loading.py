@@ -182,11 +182,11 @@ def as_of_today(recorded: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         recorded: nested settings, or settings by dotted keys.
     """
-    gone = "bootstrap_resamples"  # up to 0.2.0
+    gone = ("bootstrap_resamples", "persistent_workers")  # both up to 0.2.0
     return {
         key: as_of_today(value) if isinstance(value, Mapping) else value
         for key, value in recorded.items()
-        if key != gone and not str(key).endswith(f".{gone}")
+        if str(key).rpartition(".")[2] not in gone
     }
 
 

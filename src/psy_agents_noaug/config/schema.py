@@ -147,7 +147,6 @@ class TrainingConfig(Section):
     keep_freed_memory: bool | None
     num_workers: Annotated[int, Field(ge=0)] | None
     pin_memory: bool | None
-    persistent_workers: bool | None
     prefetch_factor: Positive | None
     loader_timeout: Annotated[float, Field(gt=0.0)] | None = 300.0
 

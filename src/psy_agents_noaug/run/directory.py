@@ -50,7 +50,6 @@ _FREE_KEYS = {
     "training.save_steps",
     "training.num_workers",
     "training.pin_memory",
-    "training.persistent_workers",
     "training.prefetch_factor",
     "training.loader_timeout",
 }
@@ -319,8 +318,9 @@ def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
 
     A setting that is newer than the record had its default.
     """
+    recorded = as_of_today(recorded)
     with suppress(ConfigError):  # not valid any more: compared as it is
-        recorded = yaml.safe_load(to_yaml(validate_train_config(as_of_today(recorded))))
+        recorded = yaml.safe_load(to_yaml(validate_train_config(recorded)))
     before = dict(_leaves(recorded))
     now = dict(_leaves(yaml.safe_load(to_yaml(config))))
     unused = {"data.sentences"} if config.data.unit == "post" else set()

@@ -73,7 +73,6 @@ def prepare_hardware(config: TrainConfig) -> Hardware:
         device=info.device,
         num_workers=training.num_workers,
         pin_memory=training.pin_memory,
-        persistent_workers=training.persistent_workers,
         prefetch_factor=training.prefetch_factor,
         timeout=training.loader_timeout,
     )

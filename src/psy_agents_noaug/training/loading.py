@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from psy_agents_noaug.errors import LoaderError
-from psy_agents_noaug.training.signals import STOP_SIGNALS
+from psy_agents_noaug.utils.signals import STOP_SIGNALS
 
 T = TypeVar("T")
 

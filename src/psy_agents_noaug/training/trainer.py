@@ -1,12 +1,12 @@
 """The training loop of every task: reproducible, resumable, and independent of the micro-batches."""
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from signal import SIGTERM
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +27,6 @@ from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler, trainable
 from psy_agents_noaug.training.precision import all_finite
 from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
-from psy_agents_noaug.training.signals import StopSignals
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     cause_of,
@@ -36,6 +35,7 @@ from psy_agents_noaug.utils.out_of_memory import (
     is_out_of_memory,
 )
 from psy_agents_noaug.utils.reproducibility import derived_seed
+from psy_agents_noaug.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
 
@@ -217,6 +217,8 @@ class Trainer:
                     "is saved. Continue with resume=auto.",
                     exit_code=128 + self._stop_signal,
                 ) from None
+        if signals.received:  # after the loop had looked for the last time
+            signal.raise_signal(signals.received)
         if self._early_stopping.best_step is None:
             logger.warning(
                 "%s was undefined in every evaluation: the last weights are saved as the best.",
@@ -310,7 +312,7 @@ class Trainer:
             self._refuse_update(step, None)
         # If any process has received a signal, all of them stop after this step.
         if was_signalled:
-            self._stop_signal = signals.received or SIGTERM
+            self._stop_signal = signals.received or signal.SIGTERM
         before = self._state.loss_sums or [0.0] * len(loss_sums)
         self._state.loss_sums = [a + b for a, b in zip(before, loss_sums, strict=True)]
         self._state.loss_count += step.n_examples
@@ -452,7 +454,7 @@ class Trainer:
                 self._task.model, "val", should_stop=lambda: signals.received > 0
             )
         except PredictionStopped:
-            self._stop_signal = signals.received or SIGTERM
+            self._stop_signal = signals.received or signal.SIGTERM
             raise _StopRequested from None
         state.evaluated_step = state.step
         self._rule, self._metrics = evaluation.predicted.rule, evaluation.metrics

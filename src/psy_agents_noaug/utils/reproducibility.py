@@ -252,22 +252,19 @@ def get_optimal_dataloader_kwargs(
     device: torch.device,
     num_workers: int | None = None,
     pin_memory: bool | None = None,
-    persistent_workers: bool | None = None,
     prefetch_factor: int | None = None,
     timeout: float | None = None,
 ) -> dict[str, Any]:
-    """Choose `torch.utils.data.DataLoader`'s performance arguments; None means "choose for me".
+    """Choose how batches are loaded (`training.loading`); None means "choose for me".
 
     Training on CPU gets no workers: it keeps every core busy itself, and the data is tokenised
-    beforehand. On CUDA each process gets up to four, from its share of the cores. Arguments that
-    the DataLoader would refuse or warn about are left out: pinning without CUDA, persistence and
-    prefetching without workers.
+    beforehand. On CUDA each process gets up to four, from its share of the cores. Arguments without
+    effect are left out: pinning without CUDA, prefetching without workers.
 
     Args:
         device: where batches go.
-        num_workers: worker processes per DataLoader.
+        num_workers: worker processes.
         pin_memory: copy batches through page-locked memory (CUDA only).
-        persistent_workers: keep workers alive between epochs.
         prefetch_factor: batches each worker keeps ready.
         timeout: seconds to wait for a batch from a worker; None: for ever.
 
@@ -287,7 +284,6 @@ def get_optimal_dataloader_kwargs(
         if sys.platform == "linux":
             # A worker shares the tokenised data instead of receiving a copy, model and all.
             kwargs["multiprocessing_context"] = "fork"
-        kwargs["persistent_workers"] = persistent_workers is not False
         kwargs["prefetch_factor"] = _PREFETCH_FACTOR if prefetch_factor is None else prefetch_factor
         if timeout is not None:
             kwargs["timeout"] = timeout

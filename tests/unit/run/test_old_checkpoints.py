@@ -7,7 +7,7 @@ import pytest
 
 from psy_agents_noaug import evaluate, train
 from psy_agents_noaug.config.loading import as_of_today
-from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "data" / "checkpoints_0.1.0"
@@ -61,6 +61,14 @@ def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     assert result.metrics["val/f1_macro"] == pytest.approx(
         FIGURES["criteria"]["f1_macro"], abs=1e-4
     )
+
+
+def test_a_setting_that_is_gone_is_no_difference(make_config):
+    recorded = make_config().model_dump(mode="json")
+    recorded["training"]["persistent_workers"] = True
+    assert differences(recorded, make_config()) == []
+    del recorded["tracking"]  # as a search records it
+    assert differences(recorded, make_config()) == []
 
 
 def test_evaluations_recorded_under_the_old_name_are_counted(tmp_path):

@@ -226,14 +226,12 @@ def test_every_choice_of_dataloader_arguments_is_one_that_dataloader_accepts(num
         device=CPU,
         num_workers=num_workers,
         pin_memory=True,
-        persistent_workers=True,
         prefetch_factor=3,
     )
     loader = DataLoader([1, 2, 3], **kwargs)
 
     assert loader.num_workers == num_workers
     assert loader.pin_memory is False
-    assert loader.persistent_workers is (num_workers > 0)
     assert loader.prefetch_factor == (3 if num_workers else None)
 
 
@@ -262,14 +260,12 @@ def test_what_the_user_sets_is_kept():
         device=CUDA,
         num_workers=1,
         pin_memory=False,
-        persistent_workers=False,
         prefetch_factor=7,
         timeout=2.5,
     ) == {
         **({"multiprocessing_context": "fork"} if sys.platform == "linux" else {}),
         "num_workers": 1,
         "pin_memory": False,
-        "persistent_workers": False,
         "prefetch_factor": 7,
         "timeout": 2.5,
     }

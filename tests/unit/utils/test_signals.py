@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from psy_agents_noaug.training.signals import StopSignals
+from psy_agents_noaug.utils.signals import StopSignals
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -52,6 +52,20 @@ def test_handlers_are_put_back_without_a_signal_and_after_an_error():
     assert handlers() == before
     with pytest.raises(RuntimeError), StopSignals():
         raise RuntimeError
+    assert handlers() == before
+
+
+def test_a_signal_while_handlers_are_put_back_leaves_none_of_ours(monkeypatch):
+    before, put_back = handlers(), signal.signal
+    with StopSignals() as signals:
+
+        def interrupted(number, handler):
+            monkeypatch.setattr(signal, "signal", put_back)
+            put_back(number, handler)
+            signal.raise_signal(signal.SIGINT)
+
+        monkeypatch.setattr(signal, "signal", interrupted)
+    assert signals.received == signal.SIGINT
     assert handlers() == before
 
 

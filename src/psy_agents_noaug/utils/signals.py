@@ -44,6 +44,7 @@ class StopSignals:
             signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
 
     def _restore(self) -> None:
-        for number, handler in self._previous.items():
+        # A signal that comes meanwhile may take its entry away.
+        while self._previous:
+            number, handler = self._previous.popitem()
             signal.signal(number, handler)
-        self._previous.clear()
