@@ -22,6 +22,7 @@ from psy_agents_noaug.utils.signals import STOP_SIGNALS
 _STOPPED = (
     "Stopped without saving more; resume=auto goes on from the last checkpoint, if there is one."
 )
+_SECONDS_UNTIL_AGAIN = 0.1
 _SIGNAL = 128  # before the number of a signal, in an exit code
 
 
@@ -32,6 +33,16 @@ def guarded(run: Callable[[], str]) -> int:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         received.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else _interrupted(number)
+
+    def again(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(received[-1])
+
+    def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+        # Python ignores what is raised while an object is freed. The signal is then sent again.
+        if isinstance(unraisable.exc_value, Interrupted | KeyboardInterrupt) and received:
+            signal.setitimer(signal.ITIMER_REAL, _SECONDS_UNTIL_AGAIN)
+        else:
+            hook(unraisable)
 
     handler = _StderrHandler()
     handler.setFormatter(PrintableFormatter())
@@ -44,6 +55,8 @@ def guarded(run: Callable[[], str]) -> int:
         for number in STOP_SIGNALS
         if signal.getsignal(number) != signal.SIG_IGN
     }
+    hook, sys.unraisablehook = sys.unraisablehook, ignored
+    alarm = signal.signal(signal.SIGALRM, again)
     try:
         shown = run()
         exit_code = _print(shown) if speaks and shown else 0
@@ -61,6 +74,10 @@ def guarded(run: Callable[[], str]) -> int:
         if exit_code > _SIGNAL:
             _leave_process_group()
             return exit_code
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook
     # The end of the interpreter must not be stopped by an exception of ours.
     for number, earlier in before.items():
         signal.signal(number, earlier)

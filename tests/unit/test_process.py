@@ -132,3 +132,25 @@ def test_signal_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     assert guarded(lambda: "") == 0
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+SWALLOWED = """
+import time
+class Freed:
+    def __del__(self):
+        signal.raise_signal(signal.NAME)
+        time.sleep(0)
+def work():
+    freed = Freed()
+    del freed
+    time.sleep(30)
+end(work)
+"""
+
+
+@pytest.mark.faults("a signal while an object is freed, where Python ignores errors", "obeyed")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_that_python_ignores_comes_again(name, code):
+    done = run(SWALLOWED.replace("NAME", name))
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
