@@ -25,7 +25,6 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
     manifest_status,
     open_tracker,
-    read_history,
     record_manifest,
     send_history,
     tracking_status,
@@ -138,8 +137,7 @@ def train(
                 if context.is_main:
                     write_start_records(context)
                     # What the tracker may have missed before the run was stopped.
-                    earlier = read_history(directory.history)
-                    send_history(tracker, [row for row in earlier if row["step"] <= trainer.step])
+                    send_history(tracker, trainer.history)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 
