@@ -124,6 +124,8 @@ def train(
                     trainer.restore(checkpoint)
             if distributed.is_main:
                 check_space(directory, task)
+        # Nothing of another process can fail here, which would leave the tracker open.
+        with distributed.shared_errors():
             tracker = open_tracker(
                 config,
                 hardware,
