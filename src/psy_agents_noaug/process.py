@@ -9,10 +9,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError, StorageError
 from psy_agents_noaug.utils.files import environment_refusal
@@ -50,8 +50,11 @@ def guarded(run: Callable[[], str]) -> int:
         _leave_process_group()
     except BaseException as error:
         # Asked again, it is ending already; only SIGKILL ends it sooner.
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
+        ignored = dict.fromkeys(before, signal.SIG_IGN)
+        try:
+            _set_handlers(ignored)
+        except (Interrupted, KeyboardInterrupt):
+            _set_handlers(ignored)
         ending = _ending_of(error, received)
         if ending is None:
             raise
@@ -62,9 +65,13 @@ def guarded(run: Callable[[], str]) -> int:
             _leave_process_group()
             return exit_code
     # The end of the interpreter must not be stopped by an exception of ours.
-    for number, earlier in before.items():
-        signal.signal(number, earlier)
+    _set_handlers(before)
     return exit_code
+
+
+def _set_handlers(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _ending_of(error: BaseException, received: Sequence[int]) -> tuple[str, int] | None:
