@@ -32,6 +32,7 @@ from psy_agents_noaug.utils.files import (
     remove_empty,
     storing,
     sweep,
+    temporary_beside,
     write_bytes,
     write_json,
     write_text,
@@ -232,9 +233,8 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
     if link.exists() and not link.is_symlink():
         logger.warning("%s is not a link, so it is left as it is.", link)
         return
-    temporary = output_dir / f".checkpoints.{os.getpid()}.tmp"
+    temporary = temporary_beside(link)
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process with the same number
         temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
         temporary.replace(link)
     except OSError as error:
