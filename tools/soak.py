@@ -38,7 +38,6 @@ from psy_agents_noaug.models.encoder import BUNDLED_PACKAGE
 
 MAX_GROWTH = 0.05  # of resident memory
 SECONDS_BETWEEN_FAULTS = (4.0, 20.0)
-_MLFLOW_PORT = 5123
 
 
 def tiny_inputs(folder: Path) -> list[str]:
@@ -116,10 +115,13 @@ class Search:
         self.logs = folder / "logs"
         self.logs.mkdir()
         self.database: Any = get_server(folder / "postgres")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._mlflow_port = free.getsockname()[1]
         self.mlflow = self._start_mlflow()
         self.settings = [
             *tiny_inputs(folder / "inputs"),
-            f"tracking.uri=http://127.0.0.1:{_MLFLOW_PORT}",
+            f"tracking.uri=http://127.0.0.1:{self._mlflow_port}",
             "tracking.system_metrics=false",
             f"output_dir={folder / 'out'}",
             f"hpo.storage={self.database.get_uri()}",
@@ -142,13 +144,13 @@ class Search:
     def _start_mlflow(self) -> "subprocess.Popen[bytes]":
         store = f"sqlite:///{self.folder / 'mlflow.db'}"
         artifacts = str(self.folder / "artifacts")
-        words = ["server", "--port", str(_MLFLOW_PORT), "--workers", "1"]
+        words = ["server", "--port", str(self._mlflow_port), "--workers", "1"]
         words += ["--backend-store-uri", store, "--artifacts-destination", artifacts]
         server = self._spawn("mlflow", "-m", "mlflow", *words)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", _MLFLOW_PORT)) == 0:
+                if probe.connect_ex(("127.0.0.1", self._mlflow_port)) == 0:
                     break
             time.sleep(0.2)
         return server
@@ -262,12 +264,13 @@ class Search:
             faults.append(f"{len(own)} trials are counted, not {n_trials}")
         failed = [t.user_attrs.get("cause") for t in own if t.state.name == "FAIL"]
         faults += [f"failed: {cause}" for cause in failed]
-        written = {path.parent.name for path in self.folder.glob("out/**/metrics.json")}
+        out = self.folder / "out"
+        with_metrics = {path.parent.name for path in out.rglob("trial-*/metrics.json")}
         runs = [t.user_attrs["run"] for t in own if t.state.name == "COMPLETE"]
-        faults += [f"no metrics in {run}" for run in runs if run not in written]
+        faults += [f"no metrics in {run}" for run in runs if run not in with_metrics]
         faults += [
             f"traceback in {log}"
-            for log in self.logs.glob("tune-*.log")
+            for log in (*self.logs.glob("tune-*.log"), *out.rglob("worker-*.log"))
             if "Traceback" in log.read_text(errors="replace")
         ]
         _kill_tree(self.mlflow)

@@ -293,7 +293,12 @@ def _answer(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
     words.remove(verb.name)
     _check_syntax(verb, [word for word in words if word not in ("-h", "--help", *verb.flags)])
     given = parsed.words[1:]
-    bare = [word for word in given if verb.takes_words and "=" not in word]
+    # No key has a slash: such a word is a path.
+    bare = [
+        word
+        for word in given
+        if verb.takes_words and ("=" not in word or "/" in word.partition("=")[0])
+    ]
     command = replace(
         _command([word for word in given if word not in bare]), json=parsed.json, words=bare
     )

@@ -9,10 +9,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError, StorageError
 from psy_agents_noaug.utils.files import environment_refusal
@@ -34,16 +34,6 @@ def guarded(run: Callable[[], str]) -> int:
         received.append(number)
         raise KeyboardInterrupt if number == signal.SIGINT else _interrupted(number)
 
-    def again(number: int, frame: FrameType | None) -> None:
-        signal.raise_signal(received[-1])
-
-    def ignored(unraisable: "sys.UnraisableHookArgs") -> None:
-        # Python ignores what is raised while an object is freed. The signal is then sent again.
-        if isinstance(unraisable.exc_value, Interrupted | KeyboardInterrupt) and received:
-            signal.setitimer(signal.ITIMER_REAL, _SECONDS_UNTIL_AGAIN)
-        else:
-            hook(unraisable)
-
     handler = _StderrHandler()
     handler.setFormatter(PrintableFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -55,16 +45,18 @@ def guarded(run: Callable[[], str]) -> int:
         for number in STOP_SIGNALS
         if signal.getsignal(number) != signal.SIG_IGN
     }
-    hook, sys.unraisablehook = sys.unraisablehook, ignored
-    alarm = signal.signal(signal.SIGALRM, again)
     try:
-        shown = run()
+        with _repeated_if_ignored(received):
+            shown = run()
         exit_code = _print(shown) if speaks and shown else 0
         _leave_process_group()
     except BaseException as error:
         # Asked again, it is ending already; only SIGKILL ends it sooner.
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
+        ignored = dict.fromkeys(before, signal.SIG_IGN)
+        try:
+            _set_handlers(ignored)
+        except (Interrupted, KeyboardInterrupt):
+            _set_handlers(ignored)
         ending = _ending_of(error, received)
         if ending is None:
             raise
@@ -74,14 +66,41 @@ def guarded(run: Callable[[], str]) -> int:
         if exit_code > _SIGNAL:
             _leave_process_group()
             return exit_code
+    # The end of the interpreter must not be stopped by an exception of ours.
+    _set_handlers(before)
+    return exit_code
+
+
+@contextmanager
+def _repeated_if_ignored(received: Sequence[int]) -> Iterator[None]:
+    """Send a signal again where Python ignores what its handler raises: while an object is freed.
+
+    Args:
+        received: the signals until now.
+    """
+
+    def again(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(received[-1])
+
+    def on_ignored(unraisable: "sys.UnraisableHookArgs") -> None:
+        if isinstance(unraisable.exc_value, Interrupted | KeyboardInterrupt) and received:
+            signal.setitimer(signal.ITIMER_REAL, _SECONDS_UNTIL_AGAIN)
+        else:
+            hook(unraisable)
+
+    hook, sys.unraisablehook = sys.unraisablehook, on_ignored
+    alarm = signal.signal(signal.SIGALRM, again)
+    try:
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
         sys.unraisablehook = hook
-    # The end of the interpreter must not be stopped by an exception of ours.
-    for number, earlier in before.items():
-        signal.signal(number, earlier)
-    return exit_code
+
+
+def _set_handlers(handlers: Mapping[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def _ending_of(error: BaseException, received: Sequence[int]) -> tuple[str, int] | None:

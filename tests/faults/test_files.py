@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import BinaryIO
 
 import pytest
 
@@ -384,3 +385,35 @@ def test_a_full_disk_under_the_log_does_not_end_a_training(
     if descriptor == 1:
         assert ended.stderr.count("Error: ") == 1
         assert "StorageError: Standard output cannot be written" in ended.stderr
+
+
+@pytest.mark.faults(
+    "two containers write a file of a shared disk, by processes of one number", "both succeed"
+)
+def test_writers_of_the_same_process_number_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+
+    def write(file: BinaryIO) -> None:
+        file.write(b"mine")
+        files.write_bytes(path, b"theirs")
+        assert path.read_bytes() == b"theirs"
+
+    files.write_atomically(path, write)
+    assert path.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.faults("parts of files that another machine left", "kept for a day, then removed")
+def test_temporary_files_of_another_machine_are_swept_when_they_are_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_HOST", "0" * 8)
+        young, old = (files.temporary_beside(tmp_path / name) for name in ("a", "b"))
+    for path in (young, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    files.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
+    files.sweep(tmp_path, in_use_by_others=False)
+    assert list(tmp_path.iterdir()) == []

@@ -263,6 +263,24 @@ def test_no_worker_outlives_its_loop(how: str) -> None:
     assert set(psutil.Process().children()) <= before
 
 
+@pytest.mark.faults("Ctrl-C while a worker starts", "the worker ignores it")
+def test_a_signal_does_not_end_a_worker_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = multiprocessing.process.BaseProcess.run
+
+    def interrupted(self: multiprocessing.process.BaseProcess) -> None:
+        signal.raise_signal(signal.SIGINT)
+        begin(self)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "run", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with loaded(Items(), range(4), OPTIONS) as items:
+            assert len(list(items)) == 4
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class OddError(Exception):
     """Its objects can be pickled, but not unpickled."""
 

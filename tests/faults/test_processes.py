@@ -195,3 +195,31 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_in_every_process(
     monkeypatch.setattr(trainer, "save_checkpoint", full)
     found = together(2, lambda rank: train(make_config("run_name=full")), seconds=60)
     assert found == [(2, "CheckpointError: No space left on device.")] * 2
+
+
+@pytest.mark.faults(
+    "another process cannot go on", "an error in every process; no MLflow run is open"
+)
+def test_the_tracker_is_opened_when_all_processes_can_go_on(
+    make_config: MakeConfig, together: Together, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, opened = make_config("run_name=two", "resume=auto"), tmp_path / "opened"
+
+    def interrupted(rank: int) -> None:
+        send_at(3, pytest.MonkeyPatch())
+        train(config)
+
+    def refused(rank: int) -> None:
+        def restore(*_: object) -> None:
+            if rank == 1:
+                raise CheckpointError("unfit")
+
+        monkeypatch.setattr(trainer.Trainer, "restore", restore)
+        monkeypatch.setattr(
+            "psy_agents_noaug.run.train.open_tracker", lambda *_, **__: opened.touch()
+        )
+        train(config)
+
+    together(2, interrupted)
+    assert together(2, refused, seconds=60) == [(2, "CheckpointError: unfit")] * 2
+    assert not opened.exists()

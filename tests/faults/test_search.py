@@ -13,6 +13,7 @@ import torch
 from optuna.trial import Trial
 
 from psy_agents_noaug.cli import main
+from psy_agents_noaug.errors import StorageError
 from psy_agents_noaug.hpo.local_workers import gpus_of_workers, other_workers
 from psy_agents_noaug.hpo.settings import SamplerConfig
 from psy_agents_noaug.hpo.storage import (
@@ -207,3 +208,24 @@ def test_each_local_worker_is_started_with_one_gpu(
     assert started == ["3", "5", "3"]
     assert "4 workers share 2 GPUs" in caplog.text
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,3"
+
+
+@pytest.mark.faults("a local worker cannot be started", "one message; the others are stopped")
+def test_workers_that_were_started_end_with_the_one_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker-2.log").mkdir()
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def start(*_: object, **__: object) -> object:
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with (
+        pytest.raises(StorageError, match=r"worker-2\.log cannot be written"),
+        other_workers([], tmp_path, count=3, num_threads=1, device="cpu"),
+    ):
+        pytest.fail("not all workers were started")
+    assert started[0].returncode is not None

@@ -259,6 +259,11 @@ def test_tracking_takes_sync_runs_and_an_address(refusal, words):
     )
 
 
+def test_a_run_may_have_an_equals_sign_in_its_name(refusal):
+    told = refusal("tracking", "sync", "outputs/lr=0.1", "tracking.uri=sqlite:///a/b.db")
+    assert "config.yaml or manifest.json is missing in outputs/lr=0.1" in told
+
+
 def test_tracking_refuses_flags(refusal):
     told = refusal("tracking", "sync", "outputs/a", "--all")
     assert "psy-agents tracking takes sync RUN... [tracking.uri=URI] alone, not --all." in told

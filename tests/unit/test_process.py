@@ -127,6 +127,26 @@ end(work)
     assert (done.returncode, done.stderr) == (2, "ConfigError: wrong\n")
 
 
+@pytest.mark.faults("Ctrl-C twice within a moment", "no traceback, exit 130")
+def test_a_second_ctrl_c_before_signals_are_ignored_is_no_traceback():
+    done = run(
+        """
+handle, sent = signal.signal, []
+def interrupted(number, handler):
+    if handler == signal.SIG_IGN and not sent:
+        sent.append(number)
+        signal.raise_signal(signal.SIGINT)
+    return handle(number, handler)
+signal.signal = interrupted
+def work():
+    signal.raise_signal(signal.SIGINT)
+end(work)
+"""
+    )
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.usefixtures("own_logging")
 def test_signal_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)

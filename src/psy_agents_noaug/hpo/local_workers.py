@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.utils.files import storing
 
 _GRACE_SECONDS = 60.0
 
@@ -34,6 +35,7 @@ def other_workers(
 
     Raises:
         ConfigError: a worker stopped with an error.
+        StorageError: the log of one cannot be written.
     """
     command = [sys.executable, "-m", "psy_agents_noaug", "tune"]
     # All workers get the number of threads that this process has chosen.
@@ -42,16 +44,16 @@ def other_workers(
         argv.append(f"training.num_threads={num_threads}")
     processes: dict[Path, subprocess.Popen[bytes]] = {}
     gpus = gpus_of_workers(count, device=device)
-    for number in range(1, count):
-        log = folder / f"worker-{number}.log"
-        environment = {**os.environ}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-        with log.open("wb") as file:
-            processes[log] = subprocess.Popen(
-                [*command, *argv], stdout=file, stderr=file, env=environment
-            )
     try:
+        for number in range(1, count):
+            log = folder / f"worker-{number}.log"
+            environment = {**os.environ}
+            if gpus:
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+            with storing(log), log.open("wb") as file:
+                processes[log] = subprocess.Popen(
+                    [*command, *argv], stdout=file, stderr=file, env=environment
+                )
         yield
         codes = {log: process.wait() for log, process in processes.items()}
     except BaseException:

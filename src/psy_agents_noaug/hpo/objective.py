@@ -124,9 +124,9 @@ class Objective:
         return float(value)
 
     def _clear(self, directory: RunDirectory) -> None:
-        if self._keep_checkpoints:
-            directory.last_checkpoint.unlink(missing_ok=True)
-        else:
+        # First, so that a process that is killed here leaves none to go on from without the best one.
+        directory.last_checkpoint.unlink(missing_ok=True)
+        if not self._keep_checkpoints:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
 
 

@@ -32,6 +32,8 @@ from psy_agents_noaug.utils.files import (
     remove_empty,
     storing,
     sweep,
+    temporary_beside,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -79,6 +81,43 @@ class RunDirectory:
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none yet or it is damaged."""
         return _readable_json(self.manifest)
+
+    def read_config(self) -> Mapping[str, Any]:
+        """Return the settings in config.yaml, as the version that wrote it knew them.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        path = self.config
+        try:
+            recorded = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+        if not isinstance(recorded, Mapping):
+            raise ConfigError(f"{path} must hold the run's settings, but is empty or damaged.")
+        return recorded
+
+    def figures(self, split: str) -> dict[str, Any]:
+        """Return the figures of a split in metrics.json, none where there is no file.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        metrics = _read_json(self.metrics)
+        return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """Return the lines of evaluations.jsonl, without those that are damaged."""
+        return list(_readable_lines(self.evaluations)) if self.evaluations.is_file() else []
+
+    def replace_mlflow_run(self, old: str, new: str) -> None:
+        """Replace an MLflow run in evaluations.jsonl, and leave all else as it is.
+
+        The file is read again for it, because another evaluation may have been recorded meanwhile.
+        """
+        write_bytes(
+            self.evaluations, self.evaluations.read_bytes().replace(old.encode(), new.encode())
+        )
 
     def record_status(self, status: str, **details: str) -> None:
         """Record in the manifest, if there is one, how the run ended; warn if that is not possible.
@@ -194,9 +233,8 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
     if link.exists() and not link.is_symlink():
         logger.warning("%s is not a link, so it is left as it is.", link)
         return
-    temporary = output_dir / f".checkpoints.{os.getpid()}.tmp"
+    temporary = temporary_beside(link)
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process with the same number
         temporary.symlink_to(os.path.relpath(directory.checkpoints, output_dir))
         temporary.replace(link)
     except OSError as error:
@@ -303,14 +341,11 @@ def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
     Raises:
         ConfigError: its config.yaml is damaged.
     """
-    path = directory.config
+    recorded = directory.read_config()
     try:
-        recorded = yaml.safe_load(path.read_bytes().decode("utf-8-sig"))
-        if not isinstance(recorded, Mapping):
-            raise ConfigError(f"{path} must hold the run's settings, but is empty or damaged.")
         return differences(recorded, config)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{directory.config} cannot be read: {one_line(error)}") from error
 
 
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:

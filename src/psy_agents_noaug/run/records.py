@@ -14,7 +14,7 @@ import torch
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import write_splits
-from psy_agents_noaug.errors import ConfigError, Interrupted, StoppedError
+from psy_agents_noaug.errors import ConfigError, DataError, Interrupted, StoppedError
 from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
@@ -206,11 +206,21 @@ def write_history(path: Path, history: list[dict[str, Any]]) -> None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of history.csv, with None for what is undefined; no rows if there is no file."""
+    """Return the rows of history.csv, with None for what is undefined; no rows if there is no file.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [
-            {key: None if value == "" else float(value) for key, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                {key: None if value == "" else float(value) for key, value in row.items()}
+                | {"step": int(row["step"])}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise DataError(
+            f"{path} is damaged: it must hold a step and numbers in each row ({error})."
+        ) from error

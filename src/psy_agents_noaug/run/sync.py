@@ -1,18 +1,22 @@
 """Bring MLflow up to date with the directory of a run, which holds everything that MLflow gets."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from psy_agents_noaug.config.loading import as_of_today, validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, PsyAgentsError, RunInUseError, faults_message
+from psy_agents_noaug.errors import (
+    ConfigError,
+    DataError,
+    PsyAgentsError,
+    RunInUseError,
+    faults_message,
+)
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.records import (
     experiment_of,
@@ -24,7 +28,7 @@ from psy_agents_noaug.run.records import (
 )
 from psy_agents_noaug.tracking.base import Status
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
-from psy_agents_noaug.utils.files import write_json, write_text
+from psy_agents_noaug.utils.files import read_json, write_json
 
 _PATIENCE_SECONDS = 120.0
 _UNITS = {"params": "params", "tags": "tags", "metrics": "metric values", "files": "files"}
@@ -83,8 +87,23 @@ def _config_of(directory: RunDirectory) -> TrainConfig:
             "`psy-agents tracking sync` must be given directories of runs, but config.yaml or "
             f"manifest.json is missing in {directory.path}."
         )
-    recorded = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    return validate_train_config(as_of_today(recorded))
+    recorded = directory.read_config()
+    try:
+        return validate_train_config(as_of_today(recorded))
+    except ConfigError as error:
+        raise ConfigError(f"{directory.config} is not valid: {error}") from error
+
+
+@contextmanager
+def _used(path: Path) -> Iterator[None]:
+    """Turn what an absent or unfit part of a file leads to into a DataError."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be used: a part of it is absent or of another form than expected "
+            f"({error}, {type(error).__name__})."
+        ) from error
 
 
 @contextmanager
@@ -123,7 +142,14 @@ def _sync_training(
     directory: RunDirectory, config: TrainConfig, *, uri: str | None
 ) -> tuple[list[str], str]:
     """Return what was delivered, and the id of the training's run."""
-    manifest = directory.read_manifest()
+    manifest = read_json(directory.manifest)
+    with _used(directory.manifest):
+        is_finished = manifest["status"] == "finished"
+        steps = int(manifest["steps"]) if is_finished else 0
+        data = manifest["data"]
+        fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
+    history = read_history(directory.history)
+    figures = directory.figures("val") if is_finished else {}
     tracker = _open(
         directory,
         config,
@@ -134,15 +160,11 @@ def _sync_training(
     )
     if tracker.run_id != manifest.get("mlflow_run_id"):
         write_json(directory.manifest, {**manifest, "mlflow_run_id": tracker.run_id})
-    is_finished = manifest["status"] == "finished"
     with tracking_status(tracker):
-        data = manifest["data"]
-        fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
         send_start(tracker, directory, config, dict(sorted(fingerprints.items())))
-        send_history(tracker, read_history(directory.history))
+        send_history(tracker, history)
         if is_finished:
-            figures = _figures(directory, "val")
-            send_report(tracker, directory, "val", figures, step=manifest["steps"])
+            send_report(tracker, directory, "val", figures, step=steps)
             for path in (directory.manifest, directory.history):
                 tracker.log_artifact(path)
         _finish(tracker, "FINISHED" if is_finished else "KILLED")
@@ -158,43 +180,34 @@ def _sync_evaluations(
     uri: str | None,
 ) -> list[str]:
     """Deliver the last tracked evaluation of each split, whose figures are those in metrics.json."""
-    if not folder.evaluations.is_file():
-        return []
-    records = [
-        json.loads(line) for line in folder.evaluations.read_text(encoding="utf-8").splitlines()
-    ]
-    last = {record["split"]: record for record in records if record.get("mlflow_run_id")}
+    records = [record for record in folder.read_evaluations() if record.get("mlflow_run_id")]
+    with _used(folder.evaluations):
+        last = {record["split"]: record for record in records}
     told = []
     for split, record in last.items():
-        figures = _figures(folder, split)
+        with _used(folder.evaluations):
+            weights = {"checkpoint_weights_sha256": record["weights_sha256"]}
+            tags = {"mlflow.parentRunId": parent_run_id, **weights, **record["data"]}
+            store, step = record["tracking_uri"], record["step"]
+        figures = folder.figures(split)
         name = f"{folder.path.name}-{split}"
         tracker = _open(
             run,
             config,
             name,
             record["mlflow_run_id"],
-            uri=uri or record["tracking_uri"],
+            uri=uri or store,
             parent_run_id=parent_run_id,
         )
         if tracker.run_id != record["mlflow_run_id"]:
-            record["mlflow_run_id"] = tracker.run_id
-            write_text(folder.evaluations, "".join(json.dumps(line) + "\n" for line in records))
+            folder.replace_mlflow_run(record["mlflow_run_id"], tracker.run_id)
         with tracking_status(tracker):
-            weights = {"checkpoint_weights_sha256": record["weights_sha256"]}
-            parent = {"mlflow.parentRunId": parent_run_id}
-            tracker.set_tags({**parent, **weights, **record["data"]})
+            tracker.set_tags(tags)
             if figures:
-                send_report(tracker, folder, split, figures, step=record["step"])
+                send_report(tracker, folder, split, figures, step=step)
             _finish(tracker, "FINISHED" if figures else "KILLED")
         told.append(_told(folder.path, tracker, split))
     return told
-
-
-def _figures(directory: RunDirectory, split: str) -> dict[str, Any]:
-    if not directory.metrics.is_file():
-        return {}
-    metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
-    return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
 
 
 def _finish(tracker: MlflowTracker, status: Status) -> None:

@@ -25,7 +25,6 @@ from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
     manifest_status,
     open_tracker,
-    read_history,
     record_manifest,
     send_history,
     tracking_status,
@@ -125,6 +124,8 @@ def train(
                     trainer.restore(checkpoint)
             if distributed.is_main:
                 check_space(directory, task)
+        # Nothing of another process can fail here, which would leave the tracker open.
+        with distributed.shared_errors():
             tracker = open_tracker(
                 config,
                 hardware,
@@ -138,8 +139,7 @@ def train(
                 if context.is_main:
                     write_start_records(context)
                     # What the tracker may have missed before the run was stopped.
-                    earlier = read_history(directory.history)
-                    send_history(tracker, [row for row in earlier if row["step"] <= trainer.step])
+                    send_history(tracker, trainer.history)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 

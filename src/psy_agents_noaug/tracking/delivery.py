@@ -101,13 +101,17 @@ class Delivery:
         seconds = self._limit(seconds)
         try:
             # Not by `join`, after which an interrupted wait leaves the thread marked as ended.
-            if self._is_done.wait(seconds):
-                self._thread.join()
-        finally:
-            if not self._is_done.is_set():
-                self.is_abandoned = True
-                _away.add(self._store)
-                self._warn(f"no answer within {seconds:.0f} s")
+            is_done = self._is_done.wait(seconds)
+        except BaseException:
+            self.is_abandoned = True
+            self._warn("the wait for it was interrupted")
+            raise
+        if is_done:
+            self._thread.join()
+        else:
+            self.is_abandoned = True
+            _away.add(self._store)
+            self._warn(f"no answer within {seconds:.0f} s")
 
     def _limit(self, seconds: float) -> float:
         return min(seconds, _SHORT_SECONDS) if self._store in _away else seconds

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from psy_agents_noaug.errors import LoaderError
-from psy_agents_noaug.utils.signals import STOP_SIGNALS
+from psy_agents_noaug.utils.signals import STOP_SIGNALS, signals_blocked
 
 T = TypeVar("T")
 
@@ -104,7 +104,8 @@ class _Worker:
             target=_work, args=(theirs, dataset, order, n_ahead), daemon=True
         )
         try:
-            self.process.start()
+            with signals_blocked():  # until the worker ignores them
+                self.process.start()
         except BaseException:
             self.socket.close()
             raise
@@ -194,10 +195,10 @@ class _Received(IterableDataset[T]):
 def _work(
     connection: socket.socket, dataset: Dataset[Any], order: Sequence[int], n_ahead: int
 ) -> None:
-    _die_with_parent()
     # A signal to the whole process group must not end workers before the state is saved.
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _die_with_parent()
     messages: Queue[bytes] = Queue(maxsize=n_ahead)
     collating = threading.Thread(target=_collate, args=(dataset, order, messages), daemon=True)
     collating.start()

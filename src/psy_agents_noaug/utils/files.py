@@ -5,7 +5,10 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +33,10 @@ _REASONS = {
     errno.ENOTDIR: "a part of the path is a file and not a folder",
     errno.ENOENT: "its folder is not there",
 }
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
+# Machines that share a disk, and containers most of all, have processes of the same number.
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?(\d+)(?:-[0-9a-f]{8})?\.tmp")
+_DAY_SECONDS = 86_400.0
 
 
 def storage_message(
@@ -154,10 +160,9 @@ def write_atomically(
     Raises:
         StorageError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     with storing(path, needed=needed):
         try:
-            temporary.unlink(missing_ok=True)  # of a killed process with the same number
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
             with os.fdopen(descriptor, "w+b") as file:
                 write(file)
@@ -170,19 +175,31 @@ def write_atomically(
             raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return a name for a temporary file in the folder of `path` that nobody else takes."""
+    return path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
 def sweep(folder: Path, *, in_use_by_others: bool = True) -> None:
     """Remove the temporary files that killed processes have left in a folder.
 
     Args:
         folder: whose files are looked at, without those of folders in it; may not exist.
         in_use_by_others: whether a temporary file of a living process may be one that it is writing.
+            Of processes of other machines, one that is younger than a day may be.
     """
     with suppress(OSError):
         for path in list(folder.iterdir()):
             found = _TEMPORARY.fullmatch(path.name)
-            if found and not (in_use_by_others and _is_another_process(int(found[1]))):
-                with suppress(OSError):
+            with suppress(OSError):
+                if found and not (in_use_by_others and _may_be_in_use(path, found[1], found[2])):
                     path.unlink()
+
+
+def _may_be_in_use(path: Path, host: str | None, number: str) -> bool:
+    if host not in (None, _HOST):
+        return time.time() - path.lstat().st_mtime < _DAY_SECONDS
+    return _is_another_process(int(number))
 
 
 def _is_another_process(number: int) -> bool:

@@ -1,3 +1,5 @@
+import shutil
+
 import optuna
 import pytest
 import torch
@@ -60,6 +62,29 @@ def test_a_search_keeps_no_checkpoint_and_looks_at_no_test(make, study, tmp_path
     assert "test/" not in (run / "metrics.json").read_text()
     assert not (run / "evaluations.jsonl").exists()
     assert not list(run.rglob("*.pt"))
+
+
+@pytest.mark.faults(
+    "a worker is killed while it removes a trial's checkpoints", "the trial is trained again"
+)
+def test_a_trial_whose_checkpoints_are_half_removed_is_trained_again(make, study, monkeypatch):
+    class KilledError(Exception):
+        pass
+
+    remove = shutil.rmtree
+
+    def removed_until_it_is_killed(folder, **options):
+        if getattr(folder, "name", "") != "checkpoints":
+            return remove(folder, **options)
+        (folder / "best_checkpoint.pt").unlink()
+        raise KilledError
+
+    objective, trial = make(), study.ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", removed_until_it_is_killed)
+        with pytest.raises(KilledError):
+            objective(trial)
+    assert 0.0 <= objective(trial) <= 1.0
 
 
 def test_checkpoints_are_kept_where_they_are_wanted(make, study, tmp_path):
