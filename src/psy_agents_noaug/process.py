@@ -100,7 +100,8 @@ def _repeated_if_ignored(received: Sequence[int]) -> Iterator[None]:
 
 def _set_handlers(handlers: Mapping[int, Any]) -> None:
     for number, handler in handlers.items():
-        signal.signal(number, handler)
+        # None is a handler of another program that Python runs in, and cannot be put back.
+        signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _ending_of(error: BaseException, received: Sequence[int]) -> tuple[str, int] | None:

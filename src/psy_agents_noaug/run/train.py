@@ -84,6 +84,8 @@ def train(
         StorageError: there is no space, or the run's directory cannot be written; checkpoints are whole.
         Interrupted: stopped by a signal, state saved.
         NonFiniteError: a loss, a gradient, a score or a weight is NaN or infinite.
+        LoaderError: a worker process that collates batches died or hung.
+        OtherProcessError: another process of this training failed or was killed.
         StoppedError: `on_evaluation` ended the training.
     """
     hardware = prepare_hardware(config)

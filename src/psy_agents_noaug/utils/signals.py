@@ -56,10 +56,11 @@ class StopSignals:
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or number
         if signal.SIGINT in self._previous:
-            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT))
+            signal.signal(signal.SIGINT, self._previous.pop(signal.SIGINT) or signal.SIG_DFL)
 
     def _restore(self) -> None:
         # A signal that comes meanwhile may take its entry away.
         while self._previous:
             number, handler = self._previous.popitem()
-            signal.signal(number, handler)
+            # None is a handler of another program that Python runs in, and cannot be put back.
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -69,6 +69,16 @@ def test_a_signal_while_handlers_are_put_back_leaves_none_of_ours(monkeypatch):
     assert handlers() == before
 
 
+def test_a_handler_that_python_does_not_know_is_no_error(monkeypatch):
+    before, handle = handlers(), signal.signal
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handle(number, handler) and None)
+    with StopSignals():
+        pass
+    assert handlers() == [signal.SIG_DFL] * len(NUMBERS)
+    for number, handler in zip(NUMBERS, before, strict=True):
+        handle(number, handler)
+
+
 def test_another_thread_gets_no_handlers_and_no_error():
     before, seen = handlers(), []
 
