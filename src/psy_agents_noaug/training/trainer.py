@@ -176,6 +176,11 @@ class Trainer:
         """Number of updates done."""
         return self._state.step
 
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row per evaluation so far."""
+        return self._state.history
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore the state of a last checkpoint. Training continues as if it had not been stopped."""
         assert checkpoint.resume is not None
