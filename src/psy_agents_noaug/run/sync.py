@@ -12,8 +12,14 @@ from filelock import FileLock, Timeout
 
 from psy_agents_noaug.config.loading import as_of_today, validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, PsyAgentsError, RunInUseError, faults_message
-from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.errors import (
+    ConfigError,
+    DataError,
+    PsyAgentsError,
+    RunInUseError,
+    faults_message,
+)
+from psy_agents_noaug.run.directory import RunDirectory, readable_lines
 from psy_agents_noaug.run.records import (
     experiment_of,
     read_history,
@@ -24,7 +30,7 @@ from psy_agents_noaug.run.records import (
 )
 from psy_agents_noaug.tracking.base import Status
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
-from psy_agents_noaug.utils.files import write_json, write_text
+from psy_agents_noaug.utils.files import read_json, write_json, write_text
 
 _PATIENCE_SECONDS = 120.0
 _UNITS = {"params": "params", "tags": "tags", "metrics": "metric values", "files": "files"}
@@ -63,6 +69,8 @@ def sync(path: Path, *, uri: str | None = None) -> str:
 
     Raises:
         ConfigError: `path` is no run that is over, or the store does not take everything.
+        DataError: a record of the run is damaged or absent; nothing of that training or evaluation is
+            sent.
     """
     directory = RunDirectory(path)
     config = _config_of(directory)
@@ -83,8 +91,43 @@ def _config_of(directory: RunDirectory) -> TrainConfig:
             "`psy-agents tracking sync` must be given directories of runs, but config.yaml or "
             f"manifest.json is missing in {directory.path}."
         )
-    recorded = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
-    return validate_train_config(as_of_today(recorded))
+    with _reading(directory.config):
+        recorded = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
+        return validate_train_config(as_of_today(recorded))
+
+
+def _manifest_of(directory: RunDirectory) -> dict[str, Any]:
+    with _reading(directory.manifest):
+        manifest: dict[str, Any] = read_json(directory.manifest)
+        # What is used later must be there before anything is sent.
+        for name in ("data", "steps") if manifest["status"] == "finished" else ("data",):
+            manifest[name]
+        return manifest
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what a damaged record leads to where it is read into a DataError."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise _unfit(path, f"is damaged ({type(error).__name__})") from error
+    except DataError as error:
+        raise _unfit(path, "is damaged") from error
+
+
+def _check_present(*paths: Path) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise _unfit(path, "is not there")
+
+
+def _unfit(path: Path, fault: str) -> DataError:
+    return DataError(
+        f"{path} {fault}, so it cannot be delivered. Put a copy of it in its place, or have it written "
+        "anew: by the training's command with `resume=auto` (all but config.yaml), or by another "
+        "evaluation."
+    )
 
 
 @contextmanager
@@ -123,7 +166,14 @@ def _sync_training(
     directory: RunDirectory, config: TrainConfig, *, uri: str | None
 ) -> tuple[list[str], str]:
     """Return what was delivered, and the id of the training's run."""
-    manifest = directory.read_manifest()
+    manifest = _manifest_of(directory)
+    is_finished = manifest["status"] == "finished"
+    with _reading(directory.history):
+        history = read_history(directory.history)
+    _check_present(directory.splits, directory.alignment)
+    if is_finished:
+        _check_present(directory.metrics, directory.predictions_of("val"), directory.history)
+    figures = _figures(directory, "val")
     tracker = _open(
         directory,
         config,
@@ -134,14 +184,12 @@ def _sync_training(
     )
     if tracker.run_id != manifest.get("mlflow_run_id"):
         write_json(directory.manifest, {**manifest, "mlflow_run_id": tracker.run_id})
-    is_finished = manifest["status"] == "finished"
     with tracking_status(tracker):
         data = manifest["data"]
         fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
         send_start(tracker, directory, config, dict(sorted(fingerprints.items())))
-        send_history(tracker, read_history(directory.history))
+        send_history(tracker, history)
         if is_finished:
-            figures = _figures(directory, "val")
             send_report(tracker, directory, "val", figures, step=manifest["steps"])
             for path in (directory.manifest, directory.history):
                 tracker.log_artifact(path)
@@ -160,13 +208,13 @@ def _sync_evaluations(
     """Deliver the last tracked evaluation of each split, whose figures are those in metrics.json."""
     if not folder.evaluations.is_file():
         return []
-    records = [
-        json.loads(line) for line in folder.evaluations.read_text(encoding="utf-8").splitlines()
-    ]
+    records = list(readable_lines(folder.evaluations))
     last = {record["split"]: record for record in records if record.get("mlflow_run_id")}
     told = []
     for split, record in last.items():
         figures = _figures(folder, split)
+        if figures:
+            _check_present(folder.predictions_of(split))
         name = f"{folder.path.name}-{split}"
         tracker = _open(
             run,
@@ -193,8 +241,9 @@ def _sync_evaluations(
 def _figures(directory: RunDirectory, split: str) -> dict[str, Any]:
     if not directory.metrics.is_file():
         return {}
-    metrics = json.loads(directory.metrics.read_text(encoding="utf-8"))
-    return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
+    with _reading(directory.metrics):
+        metrics = read_json(directory.metrics)
+        return {key: value for key, value in metrics.items() if key.startswith(f"{split}/")}
 
 
 def _finish(tracker: MlflowTracker, status: Status) -> None:
