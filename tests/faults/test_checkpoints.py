@@ -166,6 +166,31 @@ def test_a_damaged_checkpoint_is_not_resumed_from(
     assert told.startswith(f"CheckpointError: {last} is truncated")
 
 
+@pytest.mark.faults(
+    "the best checkpoint of a run that goes on is absent, cut short or of another run",
+    "refused at the start, with what to do",
+)
+@pytest.mark.parametrize("how", ["absent", "cut", "another run's", "of an earlier step"])
+def test_a_run_whose_best_weights_are_lost_does_not_go_on(
+    refusal_of_training: Refusal, finished: Path, tmp_path: Path, how: str
+) -> None:
+    run = tmp_path / "copy" / "criteria" / "done"
+    shutil.copytree(finished, run)
+    best = run / "checkpoints" / "best_checkpoint.pt"
+    good = load_checkpoint(best)
+    if how == "absent":
+        best.unlink()
+    elif how == "cut":
+        best.write_bytes(best.read_bytes()[:-1])
+    else:
+        other = {"config": good.config | {"seed": 7}} if "another" in how else {"step": 1}
+        save_checkpoint(best, replace(good, **other))
+    told = refusal_of_training(f"resume={run}", f"output_dir={tmp_path / 'copy'}")
+    assert told.startswith("CheckpointError: ")
+    assert str(best) in told
+    assert f"remove {run}/checkpoints/last_checkpoint.pt" in told
+
+
 @pytest.mark.parametrize("key", ["model.pooling=cls", "model.head_layers=2", "task.loss=focal"])
 def test_a_checkpoint_is_not_evaluated_as_another_model(
     refusal_of_evaluation: Refusal, checkpoint: Path, key: str

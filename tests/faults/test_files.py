@@ -16,7 +16,9 @@ from typing import BinaryIO
 import pytest
 
 from psy_agents_noaug.cli import main
+from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.run.directory import RunDirectory, open_run_directory
+from psy_agents_noaug.run.train import train
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 from psy_agents_noaug.utils import files
 
@@ -343,7 +345,9 @@ def test_an_evaluation_that_cannot_be_recorded_is_refused(tmp_path: Path) -> Non
     before = directory.evaluations.read_bytes()
     with (
         file_size_limit(len(before) + 10),
-        pytest.raises(files.StorageError, match=r"evaluations\.jsonl cannot be written"),
+        pytest.raises(
+            files.StorageError, match=r"evaluations\.jsonl cannot be written: .*Raise that limit"
+        ),
     ):
         directory.record_evaluation("test", weights_sha256="0" * 64)
     assert directory.evaluations.read_bytes() == before
@@ -359,6 +363,18 @@ def test_damaged_records_of_a_run_are_written_anew(tmp_path: Path, caplog) -> No
     assert directory.read_manifest() == {}
     for path in (directory.metrics, directory.manifest):
         assert str(path) in caplog.text
+
+
+@pytest.mark.faults("history.csv is damaged", "a run that goes on writes it anew")
+def test_a_damaged_history_is_written_anew_by_a_run_that_goes_on(
+    make_config: Callable[..., TrainConfig],
+) -> None:
+    done = train(make_config("run_name=r")).directory
+    history = done / "history.csv"
+    before = history.read_bytes()
+    history.write_bytes(before[:-40] + b"\xff")
+    train(make_config("run_name=r", "resume=auto"))
+    assert history.read_bytes() == before
 
 
 @pytest.mark.parametrize(("descriptor", "code"), [(1, 2), (2, 0)])

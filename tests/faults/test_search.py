@@ -147,6 +147,7 @@ def test_a_damaged_study_says_so(
     told = capfd.readouterr().err
     assert told.count("Error") == 1
     assert "study.db is damaged" in told
+    assert ". Put a copy" in told
     assert "start the search again" in told
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -22,6 +23,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
 from psy_agents_noaug.run.sync import sync
 from psy_agents_noaug.run.train import train
@@ -482,3 +484,40 @@ def test_a_training_outlives_its_sqlite_store_and_sync_delivers_the_rest(
 
 def _disk_full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.yaml", b"[1]"),
+        ("config.yaml", b"a: ["),
+        ("config.yaml", b"\xff"),
+        ("manifest.json", b""),
+        ("manifest.json", b"[]"),
+        ("manifest.json", b"{}"),
+        ("history.csv", b"step,val/loss\n1"),
+        ("history.csv", b"\xff"),
+        ("history.csv", None),
+        ("metrics.json", b"{"),
+        ("metrics.json", None),
+        ("splits.json", None),
+        ("predictions/val.jsonl", None),
+    ],
+)
+@pytest.mark.faults(
+    "`tracking sync` of a run with a damaged or absent record",
+    "refused before anything is sent, with what to do",
+)
+def test_a_run_with_a_damaged_record_is_not_delivered(
+    finished: Path, tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    run = tmp_path / "outputs" / "criteria" / "run"
+    shutil.copytree(finished, run)
+    if damage is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(damage)
+    with pytest.raises(DataError, match=r"Put a copy of it in its place") as refused:
+        sync(run, uri=f"sqlite:///{tmp_path}/mlflow.db")
+    assert str(refused.value).startswith(str(run / name))
+    assert not (tmp_path / "mlflow.db").exists()

@@ -408,10 +408,10 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _damaged(url: str, error: Exception) -> StorageDamagedError:
+    fault = _first_line(error).rstrip(".")
     return StorageDamagedError(
-        f"`hpo.storage` {without_private_parts(url)} is damaged: {_first_line(error)} Put a copy of the "
-        "file in its place, or move it away and start the search again; the directories of its runs are "
-        "kept."
+        f"`hpo.storage` {without_private_parts(url)} is damaged: {fault}. Put a copy of the file in its "
+        "place, or move it away and start the search again; the directories of its runs are kept."
     )
 
 

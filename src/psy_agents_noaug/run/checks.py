@@ -21,7 +21,12 @@ from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.tasks.base import Task
 from psy_agents_noaug.tracking.manifest import package_versions
-from psy_agents_noaug.training.checkpoint import Checkpoint, tensor_bytes
+from psy_agents_noaug.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    tensor_bytes,
+    using,
+)
 from psy_agents_noaug.training.optim import trainable
 from psy_agents_noaug.utils.files import free_bytes, megabytes, sha256_of_json
 
@@ -58,6 +63,40 @@ def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -
         raise CheckpointError(
             f"The run in {path} began with other data ({' and '.join(changed)} changed since): going on "
             "would mix them. Start a new run, or bring the data back."
+        )
+
+
+def check_kept_weights(
+    checkpoint: Checkpoint, config: TrainConfig, directory: RunDirectory
+) -> None:
+    """Refuse to go on where the best weights so far are lost: the run could not report them at its end.
+
+    Args:
+        checkpoint: the last one.
+        config: of the run.
+        directory: of the run.
+
+    Raises:
+        CheckpointError: the best checkpoint is absent, damaged, or another run's.
+    """
+    with using(directory.last_checkpoint):
+        step = checkpoint.resume["early_stopping"]["best_step"] if checkpoint.resume else None
+    if step is None:
+        return
+    path = directory.best_checkpoint
+    remedy = (
+        "Put a copy of it in its place. Without one, remove "
+        f"{directory.last_checkpoint}, and the same command starts the run from its beginning."
+    )
+    try:
+        best = load_checkpoint(path, task=config.task.name)
+    except CheckpointError as error:
+        raise CheckpointError(f"The best weights of this run are lost: {error} {remedy}") from error
+    # One that was written after the last checkpoint is written again.
+    is_of_this_state = best.step == step or best.step >= checkpoint.step
+    if not is_of_this_state or differences(best.config, config):
+        raise CheckpointError(
+            f"{path} must hold the weights of step {step} of this run, but holds others. {remedy}"
         )
 
 

@@ -177,7 +177,7 @@ class RunDirectory:
             line
             for path in (self.old_evaluations, self.evaluations)
             if path.is_file()
-            for line in _readable_lines(path)
+            for line in readable_lines(path)
         ]
         return sum(line.get("split") == split for line in lines)
 
@@ -398,7 +398,7 @@ def _readable_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _readable_lines(path: Path) -> Iterator[dict[str, Any]]:
+def readable_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a JSONL file, without the lines that are damaged."""
     text = path.read_text(encoding="utf-8", errors="replace")
     for number, line in enumerate(text.splitlines(), start=1):

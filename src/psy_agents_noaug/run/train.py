@@ -10,6 +10,7 @@ from typing import Any
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import CheckpointError, ConfigError
 from psy_agents_noaug.run.checks import (
+    check_kept_weights,
     check_monitor,
     check_resumed_data,
     check_resumed_processes,
@@ -99,6 +100,8 @@ def train(
                 with using(directory.last_checkpoint):
                     check_resumed_data(checkpoint, data, directory.path)
                 check_resumed_processes(checkpoint, distributed.count, directory.path)
+                if distributed.is_main:
+                    check_kept_weights(checkpoint, config, directory)
         steps = distributed.gather(checkpoint.step if checkpoint else None)
         with distributed.shared_errors():
             check_same_checkpoint(steps, directory.last_checkpoint)
@@ -142,6 +145,8 @@ def train(
                     write_start_records(context)
                     # What the tracker may have missed before the run was stopped.
                     send_history(tracker, trainer.history)
+                    if trainer.history:
+                        write_history(directory.history, trainer.history)
             outcome = trainer.fit(_observer(context, trainer, on_evaluation))
             return _finish(context, task, outcome)
 

@@ -148,7 +148,7 @@ def _git(folder: Path, *arguments: str) -> str:
     # Inside a git hook, GIT_DIR and similar variables name another repository.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     finished = subprocess.run(
-        ["git", "-C", str(folder), *arguments],  # noqa: S607  (the git that the user calls)
+        ["git", "--no-optional-locks", "-C", str(folder), *arguments],  # noqa: S607  (the user's git)
         check=True,
         capture_output=True,
         text=True,

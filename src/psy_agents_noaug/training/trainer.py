@@ -178,7 +178,7 @@ class Trainer:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One row per evaluation."""
+        """One row per evaluation so far."""
         return self._state.history
 
     def restore(self, checkpoint: Checkpoint) -> None:

@@ -57,6 +57,11 @@ def storage_message(
     figures = [f"{megabytes(needed)} needed"] * bool(needed)
     figures += [] if free is None else [f"{megabytes(free)} free"]
     amounts = f" ({', '.join(figures)})" if figures else ""
+    if error.errno == errno.EFBIG:
+        return (
+            f"{path} cannot be {verb}: {reason}{amounts}. Raise that limit, or write "
+            "elsewhere (`output_dir`)."
+        )
     return (
         f"{path} cannot be {verb}: {reason}{amounts}. Make space there, or write elsewhere "
         "(`output_dir`)."

@@ -1,5 +1,6 @@
 import getpass
 import json
+import os
 import re
 import shutil
 import socket
@@ -130,6 +131,16 @@ def test_the_repository_of_a_surrounding_git_hook_is_not_asked(checkout, tmp_pat
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
 
     assert manifest_module._git_state(checkout) == expected
+
+
+@needs_git
+def test_the_users_repository_is_not_locked(checkout):
+    """A run that is killed meanwhile would leave a lock that keeps the user from committing."""
+    index = checkout.parents[1] / ".git" / "index"
+    os.utime(checkout / "__init__.py", (1, 1))
+    before = index.read_bytes()
+    assert manifest_module._git_state(checkout)["dirty"] is False
+    assert index.read_bytes() == before
 
 
 @needs_git
