@@ -345,12 +345,17 @@ def test_an_evaluation_that_cannot_be_recorded_is_refused(tmp_path: Path) -> Non
     before = directory.evaluations.read_bytes()
     with (
         file_size_limit(len(before) + 10),
-        pytest.raises(
-            files.StorageError, match=r"evaluations\.jsonl cannot be written: .*Raise that limit"
-        ),
+        pytest.raises(files.StorageError, match=r"evaluations\.jsonl cannot be written"),
     ):
         directory.record_evaluation("test", weights_sha256="0" * 64)
     assert directory.evaluations.read_bytes() == before
+
+
+@pytest.mark.faults("a limit on the size of files (`ulimit -f`)", "refused; raise it")
+def test_a_limit_on_the_size_of_files_is_to_be_raised(tmp_path: Path) -> None:
+    with file_size_limit(10), pytest.raises(files.StorageError, match="Raise that limit"):
+        files.write_bytes(tmp_path / "file", bytes(100))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.faults("metrics.json or manifest.json is damaged", "a warning; written anew")
