@@ -76,3 +76,19 @@ def test_a_damaged_history_does_not_keep_a_run_from_going_on(
     path.write_bytes(b"step\nmany\xff")
     assert train(config).directory == path.parent
     assert len(read_history(path)) > 1
+
+
+@pytest.mark.faults("a stranger's run names a tracking server", "nothing is sent there")
+def test_sync_sends_to_a_server_only_if_the_user_says_so(
+    run: RunDirectory, only_message: Callable[[], str], own_logging: None
+) -> None:
+    recorded = run.config.read_text()
+    named = recorded.replace(
+        "name: none\n  uri: null", "name: mlflow\n  uri: http://user:secret@127.0.0.1:9/"
+    )
+    assert named != recorded
+    run.config.write_text(named)
+    assert main(["tracking", "sync", str(run.path)]) == 2
+    told = only_message()
+    assert f"psy-agents tracking sync {run.path} tracking.uri=http://" in told
+    assert "secret" not in told

@@ -108,7 +108,7 @@ class RunDirectory:
 
     def read_evaluations(self) -> list[dict[str, Any]]:
         """Return the lines of evaluations.jsonl, without those that are damaged."""
-        return list(_readable_lines(self.evaluations)) if self.evaluations.is_file() else []
+        return list(readable_lines(self.evaluations)) if self.evaluations.is_file() else []
 
     def replace_mlflow_run(self, old: str, new: str) -> None:
         """Replace an MLflow run in evaluations.jsonl, and leave all else as it is.

@@ -17,7 +17,7 @@ from psy_agents_noaug.data.splits import write_splits
 from psy_agents_noaug.errors import ConfigError, DataError, Interrupted, StoppedError
 from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.directory import RunDirectory
-from psy_agents_noaug.tracking.base import NullTracker, Tracker
+from psy_agents_noaug.tracking.base import NullTracker, Tracker, without_private_parts
 from psy_agents_noaug.tracking.manifest import write_manifest
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.training.hardware import Hardware
@@ -52,7 +52,9 @@ def open_tracker(
     """
     if config.tracking.name == "none" or not hardware.distributed.is_main:
         return NullTracker()
-    remedy = f"`psy-agents tracking sync {directory.path}` delivers the rest."
+    store = config.tracking.uri
+    where = "" if store is None else f" tracking.uri={without_private_parts(store)}"
+    remedy = f"`psy-agents tracking sync {directory.path}{where}` delivers the rest."
     try:
         return MlflowTracker(
             uri=config.tracking.uri,

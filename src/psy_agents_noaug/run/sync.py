@@ -26,7 +26,7 @@ from psy_agents_noaug.run.records import (
     send_start,
     tracking_status,
 )
-from psy_agents_noaug.tracking.base import Status
+from psy_agents_noaug.tracking.base import Status, without_private_parts
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.utils.files import read_json, write_json
 
@@ -43,6 +43,8 @@ def sync_all(paths: Sequence[Path], *, uri: str | None = None) -> str:
     told, faults = [], []
     for path in paths:
         try:
+            if uri is None:
+                _refuse_named_server(path)
             told.append(sync(path, uri=uri))
         except PsyAgentsError as error:
             faults.append(str(error))
@@ -81,17 +83,58 @@ def sync(path: Path, *, uri: str | None = None) -> str:
     return "\n".join(lines)
 
 
+def _refuse_named_server(path: Path) -> None:
+    """Refuse to send a run to a server because its files say so: they may be a stranger's.
+
+    Raises:
+        ConfigError: with the command that says where to send it.
+    """
+    directory = RunDirectory(path)
+    stores = [_config_of(directory).tracking.uri]
+    stores += [record.get("tracking_uri") for record in directory.read_evaluations()]
+    for store in stores:
+        if store is not None and not str(store).startswith(("sqlite:", "file:")):
+            shown = without_private_parts(str(store))
+            raise ConfigError(
+                f"{path} was tracked in {shown}. Files of a run do not decide where data goes, so "
+                f"say it: psy-agents tracking sync {path} tracking.uri={shown}"
+            )
+
+
 def _config_of(directory: RunDirectory) -> TrainConfig:
     if not (directory.config.is_file() and directory.manifest.is_file()):
         raise ConfigError(
             "`psy-agents tracking sync` must be given directories of runs, but config.yaml or "
             f"manifest.json is missing in {directory.path}."
         )
-    recorded = directory.read_config()
+    with _records_needed():
+        recorded = directory.read_config()
+        try:
+            return validate_train_config(as_of_today(recorded))
+        except ConfigError as error:
+            raise ConfigError(f"{directory.config} is not valid: {error}") from error
+
+
+@contextmanager
+def _records_needed() -> Iterator[None]:
+    """Add what to do to the error of a record that is damaged or absent.
+
+    Raises:
+        DataError: in place of any error of a record.
+    """
     try:
-        return validate_train_config(as_of_today(recorded))
-    except ConfigError as error:
-        raise ConfigError(f"{directory.config} is not valid: {error}") from error
+        yield
+    except (ConfigError, DataError) as error:
+        raise DataError(
+            f"{error}\nPut a copy of it in its place, or have it written anew: by the training "
+            "with resume=auto (all but config.yaml), or by another evaluation."
+        ) from error
+
+
+def _check_present(*paths: Path) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path} is not there.")
 
 
 @contextmanager
@@ -142,14 +185,18 @@ def _sync_training(
     directory: RunDirectory, config: TrainConfig, *, uri: str | None
 ) -> tuple[list[str], str]:
     """Return what was delivered, and the id of the training's run."""
-    manifest = read_json(directory.manifest)
-    with _used(directory.manifest):
-        is_finished = manifest["status"] == "finished"
-        steps = int(manifest["steps"]) if is_finished else 0
-        data = manifest["data"]
-        fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
-    history = read_history(directory.history)
-    figures = directory.figures("val") if is_finished else {}
+    with _records_needed():
+        manifest = read_json(directory.manifest)
+        with _used(directory.manifest):
+            is_finished = manifest["status"] == "finished"
+            steps = int(manifest["steps"]) if is_finished else 0
+            data = manifest["data"]
+            fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
+        history = read_history(directory.history)
+        _check_present(directory.splits, directory.alignment)
+        if is_finished:
+            _check_present(directory.metrics, directory.predictions_of("val"), directory.history)
+        figures = directory.figures("val") if is_finished else {}
     tracker = _open(
         directory,
         config,
