@@ -49,7 +49,9 @@ def send_at(step: int, patch: pytest.MonkeyPatch, number: signal.Signals = signa
 
 
 @pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("fault", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "fault", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 @pytest.mark.faults(
     "SIGTERM or SIGKILL to one of 2, 3 or 4 processes",
     "all end, none waits; resumed, the weights are those of a run that was not stopped, to the bit",
