@@ -345,7 +345,9 @@ def test_an_evaluation_that_cannot_be_recorded_is_refused(tmp_path: Path) -> Non
     before = directory.evaluations.read_bytes()
     with (
         file_size_limit(len(before) + 10),
-        pytest.raises(files.StorageError, match=r"evaluations\.jsonl cannot be written"),
+        pytest.raises(
+            files.StorageError, match=r"evaluations\.jsonl cannot be written: .*ulimit -f"
+        ),
     ):
         directory.record_evaluation("test", weights_sha256="0" * 64)
     assert directory.evaluations.read_bytes() == before

@@ -87,7 +87,8 @@ def make_splits(
     groups = _groups(examples, posts)
     if len(groups) < len(SPLIT_NAMES):
         raise DataError(
-            f"Splits need at least 3 groups (authors, or posts), but there are {len(groups)}."
+            f"Splits need at least 3 groups (authors, or posts), but there are {len(groups)}. Add "
+            "posts of other authors, or map no column to `group_id` if the authors are not known."
         )
     assigned = _stratify(groups, fractions=fractions, seed=seed)
     members: list[list[str]] = [[] for _ in SPLIT_NAMES]

@@ -1,6 +1,5 @@
 """The folder that a run leaves behind: its name, its lock, and going on where a run stopped."""
 
-import errno
 import json
 import logging
 import os
@@ -419,6 +418,10 @@ def _append_line(path: Path, line: str) -> None:
         file.seek(max(size - 1, 0))
         begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
         content = begin + line.encode() + b"\n"
-        if file.write(content) < len(content):
+        try:
+            # What does not fit any more is refused, with the reason, when it is written again.
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
             file.truncate(size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise

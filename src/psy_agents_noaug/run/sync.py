@@ -69,6 +69,7 @@ def sync(path: Path, *, uri: str | None = None) -> str:
 
     Raises:
         ConfigError: `path` is no run that is over, or the store does not take everything.
+        DataError: a record of the run is damaged or absent; nothing of it is sent.
     """
     directory = RunDirectory(path)
     config = _config_of(directory)

@@ -215,7 +215,7 @@ def _is_another_process(number: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True
+        pass  # it runs, for another user
     return True
 
 
