@@ -48,6 +48,11 @@ _NEUTRAL = [
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Started by `nohup` or in the background of a script, the tests would inherit that these signals are
+# ignored, and so would the processes that they start and signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 _MATRIX = pytest.StashKey[dict[tuple[str, str, str], list[pytest.TestReport]]]()
 

@@ -96,8 +96,6 @@ def test_a_terminal_that_is_gone_does_not_keep_a_training_from_saving(
 ) -> None:
     pid, terminal = pty.fork()
     if pid == 0:
-        # Also where the tests themselves run under `nohup`.
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         arguments = [*overrides, *LONG, "training.save_steps=1"]
         os.execv(sys.executable, [sys.executable, "-m", "psy_agents_noaug", "train", *arguments])
     os.set_blocking(terminal, False)
