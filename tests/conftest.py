@@ -218,9 +218,18 @@ def task_name() -> str:
 
 
 @pytest.fixture
-def overrides(overrides_for: Callable[..., list[str]], tmp_path: Path, task_name: str) -> list[str]:
+def architecture() -> str:
+    """`model.architecture` of the fixtures below; a test's own parameter replaces it."""
+    return "cross_encoder"
+
+
+@pytest.fixture
+def overrides(
+    overrides_for: Callable[..., list[str]], tmp_path: Path, task_name: str, architecture: str
+) -> list[str]:
     """The command line of a run that takes a second: tiny model, tiny corpus, no tracking."""
-    return overrides_for(tmp_path / "outputs", task_name)
+    own = [] if architecture == "cross_encoder" else [f"model.architecture={architecture}"]
+    return [*overrides_for(tmp_path / "outputs", task_name), *own]
 
 
 class ScriptProcess:

@@ -56,7 +56,7 @@ def test_every_folder_and_module_of_the_package_is_in_the_table():
 @pytest.mark.parametrize(
     ("folder", "source"),
     [
-        ("training", "from psy_agents_noaug.data.encoding import encode_pairs"),
+        ("training", "from psy_agents_noaug.data.encoding import EncodedPairs"),
         ("training", "import psy_agents_noaug.tasks.criteria.task"),
         ("errors", "from psy_agents_noaug.utils import files"),
         ("data", "from psy_agents_noaug import models"),

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import TaskSettings, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
-from psy_agents_noaug.data.encoding import encode_pairs
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.labels import LabelScale
+from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
@@ -31,7 +31,7 @@ from psy_agents_noaug.tasks.base import (
     TaskInputs,
     example_ids,
 )
-from psy_agents_noaug.tasks.criteria.task import PairSource
+from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource
 
 HIGHEST = 3
 
@@ -142,14 +142,15 @@ class SeverityTask(Task):
         self.evaluation = SeverityEvaluation(inputs.criteria, self.examples)
 
     def encode(self, split: str, examples: Sequence[Example]) -> PairSource:
-        encoded = encode_pairs(
+        windows = encode_windows(
             self.inputs.encoders[ENCODER].tokenizer,
             self.criterion_texts(examples),
             [example.text for example in examples],
             max_length=self.max_length,
+            stride=None,  # longer posts are truncated
             token_cache=self.token_cache,
         )
-        return PairSource(examples, encoded)
+        return PairSource(examples, windows)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         error = model(**_inputs(batch)) - batch["labels"]
@@ -160,7 +161,7 @@ class SeverityTask(Task):
 
 
 def _inputs(batch: Batch) -> Batch:
-    return {name: value for name, value in batch.items() if name != "labels"}
+    return {name: value for name, value in batch.items() if name in ENCODER_INPUTS}
 
 
 def _rounded(severity: np.ndarray) -> np.ndarray:

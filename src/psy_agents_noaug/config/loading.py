@@ -241,6 +241,9 @@ def compose_config(
     if folders := config_folders():
         places = [f"file://{folder}" for folder in folders]
         arguments.append(f"hydra.searchpath={hydra_literal(places)}")
+    given_values = dict(from_file)
+    given_values |= {override.key_or_group: override.value() for override in parsed}
+    arguments += _recipe(task, given_values)
     arguments += [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
@@ -401,6 +404,14 @@ def _unrestricted(override: Override) -> str:
     line = override.input_line or ""
     is_group = (_config_dir() / override.key_or_group).is_dir()
     return line if is_group or line.startswith(("+", "~")) else f"++{line}"
+
+
+def _recipe(task: str | None, chosen: Mapping[str, Any]) -> list[str]:
+    """Return the choice of the task's recipe for `model.architecture`, if it has one of its own."""
+    recipe = f"{task}_{chosen.get('model.architecture')}"
+    if recipe not in group_choices().get("recipe", ()):
+        return []
+    return [f"recipe={recipe}"]
 
 
 def _lookup(values: Mapping[str, Any], dotted: str) -> Any:

@@ -92,6 +92,9 @@ class ModelConfig(Section):
 
     pretrained_model: str
     revision: str | None = None
+    # The default is for configurations of 0.2.0 and earlier.
+    architecture: Literal["cross_encoder", "label_attention"] = "cross_encoder"
+    criterion_vectors: Literal["learned", "encoded"] = "encoded"
     max_length: Annotated[int, Field(ge=8)]
     criteria_encoder: str | None = None
     evidence_encoder: str | None = None

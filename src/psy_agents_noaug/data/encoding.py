@@ -1,26 +1,26 @@
-"""Pairs of texts as token ids, and token ids as padded batches.
+"""Pairs of texts, or texts alone, as token ids, and token ids as padded batches.
 
-Each distinct text is tokenised once. A frame adds the first text and the special tokens of the pair.
+A frame adds the first text, if there is one, and the special tokens.
 Shapes: B sequences, T tokens in the longest.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from psy_agents_noaug.data.tokens import tokenise
 from psy_agents_noaug.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
     """The tokens around a second text: `[CLS] first [SEP]` before it, `[SEP]` after it.
+
+    Without a first text: `[CLS]` before it.
 
     Attributes:
         before: int32 ids `[tokens before]`.
@@ -42,7 +42,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class EncodedPairs:
-    """Tokenised `[CLS] first [SEP] second [SEP]` pairs, assembled when a batch needs them.
+    """Tokenised pairs in their frames, assembled when a batch needs them.
 
     A post is paired with every criterion, but its tokens are stored once.
 
@@ -92,12 +92,14 @@ class EncodedPairs:
         return batch
 
 
-def frames_of(tokenizer: Any, first: Sequence[str], *, max_length: int) -> dict[str, Frame]:
+def frames_of(
+    tokenizer: Any, first: Sequence[str | None], *, max_length: int
+) -> dict[str | None, Frame]:
     """Return the frame of each distinct first text.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        first: the first texts.
+        first: the first texts; None where there is none.
         max_length: tokens of a whole pair; every frame must be shorter.
 
     Raises:
@@ -115,36 +117,6 @@ def frames_of(tokenizer: Any, first: Sequence[str], *, max_length: int) -> dict[
     return frames
 
 
-def encode_pairs(
-    tokenizer: Any,
-    first: Sequence[str],
-    second: Sequence[str],
-    *,
-    max_length: int,
-    token_cache: Path | None = None,
-) -> EncodedPairs:
-    """Tokenise pairs. Only the second text is truncated.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        first: the first text of each pair.
-        second: the second text of each pair.
-        max_length: tokens of a whole pair, at most.
-        token_cache: folder of cached tokens (`tokens.tokenise`); None for no cache.
-
-    Raises:
-        ConfigError: a first text leaves no room for the second, or the tokenizer cannot pad.
-    """
-    frames = frames_of(tokenizer, first, max_length=max_length)
-    tokens = tokenise(tokenizer, second, cache=token_cache)
-    pairs = [(frames[one], tokens[other].ids) for one, other in zip(first, second, strict=True)]
-    return framed_pairs(
-        tokenizer,
-        [(frame, ids[: max_length - len(frame)]) for frame, ids in pairs],
-        truncated=[len(frame) + len(ids) > max_length for frame, ids in pairs],
-    )
-
-
 def framed_pairs(
     tokenizer: Any, parts: Sequence[tuple[Frame, np.ndarray]], *, truncated: Sequence[bool]
 ) -> EncodedPairs:
@@ -157,12 +129,15 @@ def framed_pairs(
     )
 
 
-def _frame(tokenizer: Any, first: str) -> Frame:
+def _frame(tokenizer: Any, first: str | None) -> Frame:
     """Return the frame of `first`. It is the same for every second text, so any text will do."""
-    encoded = tokenizer([first], ["x"], return_token_type_ids=True)
+    texts = ["x"] if first is None else [first]
+    pair = None if first is None else ["x"]
+    encoded = tokenizer(texts, pair, return_token_type_ids=True)
     parts = encoded.sequence_ids(0)
-    begin = parts.index(1)
-    end = len(parts) - parts[::-1].index(1)
+    inside = 0 if first is None else 1
+    begin = parts.index(inside)
+    end = len(parts) - parts[::-1].index(inside)
     ids, types = (
         np.asarray(encoded[name][0], dtype=np.int32) for name in ("input_ids", "token_type_ids")
     )

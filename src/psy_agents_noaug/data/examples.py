@@ -184,6 +184,14 @@ def build_examples(
     return examples, report
 
 
+def pairs_by_text(examples: Sequence[Example]) -> list[list[int]]:
+    """Return the indices of the pairs of each text, in the order of the texts' first pairs."""
+    members: dict[tuple[object, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        members.setdefault((example.post_id, example.sentence, example.text), []).append(index)
+    return list(members.values())
+
+
 def _example(
     text: _Text,
     criterion_id: str,

@@ -39,7 +39,7 @@ class EncodedWindows:
         starts: int64 `[pairs + 1]`; pair i has windows starts[i] to starts[i + 1] - 1, at least one.
         begins: int64 `[windows]`; index in the text of a window's first token.
         offsets: per pair, int32 `[tokens of its text, 2]`; the code points of the second text that a
-            token covers, NO_OFFSET for tokens of white space.
+            token covers, NO_OFFSET for tokens of white space. Empty if no spans are given.
         gold: int64 `[spans, 3]`; window, first and last position of each gold span in each window that
             holds it whole, in the order of windows and then of the given spans.
         cut: bool `[windows]`; whether a window holds part of a gold span and no whole one.
@@ -74,47 +74,53 @@ class EncodedWindows:
 
 def encode_windows(
     tokenizer: Any,
-    first: Sequence[str],
+    first: Sequence[str | None],
     second: Sequence[str],
-    spans: Sequence[Sequence[Span]],
+    spans: Sequence[Sequence[Span]] | None = None,
     *,
     max_length: int,
-    stride: int,
+    stride: int | None,
     token_cache: Path | None = None,
 ) -> EncodedWindows:
     """Cut pairs into overlapping windows. A span of up to `stride` + 1 tokens is whole in some window.
 
     Args:
         tokenizer: a fast Hugging Face tokenizer.
-        first: the first text of each pair.
+        first: the first text of each pair; None if it has none.
         second: the second text of each pair.
-        spans: gold spans of each pair, in code points of its second text.
+        spans: gold spans of each pair, in code points of its second text; None: nobody asks for spans.
         max_length: tokens of a window, with its frame.
-        stride: tokens of the text that neighbouring windows share.
+        stride: tokens of the text that neighbouring windows share; None: the first window alone, so that
+            longer texts are truncated.
         token_cache: folder of cached tokens (`tokens.tokenise`); None for no cache.
 
     Raises:
-        ConfigError: a window has no room for a first text and more than `stride` tokens.
+        ConfigError: a window has no room for a first text and more than `stride` tokens, or the
+            tokenizer cannot pad.
     """
     frames = frames_of(tokenizer, first, max_length=max_length)
     longest = max(map(len, frames.values()), default=0)
-    if stride >= max_length - longest:
+    if stride is not None and stride >= max_length - longest:
         raise ConfigError(
             f"`stride` must be less than the {max_length - longest} tokens of a post that fit "
             f"into `model.max_length` ({max_length}) beside the longest criterion, but is {stride} "
             "instead. Lower `stride` or raise `model.max_length`."
         )
     tokens = tokenise(tokenizer, second, cache=token_cache)
-    texts = {text: (ids, clean_offsets(text, offsets)) for text, (ids, offsets) in tokens.items()}
+    offsets = (
+        {}
+        if spans is None
+        else {text: clean_offsets(text, own.offsets) for text, own in tokens.items()}
+    )
     rows: list[tuple[Frame, np.ndarray]] = []
     starts, windows_begin, gold, cut, truncated = [0], [], [], [], []
     unreachable: list[UnreachableSpan] = []
     longest_gold = 0
     for pair, (one, other) in enumerate(zip(first, second, strict=True)):
-        frame, (ids, text_offsets) = frames[one], texts[other]
+        frame, ids = frames[one], tokens[other].ids
         room = max_length - len(frame)
-        begins = range(0, max(1, len(ids) - stride), room - stride)
-        ranges = [tokens_of(span, text_offsets) for span in spans[pair]]
+        begins = range(1) if stride is None else range(0, max(1, len(ids) - stride), room - stride)
+        ranges = [tokens_of(span, offsets[other]) for span in (spans[pair] if spans else ())]
         reached = [False] * len(ranges)
         for begin in begins:
             end = min(begin + room, len(ids))
@@ -142,7 +148,7 @@ def encode_windows(
         rows=framed_pairs(tokenizer, rows, truncated=truncated),
         starts=np.asarray(starts, dtype=np.int64),
         begins=np.asarray(windows_begin, dtype=np.int64),
-        offsets=[texts[text][1] for text in second],
+        offsets=[offsets[text] for text in second] if offsets else [],
         gold=np.asarray(gold, dtype=np.int64).reshape(-1, 3),
         cut=np.asarray(cut, dtype=bool),
         unreachable=unreachable,

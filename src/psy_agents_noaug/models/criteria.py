@@ -2,20 +2,25 @@
 
 from torch import Tensor, nn
 
-from psy_agents_noaug.models.execution import run_encoder
+from psy_agents_noaug.models.encoder import encode_rows
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+from psy_agents_noaug.models.windows import WindowPooling, pool_windows
 
 
 class CriteriaModel(nn.Module):
-    """Classifies (criterion, text) pairs: logits `[B, 2]` for not met and met.
+    """Classifies pairs of a criterion and a text, by windows of the text.
+
+    Shapes: P pairs with V windows of T tokens.
 
     Args:
-        encoder: a Hugging Face encoder whose output has `last_hidden_state` `[B, T, H]`.
+        encoder: a Hugging Face encoder whose output has `last_hidden_state` `[V, T, H]`.
         hidden_size: H.
         pooling: kind of `Pooling`.
         head_layers: see `ClassificationHead`.
         head_width: see `ClassificationHead`.
         head_dropout: see `ClassificationHead`.
+        window_pooling: how the log odds of the windows are combined, see `pool_windows`.
+        max_tokens: see `encode_rows`.
     """
 
     def __init__(
@@ -27,6 +32,8 @@ class CriteriaModel(nn.Module):
         head_layers: int,
         head_width: int | None,
         head_dropout: float,
+        window_pooling: WindowPooling,
+        max_tokens: int,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -34,14 +41,22 @@ class CriteriaModel(nn.Module):
         self.head = ClassificationHead(
             hidden_size, classes=2, layers=head_layers, width=head_width, dropout=head_dropout
         )
+        self.window_pooling = window_pooling
+        self.max_tokens = max_tokens
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
-    ) -> Tensor:
-        """Return logits `[B, 2]` for token ids, mask and, if the encoder has them, segments `[B, T]`."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None:
-            inputs["token_type_ids"] = token_type_ids
-        hidden = run_encoder(self.encoder, inputs, first_only=self.pooling.kind == "cls")
-        logits: Tensor = self.head(self.pooling(hidden, attention_mask))
-        return logits
+    def forward(self, inputs: dict[str, Tensor], pairs: Tensor, n_pairs: int) -> Tensor:
+        """Return the log odds of "met", float32 `[P]`.
+
+        Args:
+            inputs: of the encoder, for windows `[V, T]`.
+            pairs: `[V]`, the pair of each window.
+            n_pairs: P.
+        """
+        hidden = encode_rows(
+            self.encoder,
+            inputs,
+            max_tokens=self.max_tokens,
+            first_only=self.pooling.kind == "cls",
+        )
+        logits = self.head(self.pooling(hidden, inputs["attention_mask"])).float()
+        return pool_windows(logits[:, 1] - logits[:, 0], pairs, n_pairs, kind=self.window_pooling)

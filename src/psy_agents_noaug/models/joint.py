@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from psy_agents_noaug.models.encoder import encode_rows
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+from psy_agents_noaug.models.windows import WindowPooling, pool_windows
 
 Fusion = Literal["none", "concat", "evidence_attention"]
-WindowPooling = Literal["max", "logsumexp"]
 
 
 class JointModel(nn.Module):
@@ -137,22 +137,6 @@ def span_attention(logits: Tensor) -> Tensor:
     null = 1.0 - weights[:, 1:].amax(dim=1, keepdim=True)
     weights = torch.cat([null, weights[:, 1:]], dim=1)
     return weights / weights.sum(dim=1, keepdim=True)
-
-
-def pool_windows(log_odds: Tensor, pairs: Tensor, n_pairs: int, *, kind: WindowPooling) -> Tensor:
-    """Return the log odds of "met" of each pair, `[B]`.
-
-    Args:
-        log_odds: of each window, `[V]`.
-        pairs: the pair of each window, `[V]`.
-        n_pairs: B.
-        kind: `max`: of the windows of a pair; `logsumexp`: the logarithm of their mean odds.
-    """
-    members = pairs.unsqueeze(0) == torch.arange(n_pairs, device=pairs.device).unsqueeze(1)
-    spread = log_odds.unsqueeze(0).masked_fill(~members, float("-inf"))
-    if kind == "max":
-        return spread.amax(dim=1)
-    return spread.logsumexp(dim=1) - members.sum(dim=1).log()
 
 
 def _mean_by_pair(vectors: Tensor, pairs: Tensor, n_pairs: int) -> Tensor:

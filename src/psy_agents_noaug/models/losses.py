@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+EVIDENCE_WEIGHT = 3.0  # of a token of evidence against another, in `attention_loss`
+
 
 def classification_loss(
     logits: Tensor,
@@ -44,3 +46,23 @@ def span_loss(logits: Tensor, gold: Tensor) -> Tensor:
     log_probabilities = logits.float().log_softmax(dim=1)
     likelihood = log_probabilities.masked_fill(~gold, float("-inf")).logsumexp(dim=1)
     return -likelihood.mean(dim=-1)
+
+
+def attention_loss(scores: Tensor, evidence: Tensor, known: Tensor) -> Tensor:
+    """Return the mean binary cross-entropy over the known tokens of each window, `[V]`.
+
+    Tokens of evidence count `EVIDENCE_WEIGHT` times.
+
+    Args:
+        scores: `[V, T]`, log odds that a token is evidence; any value where it is not known.
+        evidence: bool `[V, T]`.
+        known: bool `[V, T]`.
+    """
+    losses = functional.binary_cross_entropy_with_logits(
+        scores.float().masked_fill(~known, 0.0),
+        evidence.float(),
+        pos_weight=scores.new_tensor(EVIDENCE_WEIGHT, dtype=torch.float32),
+        reduction="none",
+    )
+    total = losses.masked_fill(~known, 0.0).sum(dim=-1)
+    return total / known.sum(dim=-1).clamp_min(1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import ModelConfig, TaskSettings, TrainConfig
 from psy_agents_noaug.data.dsm5 import Criterion
-from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.examples import Example, pairs_by_text
 from psy_agents_noaug.data.labels import BINARY, LabelScale
 from psy_agents_noaug.data.tokens import cache_folder
 from psy_agents_noaug.errors import DataError
@@ -47,8 +47,15 @@ class ExampleSource(Protocol):
     def lengths(self) -> np.ndarray:
         """Tokens of each example, `[examples]`; several rows count as padded to the longest of them."""
 
+    @property
+    def predicted_ids(self) -> Sequence[str]:
+        """Identifier of each row of the predictions: those of the pairs, in the split's order."""
+
     def collate(self, indices: Sequence[int]) -> Batch:
         """Return a padded batch of these examples, in this order. An example may have several rows."""
+
+    def predicted(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows of the predictions that a batch of these examples gives, in its order."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class SplitPredictions:
 
     Args:
         split: train, val or test.
-        values: the outputs of `Task.predict`, one row per example, in the split's order.
+        values: the outputs of `Task.predict`, one row per pair, in the split's order.
         rule: from `TaskEvaluation.fit_decision_rule`.
         rule_is_fitted_here: whether the rule was fitted on this split of this corpus.
     """
@@ -132,6 +139,7 @@ class Task(ABC):
         model: the trained model.
         evaluation: computes the metrics.
         encoder_modules: the pretrained parts of `model`.
+        reads_texts: whether an example is a text with all of its pairs (`model.architecture`).
         packs: whether batches are packed, so that token budgets count no padding.
     """
 
@@ -149,6 +157,7 @@ class Task(ABC):
         self.examples: dict[str, Sequence[Example]] = dict(inputs.examples)
         for encoder in inputs.encoders.values():
             check_positions(config.model.max_length, encoder)
+        self.reads_texts = config.model.architecture == "label_attention"
         self.max_length = config.model.max_length
         lora = config.model.lora
         self._lora = lora.model_dump() if lora else None
@@ -181,7 +190,7 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Run `model` on a batch of B examples. Return its outputs, each with first dimension B."""
+        """Run `model` on a batch. Return its outputs, each with one row per pair of its examples."""
 
     def source(self, split: str) -> Any:
         """Return the encoded examples of a split, an `ExampleSource`. They are encoded once.
@@ -249,14 +258,25 @@ class Task(ABC):
         self.encoder_modules.append(adapted_encoder(self.inputs.encoders[part], self._lora))
         return self.encoder_modules[-1]
 
-    def criterion_texts(self, examples: Sequence[Example]) -> list[str]:
-        """Return the text of the criterion of each example; the encoder reads it with the post."""
+    def pairs_of_examples(self, split: str) -> list[list[int]]:
+        """Return the indices of the pairs of each example of a split."""
+        pairs = self.examples[split]
+        return (
+            pairs_by_text(pairs) if self.reads_texts else [[index] for index in range(len(pairs))]
+        )
+
+    def criterion_texts(self, examples: Sequence[Example]) -> Sequence[str | None]:
+        """Return the text that the encoder reads before that of each pair: of its criterion, or None."""
+        if self.reads_texts:
+            return [None] * len(examples)
         texts = {criterion.criterion_id: criterion.text for criterion in self.inputs.criteria}
         return [texts[example.criterion_id] for example in examples]
 
     @cached_property
     def _negative_sampler(self) -> NegativeSampler:
-        return NegativeSampler(self.examples["train"], negatives=self._negatives, seed=self._seed)
+        pairs = self.examples["train"]
+        examples = [[pairs[index] for index in own] for own in self.pairs_of_examples("train")]
+        return NegativeSampler(examples, negatives=self._negatives, seed=self._seed)
 
 
 def example_ids(example: Example) -> dict[str, str]:

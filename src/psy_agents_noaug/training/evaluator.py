@@ -37,7 +37,7 @@ from psy_agents_noaug.utils.out_of_memory import (
 
 logger = logging.getLogger(__name__)
 
-# The indices of each batch of a process, and its predictions.
+# The rows of the predictions of each batch of a process, and the predictions.
 _Share = tuple[list[list[int]], list[dict[str, np.ndarray]]]
 
 
@@ -76,7 +76,7 @@ class Evaluator:
         *,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> Predictions:
-        """Return the predictions of the task for each example of `source`, in its order.
+        """Return the predictions of the task for each pair of `source`, in its order.
 
         If memory runs out, the token budget is halved for good, and all examples are predicted again.
 
@@ -118,7 +118,7 @@ class Evaluator:
             )
         assert own is not None
         predictions = _in_order(self._distributed.gather(own))
-        _refuse_non_finite(predictions, source.ids)
+        _refuse_non_finite(predictions, source.predicted_ids)
         return predictions
 
     def _predict_unless_out_of_memory(
@@ -150,7 +150,7 @@ class Evaluator:
                 raise PredictionStopped
 
         cut = cut_by_tokens(
-            range(len(source.ids)),
+            range(len(source.lengths)),
             source.lengths,
             max_tokens=self._max_tokens,
             max_examples=self._eval_batch_size,
@@ -169,7 +169,7 @@ class Evaluator:
                 stop_if_asked()
                 outputs = self._task.predict(model, self._distributed.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
-        return mine, parts
+        return [source.predicted(batch) for batch in mine], parts
 
     def evaluate(
         self,

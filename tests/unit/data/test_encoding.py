@@ -5,8 +5,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from psy_agents_noaug.data.encoding import encode_pairs
+from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.errors import ConfigError
+
+
+def encode_pairs(tokenizer, first, second, *, max_length):
+    """The first window of each pair."""
+    return encode_windows(tokenizer, first, second, max_length=max_length, stride=None).rows
+
 
 SHORT, LONG = "lamp", "The bus was late again this morning."
 
@@ -33,6 +39,12 @@ def test_a_pair_is_cls_first_sep_second_sep_with_segments(tokenizer, pairs):
     ids, segments = row(pairs, 1)
     assert ids == [cls, *first, sep, *second, sep]
     assert segments == [0] * (len(first) + 2) + [1] * (len(second) + 1)
+
+
+def test_a_text_alone_is_cls_text_sep(tokenizer):
+    encoded = encode_pairs(tokenizer, [None, SHORT], [LONG, LONG], max_length=32)
+    assert row(encoded, 0) == (tokenizer(LONG).input_ids, [0] * len(tokenizer(LONG).input_ids))
+    assert row(encoded, 1)[0] == tokenizer(SHORT, LONG).input_ids
 
 
 def test_lengths_are_those_of_the_rows(pairs):

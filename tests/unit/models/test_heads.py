@@ -83,10 +83,22 @@ class FixedVectors(nn.Module):
 def test_the_criteria_model_is_encoder_pooling_head():
     encoder = FixedVectors()
     options = {"hidden_size": 2, "head_layers": 1, "head_width": None, "head_dropout": 0.0}
-    model = CriteriaModel(encoder, pooling="mean", **options)
-    logits = model(torch.zeros(2, 3), MASK)
+    model = CriteriaModel(encoder, pooling="mean", window_pooling="max", max_tokens=99, **options)
+    inputs = {"input_ids": torch.zeros(2, 3), "attention_mask": MASK}
+    odds = model(inputs, pairs=torch.tensor([0, 1]), n_pairs=2)
     assert set(encoder.inputs) == {"input_ids", "attention_mask"}
-    torch.testing.assert_close(logits, model.head(torch.tensor([[3.0, -6.0], [4.0, -4.0]])))
-    assert logits.shape == (2, 2)
-    model(torch.zeros(2, 3), MASK, torch.ones(2, 3))
+    logits = model.head(torch.tensor([[3.0, -6.0], [4.0, -4.0]]))
+    torch.testing.assert_close(odds, logits[:, 1] - logits[:, 0])
+    model(inputs | {"token_type_ids": torch.ones(2, 3)}, pairs=torch.tensor([0, 1]), n_pairs=2)
     assert encoder.inputs["token_type_ids"].sum() == 6
+
+
+def test_the_criteria_model_takes_the_highest_odds_of_a_pairs_windows():
+    options = {"hidden_size": 2, "head_layers": 1, "head_width": None, "head_dropout": 0.0}
+    model = CriteriaModel(
+        FixedVectors(), pooling="mean", window_pooling="max", max_tokens=99, **options
+    )
+    inputs = {"input_ids": torch.zeros(2, 3), "attention_mask": MASK}
+    alone = model(inputs, pairs=torch.tensor([0, 1]), n_pairs=2)
+    together = model(inputs, pairs=torch.tensor([0, 0]), n_pairs=1)
+    assert together.tolist() == [alone.max().item()]

@@ -36,7 +36,16 @@ COMPARABLE = ("model.encoder_dropout=0.0", "model.head_dropout=0.0", "training.a
 
 
 TASKS = {"criteria": CriteriaTask, "evidence": EvidenceTask, "joint": JointTask}
-EVERY_TASK = pytest.mark.parametrize("task_name", list(TASKS))
+EVERY_TASK = pytest.mark.parametrize(
+    ("task_name", "architecture"),
+    [
+        ("criteria", "cross_encoder"),
+        ("evidence", "cross_encoder"),
+        ("joint", "cross_encoder"),
+        ("criteria", "label_attention"),
+        ("joint", "label_attention"),
+    ],
+)
 
 
 def _last_weights(result: RunResult) -> dict[str, torch.Tensor]:
@@ -79,12 +88,16 @@ def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Ha
 
 
 @pytest.mark.parametrize(
-    ("task_name", "seed"),
+    ("task_name", "architecture", "seed"),
     [
-        ("criteria", 0),
-        ("evidence", 0),
-        ("joint", 1),
-        *(pytest.param("criteria", seed, marks=pytest.mark.slow) for seed in range(1, 4)),
+        ("criteria", "cross_encoder", 0),
+        ("evidence", "cross_encoder", 0),
+        ("joint", "cross_encoder", 1),
+        ("joint", "label_attention", 2),
+        *(
+            pytest.param("criteria", "cross_encoder", seed, marks=pytest.mark.slow)
+            for seed in range(1, 4)
+        ),
     ],
 )
 def test_a_run_stopped_after_any_step_resumes_to_the_same_weights(

@@ -7,8 +7,8 @@ from pydantic import Field
 from psy_agents_noaug.config.schema import Positive, TaskSettings
 
 
-class CriteriaTaskConfig(TaskSettings):
-    """Loss and decision rule of the criteria task."""
+class LabelConfig(TaskSettings):
+    """Loss and decision rule of labels."""
 
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
 
@@ -21,3 +21,11 @@ class CriteriaTaskConfig(TaskSettings):
     )
     thresholds: Literal["global", "per_criterion"]
     threshold_min_support: Positive
+
+
+class CriteriaTaskConfig(LabelConfig):
+    """Settings of the criteria task."""
+
+    # The defaults are for configurations of 0.2.0 and earlier.
+    long_posts: Literal["windows", "truncate"] = "truncate"
+    window_pooling: Literal["max", "logsumexp"] = "max"

@@ -41,7 +41,7 @@ from psy_agents_noaug.tasks.base import (
     example_ids,
     flat_metrics,
 )
-from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
+from psy_agents_noaug.tasks.criteria.config import LabelConfig
 from psy_agents_noaug.tasks.criteria.tables import (
     BASELINES,
     calibration_table,
@@ -81,7 +81,7 @@ class CriteriaEvaluation(TaskEvaluation):
 
     def __init__(
         self,
-        settings: CriteriaTaskConfig,
+        settings: LabelConfig,
         *,
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.data.encoding import EncodedPairs, encode_pairs
+from psy_agents_noaug.data.encoding import frames_of
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.errors import DataError, faults_message
 from psy_agents_noaug.models.criteria import CriteriaModel
 from psy_agents_noaug.models.losses import classification_loss
@@ -23,29 +24,13 @@ from psy_agents_noaug.tasks.base import (
     Task,
     TaskInputs,
 )
-from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
+from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig, LabelConfig
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
+from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
+from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
 
 CLASSES = ("not met", "met")
-
-
-class PairSource:
-    """Labelled pairs, tokenised once, that can be collated in any grouping."""
-
-    def __init__(self, examples: Sequence[Example], encoded: EncodedPairs) -> None:
-        self.examples = examples
-        self.encoded = encoded
-        self.ids = [example.example_id for example in examples]
-        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return self.encoded.lengths
-
-    def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the padded pairs and their `labels` `[B]`."""
-        labels = torch.from_numpy(self.labels[list(indices)])
-        return {**self.encoded.pad(indices), "labels": labels}
+_OVERLAP = 0.25  # of neighbouring windows
 
 
 class CriteriaTask(Task):
@@ -58,14 +43,21 @@ class CriteriaTask(Task):
         super().__init__(config, inputs)
         settings = config.task
         assert isinstance(settings, CriteriaTaskConfig)
-        encoder = inputs.encoders[ENCODER]
-        self.model = CriteriaModel(
-            self.network(ENCODER),
-            hidden_size=encoder.hidden_size,
-            pooling=config.model.pooling,
-            head_layers=config.model.head_layers,
-            head_width=config.model.head_width,
-            head_dropout=config.model.head_dropout,
+        self._settings = settings
+        pooling = settings.window_pooling
+        self.model = (
+            label_attention(self, config.model, window_pooling=pooling)
+            if self.reads_texts
+            else CriteriaModel(
+                self.network(ENCODER),
+                hidden_size=inputs.encoders[ENCODER].hidden_size,
+                pooling=config.model.pooling,
+                head_layers=config.model.head_layers,
+                head_width=config.model.head_width,
+                head_dropout=config.model.head_dropout,
+                window_pooling=pooling,
+                max_tokens=inputs.max_tokens,
+            )
         )
         self.evaluation: CriteriaEvaluation = CriteriaEvaluation(
             settings,
@@ -74,38 +66,53 @@ class CriteriaTask(Task):
             seed=config.seed,
             subgroups=config.data.subgroups,
         )
-        self._focal_gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
         self._class_weights = epoch_class_weights(self, settings.class_weights)
 
     def check_training_examples(self) -> None:
         check_both_classes(self.examples)
 
-    def encode(self, split: str, examples: Sequence[Example]) -> PairSource:
-        encoded = encode_pairs(
-            self.inputs.encoders[ENCODER].tokenizer,
-            self.criterion_texts(examples),
+    def encode(self, split: str, examples: Sequence[Example]) -> PairSource | TextSource:
+        tokenizer = self.inputs.encoders[ENCODER].tokenizer
+        first = self.criterion_texts(examples)
+        stride = None
+        if self._settings.long_posts == "windows":
+            frames = frames_of(tokenizer, first, max_length=self.max_length)
+            stride = int(_OVERLAP * (self.max_length - max(map(len, frames.values()))))
+        windows = encode_windows(
+            tokenizer,
+            first,
             [example.text for example in examples],
             max_length=self.max_length,
+            stride=stride,
             token_cache=self.token_cache,
         )
-        return PairSource(examples, encoded)
+        return source_of(self, PairSource(examples, windows))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        weights = self._class_weights
-        logits = model(**_inputs(batch))
-        return classification_loss(
-            logits,
-            batch["labels"],
-            class_weights=None if weights is None else weights.to(logits.device),
-            focal_gamma=self._focal_gamma,
-        )
+        odds = self._log_odds(model, batch)
+        losses = label_losses(odds, batch["labels"], self._settings, self._class_weights)
+        return mean_by_example(losses, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `probabilities`, float32 `[B]`: p(met)."""
-        return {"probabilities": model(**_inputs(batch)).float().softmax(dim=-1)[:, 1]}
+        """Return `probabilities`, float32 `[P]`: p(met)."""
+        return {"probabilities": self._log_odds(model, batch).sigmoid()}
+
+    def _log_odds(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.reads_texts:
+            return outputs_of(model, batch, spans=False).label_odds
+        inputs = {name: batch[name] for name in ENCODER_INPUTS if name in batch}
+        odds: Tensor = model(inputs, pairs=batch["pairs"], n_pairs=len(batch["labels"]))
+        return odds
 
     def input_summary(self, split: str) -> list[str]:
-        truncated = self.source(split).encoded.truncated
+        windows = self.source(split).pairs.windows
+        counts = np.diff(windows.starts)
+        if self._settings.long_posts == "windows":
+            return [
+                f"{(counts > 1).sum()} of {len(counts)} texts of {split} are longer than "
+                f"{self.max_length} tokens and read in windows, at most {counts.max()}."
+            ]
+        truncated = windows.rows.truncated
         return [
             f"{truncated.sum()} of {len(truncated)} texts of {split} are truncated at "
             f"{self.max_length} tokens ({100 * truncated.mean():.1f} %)."
@@ -114,7 +121,10 @@ class CriteriaTask(Task):
     def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
-        truncated = self.source(predicted.split).encoded.truncated
+        windows = self.source(predicted.split).pairs.windows
+        if self._settings.long_posts == "windows":
+            return {"n_windows": len(windows.begins)}
+        truncated = windows.rows.truncated
         metrics: MetricValues = {
             "n_truncated_texts": int(truncated.sum()),
             "share_of_truncated_texts": float(truncated.mean()),
@@ -160,7 +170,9 @@ def epoch_class_weights(
     if "train" not in task.examples:
         return None
     # Every epoch has the same number of pairs of each class.
-    labels = [task.examples["train"][index].label for index in task.epoch_pool(0)]
+    members = task.pairs_of_examples("train")
+    pairs = (pair for index in task.epoch_pool(0) for pair in members[index])
+    labels = [task.examples["train"][pair].label for pair in pairs]
     return resolve_class_weights(class_weights, labels=np.asarray(labels))
 
 
@@ -189,5 +201,20 @@ def resolve_class_weights(
     return torch.from_numpy(counts.sum() / (2 * counts)).float()
 
 
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    return {name: value for name, value in batch.items() if name != "labels"}
+def label_losses(
+    log_odds: Tensor, labels: Tensor, settings: LabelConfig, class_weights: Tensor | None
+) -> Tensor:
+    """Return the loss of each pair, `[P]`.
+
+    Args:
+        log_odds: of "met", `[P]`.
+        labels: int64 `[P]`.
+        settings: of the loss.
+        class_weights: `[2]`, or None.
+    """
+    return classification_loss(
+        torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1),
+        labels,
+        class_weights=None if class_weights is None else class_weights.to(log_odds.device),
+        focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
+    )

@@ -1,7 +1,6 @@
 """The evidence task: which words of the post show that the criterion is met?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
 from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_windows
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
-from psy_agents_noaug.models.losses import span_loss
+from psy_agents_noaug.models.losses import attention_loss, span_loss
 from psy_agents_noaug.tasks.base import (
     ENCODER,
     Batch,
@@ -26,14 +25,12 @@ from psy_agents_noaug.tasks.base import (
 from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import decode_spans
 from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation
+from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
+from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
 
-ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
-
-class WindowSource:
-    """Pairs cut into windows, tokenised once, that can be collated in any grouping.
-
-    An example is a pair with all of its windows.
+class WindowSource(PairSource):
+    """Pairs cut into windows, with their gold spans.
 
     Args:
         examples: the pairs.
@@ -50,21 +47,17 @@ class WindowSource:
         snap_to_sentences: bool,
         first_span: bool,
     ) -> None:
-        self.examples = examples
-        self.windows = windows
-        self.ids = [example.example_id for example in examples]
-        counts = np.diff(windows.starts)
+        super().__init__(examples, windows)
         self._offsets = (
             _sentence_offsets(examples, windows) if snap_to_sentences else windows.offsets
         )
-        self._pair_of = np.repeat(np.arange(len(examples)), counts)
         # The loss ignores windows with a part of a gold span and no whole one, and all windows of a met
         # pair with unknown evidence: neither a span nor "no evidence" would be right there.
         unknown = np.asarray([e.label == 1 and not e.evidence for e in examples], dtype=bool)
-        ignored = windows.cut | unknown[self._pair_of]
-        counted = np.bincount(self._pair_of, weights=~ignored, minlength=len(examples))
+        ignored = windows.cut | unknown[self.pair_of]
+        counted = np.bincount(self.pair_of, weights=~ignored, minlength=len(examples))
         self.trainable = counted > 0
-        share = 1.0 / np.maximum(counted, 1.0)[self._pair_of]
+        share = 1.0 / np.maximum(counted, 1.0)[self.pair_of]
         self._weights = np.where(ignored, 0.0, share).astype(np.float32)
         gold = windows.gold
         if first_span:
@@ -72,47 +65,36 @@ class WindowSource:
         self._gold = gold
         self._gold_starts = np.searchsorted(gold[:, 0], np.arange(len(windows.cut) + 1))
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
-        longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
-        return longest * np.diff(self.windows.starts)
-
-    def collate(self, indices: Sequence[int]) -> Batch:
-        """Return the windows of these examples, example by example, padded to W rows of T tokens.
+    def targets(self, indices: Sequence[int], *, width: int) -> Batch:
+        """Return the targets of `PairSource`, and those of the spans.
 
         Returns:
-            input_ids: `[W, T]`.
-            attention_mask: `[W, T]`.
-            token_type_ids: `[W, T]`, if the encoder has them.
-            context_mask: `[W, T]`, 1 for tokens of the post that cover a character.
-            offset_mapping: `[W, T, 2]`, code points of the post, or NO_OFFSET.
-            gold: bool `[W, T, 2]`, gold starts and ends; NULL_POSITION in a window without a gold span.
-            weights: `[W]`, of a window in the loss of its example.
-            pairs: `[W]`, index of the window's example in `indices`.
+            context_mask: `[V, T]`, 1 for tokens of the post that cover a character.
+            offset_mapping: `[V, T, 2]`, code points of the post, or NO_OFFSET.
+            gold: bool `[V, T, 2]`, gold starts and ends; NULL_POSITION in a window without a gold span.
+            inside: bool `[V, T]`, the tokens of gold spans.
+            weights: `[V]`, of a window in the loss of its example.
         """
-        starts = self.windows.starts
-        ranges = [np.arange(starts[index], starts[index + 1]) for index in indices]
-        rows = np.concatenate(ranges)
-        batch = self.windows.rows.pad(rows.tolist())
-        shape = tuple(batch["input_ids"].shape)
-        offsets = np.full((*shape, 2), NO_OFFSET, dtype=np.int64)
-        gold = np.zeros((*shape, 2), dtype=bool)
+        rows, _ = self.windows_of(indices)
+        offsets = np.full((len(rows), width, 2), NO_OFFSET, dtype=np.int64)
+        gold = np.zeros((len(rows), width, 2), dtype=bool)
+        inside = np.zeros((len(rows), width), dtype=bool)
         for position, row in enumerate(rows.tolist()):
-            framed = self.windows.framed_offsets(row, self._offsets[self._pair_of[row]])
+            framed = self.windows.framed_offsets(row, self._offsets[self.pair_of[row]])
             offsets[position, : len(framed)] = framed
             spans = self._gold[self._gold_starts[row] : self._gold_starts[row + 1]]
             gold[position, spans[:, 1], 0] = True
             gold[position, spans[:, 2], 1] = True
             gold[position, NULL_POSITION] = len(spans) == 0
-        pairs = np.repeat(np.arange(len(indices)), [len(windows) for windows in ranges])
+            for _, first, last in spans.tolist():
+                inside[position, first : last + 1] = True
         return {
-            **batch,
+            **super().targets(indices, width=width),
             "context_mask": torch.from_numpy((offsets[:, :, 0] != NO_OFFSET).astype(np.int64)),
             "offset_mapping": torch.from_numpy(offsets),
             "gold": torch.from_numpy(gold),
+            "inside": torch.from_numpy(inside),
             "weights": torch.from_numpy(self._weights[rows]),
-            "pairs": torch.from_numpy(pairs),
         }
 
 
@@ -138,13 +120,17 @@ class EvidenceTask(Task):
             split: len(pairs) - len(self.examples[split])
             for split, pairs in inputs.examples.items()
         }
-        self.model = EvidenceModel(
-            self.network(ENCODER),
-            hidden_size=inputs.encoders[ENCODER].hidden_size,
-            head_layers=config.model.head_layers,
-            head_width=config.model.head_width,
-            head_dropout=config.model.head_dropout,
-            max_tokens=inputs.max_tokens,
+        self.model = (
+            label_attention(self, config.model, window_pooling="max")
+            if self.reads_texts
+            else EvidenceModel(
+                self.network(ENCODER),
+                hidden_size=inputs.encoders[ENCODER].hidden_size,
+                head_layers=config.model.head_layers,
+                head_width=config.model.head_width,
+                head_dropout=config.model.head_dropout,
+                max_tokens=inputs.max_tokens,
+            )
         )
         self.evaluation = EvidenceEvaluation(
             criteria=inputs.criteria, examples=self.examples, seed=config.seed
@@ -153,27 +139,34 @@ class EvidenceTask(Task):
     def empty_split(self, split: str) -> str:
         return f"The split {split} has no pair whose evidence is known; see the alignment report."
 
-    def encode(self, split: str, examples: Sequence[Example]) -> WindowSource:
-        return window_source(self, self._settings, examples, part=ENCODER)
+    def encode(self, split: str, examples: Sequence[Example]) -> PairSource | TextSource:
+        return source_of(self, window_source(self, self._settings, examples, part=ENCODER))
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
         pool = super().epoch_pool(epoch)
-        trainable: np.ndarray = pool[self.source("train").trainable[pool]]
-        return trainable
+        trainable = self.source("train").pairs.trainable
+        has_one = [trainable[own].any() for own in self.pairs_of_examples("train")]
+        kept: np.ndarray = pool[np.asarray(has_one, dtype=bool)[pool]]
+        return kept
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the weighted mean of the window losses of each example, `[B]`."""
-        per_window = span_loss(model(**_inputs(batch)), batch["gold"]) * batch["weights"]
-        n_pairs = int(batch["pairs"][-1]) + 1
-        return per_window.new_zeros(n_pairs).index_add(0, batch["pairs"], per_window)
+        """Return the loss of each example, `[B]`: of a pair, the weighted mean over its windows."""
+        return mean_by_example(span_losses(self._spans(model, batch), batch), batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `span_starts`, `span_ends` (code points) and `span_scores`, each `[B, max_spans]`."""
-        return decoded_spans(log_odds(model(**_inputs(batch))), batch, self._settings)
+        """Return `span_starts`, `span_ends` (code points) and `span_scores`, each `[P, max_spans]`."""
+        return decoded_spans(log_odds(self._spans(model, batch)), batch, self._settings)
+
+    def _spans(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.reads_texts:
+            return outputs_of(model, batch, spans=True).spans
+        inputs = {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
+        spans: Tensor = model(**inputs)
+        return spans
 
     def input_summary(self, split: str) -> list[str]:
         return window_summary(
-            self.source(split),
+            self.source(split).pairs,
             split=split,
             n_unknown=self._n_unknown[split],
             max_length=self.max_length,
@@ -185,7 +178,7 @@ class EvidenceTask(Task):
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
         return {
-            **window_metrics(self.source(predicted.split)),
+            **window_metrics(self.source(predicted.split).pairs),
             "n_pairs_with_unknown_evidence": self._n_unknown[predicted.split],
         }
 
@@ -224,13 +217,26 @@ def window_source(
     )
 
 
+def span_losses(spans: Tensor, batch: Batch) -> Tensor:
+    """Return the span loss of each pair of a `WindowSource` batch, `[P]`, from logits `[V, T, 2]`."""
+    per_window = span_loss(spans, batch["gold"]) * batch["weights"]
+    return per_window.new_zeros(len(batch["labels"])).index_add(0, batch["pairs"], per_window)
+
+
+def attention_losses(attention: Tensor, batch: Batch) -> Tensor:
+    """Return the `attention_loss` of each pair of a `WindowSource` batch, `[P]`, from `[V, T]`."""
+    per_window = attention_loss(attention, batch["inside"], batch["context_mask"].bool())
+    per_window = per_window * batch["weights"]
+    return per_window.new_zeros(len(batch["labels"])).index_add(0, batch["pairs"], per_window)
+
+
 def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> dict[str, Tensor]:
     """Decode log odds `[W, T, 2]` of a `WindowSource` batch to the outputs of `EvidenceTask.predict`."""
     starts, ends, scores = decode_spans(
         odds.detach().cpu().numpy(),
         batch["offset_mapping"].cpu().numpy(),
         batch["pairs"].cpu().numpy(),
-        n_pairs=int(batch["pairs"][-1]) + 1,
+        n_pairs=len(batch["labels"]),
         n_best_size=settings.n_best_size,
         max_answer_length=settings.max_answer_length,
         max_spans=settings.max_spans,
@@ -296,10 +302,6 @@ def window_summary(
             f"`max_answer_length` is {max_answer_length}: it cannot be predicted."
         )
     return lines
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor]:
-    return {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
 
 
 def _sentence_offsets(examples: Sequence[Example], windows: EncodedWindows) -> list[np.ndarray]:

@@ -12,7 +12,6 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.joint import ReducedProbabilities, faithfulness
 from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
 from psy_agents_noaug.models.joint import JointModel
-from psy_agents_noaug.models.losses import classification_loss, span_loss
 from psy_agents_noaug.tasks.base import (
     ENCODER,
     Batch,
@@ -28,17 +27,21 @@ from psy_agents_noaug.tasks.criteria.task import (
     CLASSES,
     check_both_classes,
     epoch_class_weights,
+    label_losses,
 )
 from psy_agents_noaug.tasks.evidence.task import (
-    ENCODER_INPUTS,
     WindowSource,
+    attention_losses,
     decoded_spans,
+    span_losses,
     window_metrics,
     window_source,
     window_summary,
 )
-from psy_agents_noaug.tasks.joint.config import JointTaskConfig
+from psy_agents_noaug.tasks.joint.config import JointTaskConfig, LossWeightsConfig
 from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation, SpansByPair
+from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
+from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
 
 # The parts of a task with two encoders.
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
@@ -46,41 +49,39 @@ CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
 _CRITERIA_PREFIX = "criteria/"
 
 
-class JointSource:
-    """Pairs cut into windows for the evidence encoder, and for a separate criteria encoder.
+class TwoEncoderSource:
+    """The windows of the evidence encoder, and those of a separate criteria encoder.
 
     Args:
-        examples: the pairs.
         evidence: the windows of the evidence encoder.
-        criteria: the windows of the criteria encoder; None if the encoder is shared.
+        criteria: the windows of the criteria encoder.
     """
 
-    def __init__(
-        self, examples: Sequence[Example], evidence: WindowSource, criteria: WindowSource | None
-    ) -> None:
-        self.examples = examples
-        self.evidence = evidence
-        self.criteria = criteria
-        self.ids = evidence.ids
-        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
+    def __init__(self, evidence: WindowSource, criteria: WindowSource) -> None:
+        self.pairs = evidence
+        self.examples = evidence.examples
+        self.predicted_ids = self.ids = evidence.ids
+        self._criteria = criteria
+        self.lengths = evidence.lengths + criteria.lengths
 
-    @property
-    def lengths(self) -> np.ndarray:
-        lengths: np.ndarray = self.evidence.lengths
-        return lengths if self.criteria is None else lengths + self.criteria.lengths
+    def predicted(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows of the predictions that a batch of these examples gives."""
+        return list(indices)
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Return a `WindowSource` batch with `labels` `[B]`, and the windows of the criteria encoder."""
-        batch = self.evidence.collate(indices)
-        batch["labels"] = torch.from_numpy(self.labels[list(indices)])
-        if self.criteria is not None:
-            criteria = self.criteria.collate(indices)
-            batch |= {
+        """Return a `WindowSource` batch, and the windows of the criteria encoder with a prefix."""
+        criteria = self._criteria.collate(indices)
+        return {
+            **self.pairs.collate(indices),
+            **{
                 _CRITERIA_PREFIX + name: criteria[name]
                 for name in (*ENCODER_INPUTS, "pairs")
                 if name in criteria
-            }
-        return batch
+            },
+        }
+
+
+JointSource = PairSource | TextSource | TwoEncoderSource
 
 
 class JointTask(Task):
@@ -102,29 +103,10 @@ class JointTask(Task):
         self._criteria_part, self._evidence_part = (
             (ENCODER, ENCODER) if shares else (CRITERIA, EVIDENCE)
         )
-        # In the order of the parts: adapters draw random weights when they are added.
-        networks = {part: self.network(part) for part in inputs.encoders}
-        evidence_hidden_size = inputs.encoders[self._evidence_part].hidden_size
-        evidence = EvidenceModel(
-            networks[self._evidence_part],
-            hidden_size=evidence_hidden_size,
-            head_layers=config.model.head_layers,
-            head_width=config.model.head_width,
-            head_dropout=config.model.head_dropout,
-            max_tokens=inputs.max_tokens,
-        )
-        self.model = JointModel(
-            evidence,
-            networks.get(CRITERIA),
-            hidden_size=inputs.encoders[self._criteria_part].hidden_size,
-            evidence_hidden_size=evidence_hidden_size,
-            fusion=settings.fusion,
-            window_pooling=settings.window_pooling,
-            learned_weights=settings.loss_weights == "uncertainty",
-            pooling=config.model.pooling,
-            head_layers=config.model.head_layers,
-            head_width=config.model.head_width,
-            head_dropout=config.model.head_dropout,
+        self.model = (
+            label_attention(self, config.model, window_pooling=settings.window_pooling)
+            if self.reads_texts
+            else self._cross_encoder(config.model)
         )
         self.evaluation: JointEvaluation = JointEvaluation(
             settings,
@@ -145,6 +127,33 @@ class JointTask(Task):
             for part, name in named.items()
         }
 
+    def _cross_encoder(self, model: ModelConfig) -> JointModel:
+        settings = self._settings
+        # In the order of the parts: adapters draw random weights when they are added.
+        networks = {part: self.network(part) for part in self.inputs.encoders}
+        evidence_hidden_size = self.inputs.encoders[self._evidence_part].hidden_size
+        evidence = EvidenceModel(
+            networks[self._evidence_part],
+            hidden_size=evidence_hidden_size,
+            head_layers=model.head_layers,
+            head_width=model.head_width,
+            head_dropout=model.head_dropout,
+            max_tokens=self.inputs.max_tokens,
+        )
+        return JointModel(
+            evidence,
+            networks.get(CRITERIA),
+            hidden_size=self.inputs.encoders[self._criteria_part].hidden_size,
+            evidence_hidden_size=evidence_hidden_size,
+            fusion=settings.fusion,
+            window_pooling=settings.window_pooling,
+            learned_weights=settings.loss_weights == "uncertainty",
+            pooling=model.pooling,
+            head_layers=model.head_layers,
+            head_width=model.head_width,
+            head_dropout=model.head_dropout,
+        )
+
     def check_training_examples(self) -> None:
         check_both_classes(self.examples)
 
@@ -155,39 +164,44 @@ class JointTask(Task):
         settings = self._settings.evidence
         evidence = window_source(self, settings, examples, part=self._evidence_part, cached=cached)
         if self._criteria_part == self._evidence_part:
-            return JointSource(examples, evidence, None)
+            return source_of(self, evidence)
         criteria = window_source(self, settings, examples, part=self._criteria_part, cached=cached)
-        return JointSource(examples, evidence, criteria)
+        return TwoEncoderSource(evidence, criteria)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted losses of label and evidence, `[B, 2]`."""
-        label_odds, spans, log_variances = model(**_inputs(batch))
-        settings = self._settings.criteria
-        weights = self._class_weights
-        label_losses = classification_loss(
-            torch.stack([torch.zeros_like(label_odds), label_odds], dim=-1),
-            batch["labels"],
-            class_weights=None if weights is None else weights.to(label_odds.device),
-            focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
-        )
-        per_window = span_loss(spans, batch["gold"]) * batch["weights"]
-        evidence_losses = torch.zeros_like(label_losses).index_add(0, batch["pairs"], per_window)
-        losses = torch.stack([label_losses, evidence_losses], dim=-1)
-        loss_weights = self._settings.loss_weights
-        if loss_weights == "uncertainty":
-            # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
-            observed = (
-                torch.zeros_like(label_losses).index_add(0, batch["pairs"], batch["weights"]) > 0
-            )
-            counted = torch.stack([torch.ones_like(observed), observed], dim=-1)
-            weighted: Tensor = losses * torch.exp(-log_variances) + counted * log_variances / 2
+        settings = self._settings
+        if self.reads_texts:
+            outputs = outputs_of(model, batch, spans=True)
+            label_odds, spans = outputs.label_odds, outputs.spans
         else:
-            weighted = losses * losses.new_tensor([loss_weights.criteria, loss_weights.evidence])
-        return weighted
+            label_odds, spans, log_variances = model(**_inputs(batch))
+        of_labels = label_losses(
+            label_odds, batch["labels"], settings.criteria, self._class_weights
+        )
+        of_evidence = span_losses(spans, batch)
+        weights = settings.loss_weights
+        if isinstance(weights, LossWeightsConfig):
+            if self.reads_texts:
+                of_evidence = of_evidence + weights.attention * attention_losses(
+                    outputs.attention, batch
+                )
+            losses = torch.stack([of_labels, of_evidence], dim=-1)
+            weighted = losses * losses.new_tensor([weights.criteria, weights.evidence])
+        else:
+            # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
+            losses = torch.stack([of_labels, of_evidence], dim=-1)
+            observed = torch.zeros_like(of_labels).index_add(0, batch["pairs"], batch["weights"])
+            counted = torch.stack([torch.ones_like(observed), observed > 0], dim=-1)
+            weighted = losses * torch.exp(-log_variances) + counted * log_variances / 2
+        return mean_by_example(weighted, batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return `probabilities`, float32 `[B]`: p(met), and the spans of `EvidenceTask.predict`."""
-        label_odds, spans, _ = model(**_inputs(batch))
+        """Return `probabilities`, float32 `[P]`: p(met), and the spans of `EvidenceTask.predict`."""
+        if self.reads_texts:
+            label_odds, spans, _ = outputs_of(model, batch, spans=True)
+        else:
+            label_odds, spans, _ = model(**_inputs(batch))
         return {
             "probabilities": label_odds.float().sigmoid(),
             **decoded_spans(log_odds(spans), batch, self._settings.evidence),
@@ -195,7 +209,7 @@ class JointTask(Task):
 
     def input_summary(self, split: str) -> list[str]:
         return window_summary(
-            self.source(split).evidence,
+            self.source(split).pairs,
             split=split,
             n_unknown=self.evaluation.n_unknown(split),
             max_length=self.max_length,
@@ -224,7 +238,7 @@ class JointTask(Task):
             random_alone=reduced(by_chance, "alone"),
         )
         return {
-            **window_metrics(self.source(predicted.split).evidence),
+            **window_metrics(self.source(predicted.split).pairs),
             **flat_metrics(faithfulness(found)),
         }
 

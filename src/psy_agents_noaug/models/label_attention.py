@@ -1,0 +1,175 @@
+"""Label attention: the encoder reads a text once, and every criterion attends to its tokens.
+
+After CAML (Mullenbach et al. 2018) and LAAT (Vu et al. 2020), with one scorer for all criteria, so that
+it can read the vector of a criterion that it was not trained on. Shapes: W windows of T tokens; C
+criteria; encoder width H; P pairs (of a text and a criterion) with V windows in all.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from psy_agents_noaug.models.encoder import encode_rows
+from psy_agents_noaug.models.evidence import NULL_POSITION
+from psy_agents_noaug.models.execution import run_encoder
+from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+from psy_agents_noaug.models.windows import WindowPooling, pool_windows
+
+CriterionVectorKind = Literal["learned", "encoded"]
+_FIRST_ATTENTION_BIAS = -3.0  # few tokens are evidence
+
+
+class Outputs(NamedTuple):
+    """The outputs of `LabelAttentionModel` for the pairs of a batch.
+
+    Args:
+        label_odds: log odds of "met", float32 `[P]`.
+        spans: start and end logits, float32 `[V, T, 2]`, as those of `EvidenceModel`.
+        attention: score of each token, float32 `[V, T]`, -inf for padding. The label reads the tokens
+            weighted by the softmax of these.
+    """
+
+    label_odds: Tensor
+    spans: Tensor
+    attention: Tensor
+
+
+class CriterionVectors(nn.Module):
+    """One vector for each criterion: the encoder's mean over the tokens of the criterion's text.
+
+    Args:
+        encoder: computes them.
+        texts: `input_ids`, `attention_mask`, maybe `token_type_ids` of the criteria's texts, `[C, L]`.
+        kind: `learned`: parameters that begin as these vectors. `encoded`: computed in every forward
+            pass, so that other criteria can be read too.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, texts: Mapping[str, Tensor], *, kind: CriterionVectorKind
+    ) -> None:
+        super().__init__()
+        self._names = list(texts)
+        self._mean = Pooling("mean", hidden_size=0)
+        for name, value in texts.items():
+            self.register_buffer(name, value, persistent=False)
+        self.vectors: nn.Parameter | None = None
+        if kind == "learned":
+            was_training = encoder.training
+            encoder.eval()
+            with torch.no_grad():
+                self.vectors = nn.Parameter(self._encoded(encoder))
+            encoder.train(was_training)
+
+    def forward(self, encoder: nn.Module) -> Tensor:
+        """Return the vectors, `[C, H]`."""
+        return self._encoded(encoder) if self.vectors is None else self.vectors
+
+    def _encoded(self, encoder: nn.Module) -> Tensor:
+        inputs = {name: self.get_buffer(name) for name in self._names}
+        mean: Tensor = self._mean(run_encoder(encoder, inputs), inputs["attention_mask"])
+        return mean.clone()
+
+
+class LabelAttentionModel(nn.Module):
+    """Judges every criterion of a text, and scores where its evidence starts and ends.
+
+    Every criterion has a query for its attention and one each for starts and ends; their products with
+    the keys of the tokens are the scores. The label's head reads the tokens' mean weighted by the
+    attention, the criterion's vector, the product of both, and the largest and the summed attention.
+
+    Args:
+        encoder: a Hugging Face encoder whose output has `last_hidden_state` `[W, T, H]`.
+        criterion_texts: see `CriterionVectors`.
+        criterion_vectors: see `CriterionVectors`.
+        hidden_size: H.
+        head_layers: hidden layers of the label's head, which compares what it reads.
+        head_width: of the label, see `ClassificationHead`.
+        head_dropout: of the label, see `ClassificationHead`.
+        window_pooling: how the log odds of the windows of a pair are combined, see `pool_windows`.
+        max_tokens: see `encode_rows`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        criterion_texts: Mapping[str, Tensor],
+        *,
+        criterion_vectors: CriterionVectorKind,
+        hidden_size: int,
+        head_layers: int,
+        head_width: int | None,
+        head_dropout: float,
+        window_pooling: WindowPooling,
+        max_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.criteria = CriterionVectors(encoder, criterion_texts, kind=criterion_vectors)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.query = nn.Linear(hidden_size, 3 * hidden_size)
+        self.attention_bias = nn.Parameter(torch.tensor(_FIRST_ATTENTION_BIAS))
+        self.head = ClassificationHead(
+            3 * hidden_size + 2,
+            classes=1,
+            layers=head_layers + 1,
+            width=head_width or hidden_size,
+            dropout=head_dropout,
+        )
+        self.window_pooling = window_pooling
+        self.max_tokens = max_tokens
+
+    def forward(
+        self,
+        inputs: dict[str, Tensor],
+        windows: Tensor,
+        criteria: Tensor,
+        pairs: Tensor,
+        n_pairs: int,
+        context_mask: Tensor | None = None,
+    ) -> Outputs:
+        """Return the outputs for the pairs of a `TextSource` batch.
+
+        Args:
+            inputs: of the encoder, `[W, T]`.
+            windows: `[V]`, which of the W windows is read for a pair.
+            criteria: `[V]`, which of the C criteria it is read for.
+            pairs: `[V]`, the pair of each window.
+            n_pairs: P.
+            context_mask: `[V, T]`, 1 for the tokens of the post; None: no spans are wanted.
+        """
+        tokens = encode_rows(self.encoder, inputs, max_tokens=self.max_tokens)
+        vectors = self.criteria(self.encoder)
+        n_criteria, width = vectors.shape
+        keys = nn.functional.gelu(self.key(tokens))
+        queries = self.query(vectors).view(n_criteria * 3, width)
+        scores = (keys @ queries.T).float() / width**0.5
+        # [W, T, C * 3] to [3, W * C, T]
+        scores = scores.unflatten(-1, (n_criteria, 3)).permute(3, 0, 2, 1).flatten(1, 2)
+        mask = inputs["attention_mask"].bool()
+        attention = (scores[0] + self.attention_bias).unflatten(0, (-1, n_criteria))
+        attention = attention.masked_fill(~mask.unsqueeze(1), float("-inf"))
+        odds = self._label_odds(tokens, attention, vectors)
+        read = windows * n_criteria + criteria
+        spans = scores[1:].index_select(1, read).permute(1, 2, 0)
+        if context_mask is not None:
+            allowed = context_mask.bool().clone()
+            allowed[:, NULL_POSITION] = True
+            spans = spans.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
+        label_odds = pool_windows(
+            odds.flatten().index_select(0, read),
+            pairs,
+            n_pairs,
+            kind=self.window_pooling,
+        )
+        return Outputs(label_odds, spans, attention.flatten(0, 1).index_select(0, read))
+
+    def _label_odds(self, tokens: Tensor, attention: Tensor, vectors: Tensor) -> Tensor:
+        """Return the log odds of "met" in each window, `[W, C]`, from the attention `[W, C, T]`."""
+        found = attention.softmax(dim=-1).to(tokens.dtype) @ tokens
+        own = vectors.expand_as(found)
+        pointed = torch.stack([attention.amax(dim=-1), attention.logsumexp(dim=-1)], dim=-1)
+        read = torch.cat([found, own, found * own, pointed.to(found.dtype)], dim=-1)
+        odds: Tensor = self.head(read).squeeze(-1).float()
+        return odds

@@ -1,0 +1,161 @@
+"""Encoded pairs as an `ExampleSource`: pair by pair, or text by text with all pairs of a text.
+
+Shapes: a batch has B examples, P pairs with V windows in all, and W windows of T tokens that the encoder
+reads. Pair by pair, B = P and W = V.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from psy_agents_noaug.data.examples import Example, pairs_by_text
+from psy_agents_noaug.data.windows import EncodedWindows
+from psy_agents_noaug.tasks.base import Batch
+
+ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class PairSource:
+    """Pairs cut into windows, tokenised once, that can be collated in any grouping.
+
+    An example is a pair with all of its windows.
+
+    Args:
+        examples: the pairs.
+        windows: of the pairs.
+    """
+
+    def __init__(self, examples: Sequence[Example], windows: EncodedWindows) -> None:
+        self.examples = examples
+        self.windows = windows
+        self.ids = [example.example_id for example in examples]
+        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
+        self.pair_of = np.repeat(np.arange(len(examples)), np.diff(windows.starts))
+
+    @property
+    def pairs(self) -> "PairSource":
+        """The pairs themselves, as those of a `TextSource`."""
+        return self
+
+    @property
+    def predicted_ids(self) -> Sequence[str]:
+        """Identifier of each row of the predictions."""
+        return self.ids
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
+        longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
+        return longest * np.diff(self.windows.starts)
+
+    def predicted(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows of the split's predictions that a batch of these examples gives."""
+        return list(indices)
+
+    def windows_of(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the windows of these pairs, `[V]`, and the position of each one's pair, `[V]`."""
+        starts = self.windows.starts
+        ranges = [np.arange(starts[index], starts[index + 1]) for index in indices]
+        positions = np.repeat(np.arange(len(indices)), [len(own) for own in ranges])
+        return np.concatenate(ranges), positions
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Return the windows of these examples, example by example, padded, and their `targets`.
+
+        Returns:
+            input_ids: `[W, T]`.
+            attention_mask: `[W, T]`.
+            token_type_ids: `[W, T]`, if the encoder has them.
+        """
+        inputs = self.windows.rows.pad(self.windows_of(indices)[0].tolist())
+        return {**inputs, **self.targets(indices, width=inputs["input_ids"].shape[1])}
+
+    def targets(self, indices: Sequence[int], *, width: int) -> Batch:
+        """Return what a batch holds of these pairs besides the encoder's inputs.
+
+        Args:
+            indices: the pairs.
+            width: T.
+
+        Returns:
+            labels: int64 `[P]`.
+            pairs: `[V]`, index of the window's pair in `indices`, in ascending order.
+        """
+        return {
+            "labels": torch.from_numpy(self.labels[list(indices)]),
+            "pairs": torch.from_numpy(self.windows_of(indices)[1]),
+        }
+
+
+class TextSource:
+    """Texts (posts or sentences) that the encoder reads once for all of their pairs.
+
+    An example is a text.
+
+    Args:
+        pairs: of the texts; without a first text, so that the pairs of a text have the same windows.
+        criterion_ids: in the order of the model's criteria.
+    """
+
+    def __init__(self, pairs: PairSource, criterion_ids: Sequence[str]) -> None:
+        self.pairs = pairs
+        self.members = pairs_by_text(pairs.examples)
+        self.ids = [_text_id(pairs.examples[own[0]]) for own in self.members]
+        self._firsts = np.asarray([own[0] for own in self.members], dtype=np.int64)
+        self.lengths = pairs.lengths[self._firsts]
+        order = {criterion_id: index for index, criterion_id in enumerate(criterion_ids)}
+        self._criteria = np.asarray([order[example.criterion_id] for example in pairs.examples])
+
+    @property
+    def predicted_ids(self) -> Sequence[str]:
+        """Identifier of each row of the predictions, of a pair."""
+        return self.pairs.ids
+
+    def predicted(self, indices: Sequence[int]) -> list[int]:
+        """Return the rows of the split's predictions that a batch of these examples gives."""
+        return [pair for index in indices for pair in self.members[index]]
+
+    def collate(self, indices: Sequence[int]) -> Batch:
+        """Return the windows of these texts, padded, and the `PairSource.targets` of their pairs.
+
+        Returns:
+            input_ids, attention_mask, token_type_ids: `[W, T]`, see `PairSource.collate`.
+            windows: `[V]`, which of the W windows is read for a pair.
+            criteria: `[V]`, index of the pair's criterion.
+            texts: `[P]`, index of the pair's text in `indices`, in ascending order.
+        """
+        pairs = self.pairs
+        rows, texts = pairs.windows_of(self._firsts[list(indices)].tolist())
+        inputs = pairs.windows.rows.pad(rows.tolist())
+        members = self.predicted(indices)
+        begins = np.searchsorted(texts, np.arange(len(indices) + 1))
+        counts = [len(self.members[index]) for index in indices]
+        windows = [
+            np.tile(np.arange(begins[position], begins[position + 1]), count)
+            for position, count in enumerate(counts)
+        ]
+        targets = pairs.targets(members, width=inputs["input_ids"].shape[1])
+        return {
+            **inputs,
+            **targets,
+            "windows": torch.from_numpy(np.concatenate(windows)),
+            "criteria": torch.from_numpy(self._criteria[members])[targets["pairs"]],
+            "texts": torch.from_numpy(np.repeat(np.arange(len(indices)), counts)),
+        }
+
+
+def mean_by_example(values: Tensor, batch: Batch) -> Tensor:
+    """Return values of pairs `[P, ...]` as values of examples `[B, ...]`: the mean over a text's pairs."""
+    if "texts" not in batch:
+        return values
+    texts = batch["texts"]
+    counts = torch.bincount(texts)
+    total = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, texts, values)
+    return total / counts.view(-1, *[1] * (values.dim() - 1))
+
+
+def _text_id(example: Example) -> str:
+    return example.example_id.removesuffix(f"/{example.criterion_id}")
