@@ -19,6 +19,7 @@ from psy_agents_noaug.tasks.base import (
     ExampleSource,
     MetricValues,
     Predictions,
+    RowSizes,
     SplitPredictions,
     Task,
     TaskInputs,
@@ -75,8 +76,15 @@ class WindowSource:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
-        longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
-        return longest * np.diff(self.windows.starts)
+        lengths: np.ndarray = self.sizes.longest * self.sizes.rows
+        return lengths
+
+    @cached_property
+    def sizes(self) -> RowSizes:
+        """The windows of each example."""
+        lengths, starts = self.windows.rows.lengths, self.windows.starts
+        longest, tokens = (f.reduceat(lengths, starts[:-1]) for f in (np.maximum, np.add))
+        return RowSizes(np.diff(starts), longest, tokens)
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Return the windows of these examples, example by example, padded to W rows of T tokens.

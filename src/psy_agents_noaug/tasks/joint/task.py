@@ -19,6 +19,7 @@ from psy_agents_noaug.tasks.base import (
     ExampleSource,
     MetricValues,
     Predictions,
+    RowSizes,
     SplitPredictions,
     Task,
     TaskInputs,
@@ -68,6 +69,13 @@ class JointSource:
     def lengths(self) -> np.ndarray:
         lengths: np.ndarray = self.evidence.lengths
         return lengths if self.criteria is None else lengths + self.criteria.lengths
+
+    @property
+    def sizes(self) -> RowSizes:
+        sizes = self.evidence.sizes
+        if self.criteria is None:
+            return sizes
+        return RowSizes(*map(np.maximum, sizes, self.criteria.sizes))
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Return a `WindowSource` batch with `labels` `[B]`, and the windows of the criteria encoder."""
