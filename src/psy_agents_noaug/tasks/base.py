@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor, nn
@@ -56,6 +56,36 @@ class ExampleSource(Protocol):
 
     def predicted(self, indices: Sequence[int]) -> list[int]:
         """Return the rows of the predictions that a batch of these examples gives, in its order."""
+
+
+class RowSizes(NamedTuple):
+    """What each example puts into an encoder at once, for predictions: int64 `[examples]` each.
+
+    Args:
+        rows: how many rows.
+        longest: tokens of the longest of them.
+        tokens: of all of them, without padding.
+    """
+
+    rows: np.ndarray
+    longest: np.ndarray
+    tokens: np.ndarray
+
+
+@runtime_checkable
+class RowSource(ExampleSource, Protocol):
+    """An `ExampleSource` whose examples have several rows, such as the windows of a post."""
+
+    @property
+    def sizes(self) -> RowSizes:
+        """The rows of the examples; of several encoders, which run in turn, the largest."""
+
+
+def row_sizes(source: ExampleSource) -> RowSizes:
+    """Return the sizes of a `RowSource`; the examples of other sources have one row."""
+    if isinstance(source, RowSource):
+        return source.sizes
+    return RowSizes(np.ones_like(source.lengths), source.lengths, source.lengths)
 
 
 @dataclass(frozen=True)

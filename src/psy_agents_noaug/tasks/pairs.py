@@ -13,7 +13,7 @@ from torch import Tensor
 
 from psy_agents_noaug.data.examples import Example, pairs_by_text
 from psy_agents_noaug.data.windows import EncodedWindows
-from psy_agents_noaug.tasks.base import Batch
+from psy_agents_noaug.tasks.base import Batch, RowSizes
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -48,8 +48,15 @@ class PairSource:
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
-        longest = np.maximum.reduceat(self.windows.rows.lengths, self.windows.starts[:-1])
-        return longest * np.diff(self.windows.starts)
+        lengths: np.ndarray = self.sizes.longest * self.sizes.rows
+        return lengths
+
+    @cached_property
+    def sizes(self) -> RowSizes:
+        """The windows of each example."""
+        lengths, starts = self.windows.rows.lengths, self.windows.starts
+        longest, tokens = (f.reduceat(lengths, starts[:-1]) for f in (np.maximum, np.add))
+        return RowSizes(np.diff(starts), longest, tokens)
 
     def predicted(self, indices: Sequence[int]) -> list[int]:
         """Return the rows of the split's predictions that a batch of these examples gives."""
@@ -106,6 +113,7 @@ class TextSource:
         self.ids = [_text_id(pairs.examples[own[0]]) for own in self.members]
         self._firsts = np.asarray([own[0] for own in self.members], dtype=np.int64)
         self.lengths = pairs.lengths[self._firsts]
+        self.sizes = RowSizes(*(size[self._firsts] for size in pairs.sizes))
         order = {criterion_id: index for index, criterion_id in enumerate(criterion_ids)}
         self._criteria = np.asarray([order[example.criterion_id] for example in pairs.examples])
 
@@ -148,7 +156,7 @@ class TextSource:
 
 
 def mean_by_example(values: Tensor, batch: Batch) -> Tensor:
-    """Return values of pairs `[P, ...]` as values of examples `[B, ...]`: the mean over a text's pairs."""
+    """Return values of pairs `[P, ...]` as those of examples `[B, ...]`: means over a text's pairs."""
     if "texts" not in batch:
         return values
     texts = batch["texts"]

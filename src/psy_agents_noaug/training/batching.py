@@ -40,6 +40,7 @@ def cut_by_tokens(
     max_tokens: int,
     max_examples: int | None = None,
     packed: bool = False,
+    rows: np.ndarray | None = None,
 ) -> list[list[int]]:
     """Sort examples by length, longest first, and cut them into micro-batches within a token budget.
 
@@ -52,13 +53,15 @@ def cut_by_tokens(
         max_tokens: the budget per micro-batch.
         max_examples: maximum examples per micro-batch.
         packed: whether the budget counts no padding.
+        rows: of each example, by index, if `lengths` are those of its longest row; None: one row each.
     """
     ordered = sorted(indices, key=lambda index: -int(lengths[index]))
     batches: list[list[int]] = []
     cost = 0
     for index in ordered:
+        n_rows = 1 if rows is None else int(rows[index])
         # The first example of a micro-batch is the longest and determines the padded length.
-        length = int(lengths[index if packed or not batches else batches[-1][0]])
+        length = int(lengths[index if packed or not batches else batches[-1][0]]) * n_rows
         fits = (
             batches
             and cost + length <= max_tokens
@@ -69,7 +72,7 @@ def cut_by_tokens(
             cost += length
         else:
             batches.append([index])
-            cost = int(lengths[index])
+            cost = int(lengths[index]) * n_rows
     return batches
 
 

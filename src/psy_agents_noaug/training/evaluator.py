@@ -24,6 +24,7 @@ from psy_agents_noaug.tasks.base import (
     Predictions,
     SplitPredictions,
     Task,
+    row_sizes,
 )
 from psy_agents_noaug.training.batching import cut_by_tokens
 from psy_agents_noaug.training.hardware import Hardware
@@ -34,6 +35,7 @@ from psy_agents_noaug.utils.out_of_memory import (
     give_memory_back,
     is_out_of_memory,
 )
+from psy_agents_noaug.utils.token_budget import tokens_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Evaluator:
         self._loader_options = hardware.loader_options
         self._eval_batch_size = eval_batch_size
         self._max_tokens = hardware.eval_tokens(packed=task.packs)
+        # Of one example, which may be longer than a batch of several.
+        self._max_tokens_held = max(self._max_tokens, hardware.max_tokens_held)
 
     def predict(
         self,
@@ -89,7 +93,7 @@ class Evaluator:
         Raises:
             LoaderError: see `loaded`.
             PredictionStopped: a process was asked to stop.
-            OutOfMemoryError: a batch of one example does not fit in memory.
+            OutOfMemoryError: a row of one example does not fit in memory.
             NonFiniteError: a score is NaN or infinite.
         """
         while True:
@@ -105,12 +109,13 @@ class Evaluator:
                 raise PredictionStopped
             if not self._distributed.any(own is None):
                 break
-            if self._max_tokens <= int(source.lengths.min()):
+            if self._max_tokens <= int(row_sizes(source).longest.min()):
                 raise OutOfMemoryError(
                     "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
                     "`model.max_length`."
                 )
             self._max_tokens //= 2
+            self._max_tokens_held = self._max_tokens
             give_memory_back()
             logger.warning(
                 "Out of memory during a prediction: batches now have at most %d tokens.",
@@ -149,12 +154,14 @@ class Evaluator:
             if should_stop():
                 raise PredictionStopped
 
+        sizes, packs = row_sizes(source), self._task.packs
         cut = cut_by_tokens(
             range(len(source.lengths)),
-            source.lengths,
+            sizes.tokens if packs else sizes.longest,
             max_tokens=self._max_tokens,
             max_examples=self._eval_batch_size,
-            packed=self._task.packs,
+            packed=packs,
+            rows=None if packs else sizes.rows,
         )
         mine = cut[self._distributed.rank :: self._distributed.count]
         loading = loaded(
@@ -164,7 +171,12 @@ class Evaluator:
             while_waiting=stop_if_asked,
         )
         parts: list[dict[str, np.ndarray]] = []
-        with loading as batches, _in_evaluation_mode(model), self._precision.autocast():
+        with (
+            loading as batches,
+            _in_evaluation_mode(model),
+            self._precision.autocast(),
+            tokens_at_once(self._max_tokens_held),
+        ):
             for batch in batches:
                 stop_if_asked()
                 outputs = self._task.predict(model, self._distributed.to_device(batch))

@@ -12,7 +12,7 @@ from psy_agents_noaug.models.label_attention import LabelAttentionModel
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
 POSTS = [
     "The bus was late again this morning.",
-    "We cooked soup. " * 12,
+    "We cooked soup. " * 20,
     "I bought a lamp.",
 ]
 WIDTH = 32
@@ -54,7 +54,7 @@ def make_model(tiny_encoder, tokenizer):
     return make
 
 
-def run(model, tokenizer, posts=POSTS, n_criteria=len(CRITERIA)):
+def run(model, tokenizer, posts=POSTS, n_criteria=3):
     """The outputs for every pair of a post and a criterion, and the windows."""
     windows = encoded(tokenizer, posts)
     rows, criteria, pairs = [], [], []

@@ -1,12 +1,17 @@
+import math
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from psy_agents_noaug.data.alignment import Span
 from psy_agents_noaug.data.windows import NO_OFFSET, encode_windows
-from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, decode_spans
+from psy_agents_noaug.errors import NonFiniteError
+from psy_agents_noaug.tasks.evidence import decoding
+from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates, decode_spans
 
 NEVER = -np.inf
 
@@ -14,13 +19,14 @@ NEVER = -np.inf
 def decode(log_odds, offsets, pairs=None, **changes):
     options = {"n_best_size": 20, "max_answer_length": 30, "max_spans": 3}
     pairs = np.zeros(len(log_odds), dtype=np.int64) if pairs is None else np.asarray(pairs)
-    return decode_spans(
-        np.asarray(log_odds, dtype=np.float32),
-        np.asarray(offsets),
-        pairs,
+    found = decode_spans(
+        torch.from_numpy(np.asarray(log_odds, dtype=np.float32)),
+        torch.from_numpy(np.asarray(offsets, dtype=np.int64)),
+        torch.from_numpy(pairs),
         n_pairs=int(pairs.max()) + 1,
         **(options | changes),
     )
+    return SpanCandidates(*(values.numpy() for values in found))
 
 
 def spans(found, pair: int = 0) -> list[tuple[int, int, float]]:
@@ -71,6 +77,75 @@ def test_a_pair_without_a_possible_span_has_none():
     found = decode([window({}, {})], [OFFSETS])
     assert found.starts.tolist() == found.ends.tolist() == [[NO_SPAN] * 3]
     assert (found.scores == NEVER).all()
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_scores_that_are_no_numbers_are_refused(score):
+    with pytest.raises(NonFiniteError, match="NaN or infinite"):
+        decode([window({1: 1}, {1: 1, 2: score})], [OFFSETS])
+
+
+def reference(log_odds, offsets, pairs, *, n_best_size, max_answer_length, max_spans):
+    """Return (start, end, score) of the spans of each pair, found one by one."""
+    candidates = [[] for _ in range(int(pairs.max()) + 1)]
+    for scores, chars, pair in zip(log_odds.astype(np.float64), offsets, pairs, strict=True):
+        firsts, lasts = (
+            [at for at in np.argsort(-scores[:, k], kind="stable") if scores[at, k] > NEVER]
+            for k in (0, 1)
+        )
+        candidates[pair] += [
+            (-(scores[first, 0] + scores[last, 1]), chars[first, 0], chars[last, 1])
+            for first in firsts[:n_best_size]
+            for last in lasts[:n_best_size]
+            if first <= last < first + max_answer_length
+        ]
+    chosen = [[] for _ in candidates]
+    for found, taken in zip(candidates, chosen, strict=True):
+        for negative, start, end in sorted(found):
+            if len(taken) < max_spans and all(end <= a or start >= b for a, b, _ in taken):
+                taken.append((int(start), int(end), float(-negative)))
+    return chosen
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_windows=st.integers(1, 6),
+    n_tokens=st.integers(1, 12),
+    n_best_size=st.integers(1, 14),
+    max_answer_length=st.integers(1, 12),
+    max_spans=st.integers(1, 5),
+    n_levels=st.sampled_from([2, 4, 10**6]),
+    float64_devices=st.sampled_from([("cpu",), ()]),
+)
+def test_windows_together_give_the_spans_of_each_alone(
+    seed, n_windows, n_tokens, n_best_size, max_answer_length, max_spans, n_levels, float64_devices
+):
+    """Scores have many ties, and tokens may share characters, as those of a sentence or an emoji do."""
+    chance = np.random.default_rng(seed)
+    shape = (n_windows, n_tokens, 2)
+    log_odds = (chance.integers(0, n_levels, shape) / n_levels - 0.5).astype(np.float32) * 7
+    log_odds[(log_odds == 0) & (chance.random(shape) < 0.5)] = -0.0
+    starts = np.cumsum(chance.integers(0, 3, shape[:2]), axis=1)
+    ends = np.maximum.accumulate(starts + chance.integers(1, 4, shape[:2]), axis=1)
+    offsets = np.stack([starts, ends], axis=2)
+    log_odds[chance.random(shape) < 0.3] = NEVER
+    outside = chance.random(shape[:2]) < 0.1
+    log_odds[outside], offsets[outside] = NEVER, NO_OFFSET
+    _, pairs = np.unique(chance.integers(0, n_windows, n_windows), return_inverse=True)
+    options = {
+        "n_best_size": n_best_size,
+        "max_answer_length": max_answer_length,
+        "max_spans": max_spans,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "_FLOAT64_DEVICES", float64_devices)
+        found = decode(log_odds, offsets, pairs, **options)
+    expected = reference(log_odds, offsets, pairs, **options)
+    assert [spans(found, pair) for pair in range(len(expected))] == expected
+    assert found.scores.dtype == np.float64
+    assert ((found.scores == NEVER) == (found.starts == NO_SPAN)).all()
+    assert ((found.ends == NO_SPAN) == (found.starts == NO_SPAN)).all()
 
 
 TEXT = st.text(

@@ -12,9 +12,14 @@ from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.evidence import NULL_POSITION, log_odds
+from psy_agents_noaug.models.execution import enable_packing
 from psy_agents_noaug.models.losses import span_loss
-from psy_agents_noaug.tasks.base import ENCODER, SplitPredictions, TaskInputs
+from psy_agents_noaug.tasks.base import ENCODER, RowSource, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.evidence.task import EvidenceTask
+from psy_agents_noaug.training.distributed import DistributedContext
+from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.training.precision import Precision
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:2]
 SECRET = "xylozephyrquill"
@@ -220,6 +225,81 @@ def test_windows_in_turns_give_the_loss_and_gradients_of_all_at_once(make_task, 
         gradients.append([loss.detach(), *(p.grad for p in task.model.parameters())])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def batches_and_passes(task, monkeypatch, *, budget: int, most: int | None = None):
+    """Predict val. Return the tokens of each encoder pass, the masks of the batches, the predictions.
+
+    Args:
+        task: a task on VAL.
+        monkeypatch: pytest's.
+        budget: tokens of a batch.
+        most: memory runs out in a pass of more tokens.
+    """
+    passes, batches = [], []
+
+    def counted(module, arguments, inputs):
+        passes.append(inputs["input_ids"].numel())
+        if most is not None and passes[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    hook = task.encoder_modules[0].register_forward_pre_hook(counted, with_kwargs=True)
+    original = task.predict
+
+    def watched(model, batch):
+        batches.append(batch["attention_mask"])
+        return original(model, batch)
+
+    monkeypatch.setattr(task, "predict", watched)
+    cpu = torch.device("cpu")
+    precision = Precision("off", device=cpu, supports_bf16=False, supports_fp16=False)
+    hardware = Hardware(DistributedContext(device=cpu), precision, {"num_workers": 0}, budget)
+    evaluator = Evaluator(task, hardware, eval_batch_size=64)
+    found = evaluator.predict(task.model, task.source("val"))
+    hook.remove()
+    monkeypatch.setattr(task, "predict", original)
+    return passes, batches, found
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_encoder_takes_every_batch_of_an_evaluation_in_one_pass(make_task, monkeypatch, packed):
+    task = make_task("model.max_length=32", max_tokens=40)
+    if packed:
+        enable_packing(task.encoder_modules[0])
+        task.packs = True
+    passes, batches, _ = batches_and_passes(task, monkeypatch, budget=10**6)
+    assert len(batches) == len(passes) == 1
+    sizes = task.source("val").sizes
+    budget = int((sizes.rows * sizes.longest).max())
+    passes, batches, _ = batches_and_passes(task, monkeypatch, budget=budget)
+    assert len(batches) == len(passes) > 1
+    assert passes == [int(mask.sum()) if packed else mask.numel() for mask in batches]
+    assert max(passes) <= budget
+
+
+@pytest.mark.faults(
+    "out of memory in the prediction of one long post",
+    "its windows go through the encoder in smaller turns; the predictions are the same",
+)
+def test_a_long_post_that_does_not_fit_into_memory_is_predicted_in_turns(make_task, monkeypatch):
+    task = make_task("model.max_length=32")
+    _, _, expected = batches_and_passes(task, monkeypatch, budget=10**6)
+    longest = task.source("val").sizes.longest.max()
+    assert task.source("val").sizes.tokens.max() > 3 * longest
+    passes, _, found = batches_and_passes(task, monkeypatch, budget=4096, most=2 * longest)
+    assert passes[0] > 2 * longest >= passes[-1]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5)
+
+
+def test_sizes_are_those_of_what_is_collated(make_task):
+    source = make_task("model.max_length=32").source("train")
+    assert isinstance(source, RowSource)
+    for index in range(len(source.ids)):
+        mask = source.collate([index])["attention_mask"]
+        collated = (*mask.shape, int(mask.sum()))
+        assert tuple(int(values[index]) for values in source.sizes) == collated
+    assert source.sizes.rows.max() > 3
 
 
 def test_predictions_lie_in_the_post_and_snap_to_sentences_if_asked_to(make_task):

@@ -202,6 +202,9 @@ def test_one_shared_encoder_tokenises_once(make_task):
     assert not [key for key in shared.source("train").collate([0]) if key.startswith("criteria/")]
     assert [key for key in separate.source("train").collate([0]) if key.startswith("criteria/")]
     assert (separate.source("train").lengths == 2 * shared.source("train").lengths).all()
+    # Predictions hold the tokens of one encoder at a time.
+    sizes = [task.source("train").sizes for task in (separate, shared)]
+    assert all((one == other).all() for one, other in zip(*sizes, strict=True))
 
 
 def test_encoders_with_different_tokenizers_work_together(

@@ -153,6 +153,22 @@ def test_a_packed_cut_counts_real_tokens_alone():
     assert cut_by_tokens(range(5), lengths, max_tokens=17, packed=True) == [[0, 4, 3], [2, 1]]
 
 
+@given(
+    examples=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 50)), min_size=1, max_size=30),
+    max_tokens=st.integers(1, 400),
+)
+def test_a_cut_of_examples_with_several_rows_counts_all_rows_as_long_as_the_longest(
+    examples, max_tokens
+):
+    rows, longest = np.asarray(examples).T
+    cut = cut_by_tokens(range(len(rows)), longest, max_tokens=max_tokens, rows=rows)
+    padded = [int(rows[batch].sum() * longest[batch].max()) for batch in cut]
+    assert Counter(k for batch in cut for k in batch) == Counter(range(len(rows)))
+    assert all(len(b) == 1 or n <= max_tokens for b, n in zip(cut, padded, strict=True))
+    for (batch, following), tokens in zip(itertools.pairwise(cut), padded, strict=False):
+        assert tokens + rows[following[0]] * longest[batch].max() > max_tokens
+
+
 def test_ties_keep_the_given_order():
     assert cut_by_tokens([3, 1, 2, 0], np.full(4, 5), max_tokens=99) == [[3, 1, 2, 0]]
 

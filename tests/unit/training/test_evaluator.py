@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.tasks.base import RowSizes
 from psy_agents_noaug.training.distributed import DistributedContext
 from psy_agents_noaug.training.evaluator import Evaluator, PredictionStopped
 from psy_agents_noaug.training.hardware import Hardware
@@ -69,6 +70,22 @@ def test_predictions_come_back_in_the_splits_order(task, batch_size, max_tokens)
     assert predictions["spans"].tolist() == [[k, 2 * k] for k in range(23)]
     assert max(task.sizes) <= batch_size
     assert sum(task.sizes) == 23
+
+
+@pytest.mark.parametrize(
+    ("packs", "max_tokens", "sizes"), [(False, 50, [2, 2]), (True, 51, [3, 1]), (True, 50, [2, 2])]
+)
+def test_batches_of_examples_with_several_rows_fill_the_budget(task, packs, max_tokens, sizes):
+    task.packs = packs
+    source = SimpleNamespace(
+        ids=list("abcd"),
+        lengths=np.asarray([40, 10, 10, 10]),
+        sizes=RowSizes(np.asarray([4, 1, 1, 1]), np.full(4, 10), np.asarray([31, 10, 10, 10])),
+        collate=lambda indices: {"rows": torch.tensor(indices)},
+    )
+    found = evaluator(task, max_tokens=max_tokens).predict(nn.Identity(), source)
+    assert found["rows"].tolist() == [0, 1, 2, 3]
+    assert task.sizes == sizes
 
 
 def test_out_of_memory_halves_the_batches_and_predicts_anew(task, monkeypatch):

@@ -233,19 +233,15 @@ def attention_losses(attention: Tensor, batch: Batch) -> Tensor:
 def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> dict[str, Tensor]:
     """Decode log odds `[W, T, 2]` of a `WindowSource` batch to the outputs of `EvidenceTask.predict`."""
     starts, ends, scores = decode_spans(
-        odds.detach().cpu().numpy(),
-        batch["offset_mapping"].cpu().numpy(),
-        batch["pairs"].cpu().numpy(),
+        odds.detach(),
+        batch["offset_mapping"],
+        batch["pairs"],
         n_pairs=len(batch["labels"]),
         n_best_size=settings.n_best_size,
         max_answer_length=settings.max_answer_length,
         max_spans=settings.max_spans,
     )
-    return {
-        "span_starts": torch.from_numpy(starts),
-        "span_ends": torch.from_numpy(ends),
-        "span_scores": torch.from_numpy(scores),
-    }
+    return {"span_starts": starts, "span_ends": ends, "span_scores": scores}
 
 
 def window_metrics(source: WindowSource) -> MetricValues:

@@ -18,6 +18,7 @@ from psy_agents_noaug.tasks.base import (
     ExampleSource,
     MetricValues,
     Predictions,
+    RowSizes,
     SplitPredictions,
     Task,
     TaskInputs,
@@ -63,6 +64,7 @@ class TwoEncoderSource:
         self.predicted_ids = self.ids = evidence.ids
         self._criteria = criteria
         self.lengths = evidence.lengths + criteria.lengths
+        self.sizes = RowSizes(*map(np.maximum, evidence.sizes, criteria.sizes))
 
     def predicted(self, indices: Sequence[int]) -> list[int]:
         """Return the rows of the predictions that a batch of these examples gives."""
