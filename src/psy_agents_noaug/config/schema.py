@@ -35,6 +35,7 @@ class DataConfig(Section):
     revision: str | None = None
     columns: TableColumns = {}
     ignored_criteria: list[str] = []
+    held_out_criteria: list[str] = []
     unit: Literal["post", "sentence"]
     # The default is for configurations of 0.2.0 and earlier, which knew annotated sentences alone.
     sentences: Literal["all", "annotated"] = "annotated"
