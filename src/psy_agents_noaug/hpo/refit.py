@@ -270,13 +270,11 @@ class Refit(Plan):
             )
         try:
             with path.open(encoding="utf-8") as file:
-                lines = [json.loads(line) for line in file]
+                return [json.loads(line) for line in file]
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{path} is damaged ({type(error).__name__}): evaluate that run on test again."
             ) from error
-        # Figures of the whole split are of the trained criteria.
-        return [line for line in lines if not line.get("held_out")]
 
     def _summary(
         self,

@@ -90,7 +90,8 @@ def test_the_table_says_by_which_criterion_the_model_is_better():
     assert lines[0].split()[-6:] == ["name", "system", "met", "AUROC", "AP", "F1"]
     assert [line.split()[0] for line in lines[2:6:2]] == list(IDS)
     assert sum("TF-IDF similarity  " in line for line in lines) == 2
-    assert "A.8: By AUROC the model is better than each baseline (paired 95 % intervals)." in lines
+    better = "A.8: By AUROC the model is better than TF-IDF similarity (paired 95 % intervals)."
+    assert better in lines
     assert "A.9: By AUROC the model is NOT shown to be better than: TF-IDF similarity" in table
 
 
