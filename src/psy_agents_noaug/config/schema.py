@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+ARCHITECTURES = ("cross_encoder", "label_attention")
 TableColumns = dict[Literal["posts", "annotations", "criteria"], dict[str, str]]
 
 
@@ -35,6 +36,7 @@ class DataConfig(Section):
     revision: str | None = None
     columns: TableColumns = {}
     ignored_criteria: list[str] = []
+    held_out_criteria: list[str] = []
     unit: Literal["post", "sentence"]
     # The default is for configurations of 0.2.0 and earlier, which knew annotated sentences alone.
     sentences: Literal["all", "annotated"] = "annotated"
@@ -187,10 +189,12 @@ class TaskSettings(Section):
 
     Attributes:
         headline_metrics: the metrics by which results of the task are compared, the main one first.
+        architectures: the values of `model.architecture` that the task has.
         name: of the task.
     """
 
     headline_metrics: ClassVar[tuple[str, ...]] = ()
+    architectures: ClassVar[tuple[str, ...]] = ("cross_encoder",)
 
     name: str
 
@@ -230,7 +234,23 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainConfig":
-        if conflicts := self.task.conflicts(self.data, self.model):
+        conflicts = self.task.conflicts(self.data, self.model)
+        model = self.model
+        if model.architecture not in self.task.architectures:
+            conflicts.append(
+                f"`model.architecture` must be {' or '.join(self.task.architectures)} for the "
+                f"{self.task.name} task, but is {model.architecture} instead."
+            )
+        if (
+            model.architecture == "label_attention"
+            and model.criterion_vectors == "learned"
+            and self.data.held_out_criteria
+        ):
+            conflicts.append(
+                "`model.criterion_vectors=learned` has no vector for `data.held_out_criteria`; use "
+                "`model.criterion_vectors=encoded`."
+            )
+        if conflicts:
             raise ValueError("\n  - ".join(conflicts))
         return self
 

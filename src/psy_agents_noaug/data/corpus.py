@@ -31,7 +31,7 @@ from psy_agents_noaug.data.validation import (
     resolve_criterion,
     split_aliases,
 )
-from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.errors import ConfigError, DataError, first_of
 from psy_agents_noaug.utils.files import sha256_of_json
 
 
@@ -102,6 +102,7 @@ def load_corpus(
     labels: LabelScale = BINARY,
     offsets: OffsetStyle = CODE_POINTS,
     subgroups: Sequence[str] = (),
+    held_out_criteria: Sequence[str] = (),
 ) -> Corpus:
     """Read and validate the three tables.
 
@@ -114,6 +115,7 @@ def load_corpus(
         labels: the values that `status` may have.
         offsets: how the file counts `start_char` and `end_char`.
         subgroups: columns of the posts that divide them into subgroups.
+        held_out_criteria: ids of criteria that will be held out of training.
 
     Raises:
         DataError: lists every fault of every table.
@@ -136,6 +138,7 @@ def load_corpus(
         labels=labels,
         offsets=offsets,
         subgroups=subgroups,
+        held_out_criteria=held_out_criteria,
     )
 
 
@@ -149,6 +152,7 @@ def load_hub_corpus(
     labels: LabelScale = BINARY,
     offsets: OffsetStyle = CODE_POINTS,
     subgroups: Sequence[str] = (),
+    held_out_criteria: Sequence[str] = (),
 ) -> Corpus:
     """Load a corpus like `load_corpus`, with posts and annotations from the Hugging Face hub."""
     posts, annotations = read_hub(repo, revision=revision, columns=columns, subgroups=subgroups)
@@ -168,6 +172,7 @@ def load_hub_corpus(
         labels=labels,
         offsets=offsets,
         subgroups=subgroups,
+        held_out_criteria=held_out_criteria,
     )
 
 
@@ -197,6 +202,7 @@ def _corpus(
     labels: LabelScale,
     offsets: OffsetStyle,
     subgroups: Sequence[str],
+    held_out_criteria: Sequence[str],
 ) -> Corpus:
     faults = list(unreadable)
     tables: dict[str, Table] = {}
@@ -225,6 +231,8 @@ def _corpus(
         criteria = _criteria(tables["criteria"])
     names = criterion_names(criteria)
     _check_ignored(ignored_criteria, names)
+    if names:  # of a criteria table that cannot be read, its own faults are enough
+        faults += _held_out_faults(held_out_criteria, criteria)
     if "annotations" in tables:
         faults += annotation_faults(
             tables["annotations"],
@@ -357,6 +365,19 @@ def _natural(identifier: str) -> tuple[list[tuple[bool, int, str]], str]:
     parts = re.findall(r"[0-9]+|[^0-9]+", identifier)
     keys = [(p.isdecimal(), int(p) if p.isdecimal() else 0, p) for p in parts]
     return keys, identifier
+
+
+def _held_out_faults(labels: Sequence[str], criteria: Sequence[Criterion]) -> list[Fault]:
+    """Find ids to hold out that no criterion has; one criterion at least must be left to train on."""
+    place, ids = "data.held_out_criteria", [criterion.criterion_id for criterion in criteria]
+    known = first_of([quote_criterion(criterion_id) for criterion_id in ids])
+    faults = [
+        Fault(place, "must be ids of criteria", quote_criterion(label), known if not n else "")
+        for n, label in enumerate(sorted(set(labels) - set(ids)))
+    ]
+    if set(ids) <= set(labels):
+        faults.append(Fault(place, "must leave a criterion to train on"))
+    return faults
 
 
 def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:

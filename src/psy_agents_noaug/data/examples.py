@@ -20,6 +20,8 @@ from psy_agents_noaug.errors import DataError
 Unit = Literal["post", "sentence"]
 SentenceChoice = Literal["all", "annotated"]
 UnannotatedPairs = Literal["negative", "drop"]
+# Beside the splits: the pairs of test's posts with the criteria that are held out of training.
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True, slots=True)

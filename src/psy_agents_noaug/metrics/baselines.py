@@ -1,12 +1,14 @@
-"""Baselines that a fine-tuned encoder has to beat: the majority class, and a linear TF-IDF model.
+"""Baselines that a fine-tuned encoder has to beat.
 
-Both are fitted on the training pairs alone and return probabilities, which the same functions score
-as the model's. A criterion without training pairs gets probability 0.
+The majority class and a linear TF-IDF model are fitted on the training pairs alone and return
+probabilities, which the same functions score as the model's; a criterion without training pairs gets
+probability 0. TF-IDF similarity needs no label, so that it can judge a criterion without training pairs.
 """
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -120,6 +122,50 @@ def tfidf_lr_probabilities(
         model.fit(train_features[train_rows[own_train]], labels[own_train])
         probabilities[own] = model.predict_proba(features[rows[own]])[:, 1]
     return probabilities
+
+
+def tfidf_similarities(
+    *,
+    train_texts: Sequence[str],
+    criterion_texts: Mapping[str, str],
+    texts: Sequence[str],
+    criterion_ids: Sequence[str],
+) -> Floats:
+    """Return the cosine of the TF-IDF vectors of each pair's criterion and text.
+
+    Args:
+        train_texts: among whose distinct texts, and the criteria, document frequencies are counted.
+        criterion_texts: by criterion id.
+        texts: shape [pairs].
+        criterion_ids: shape [pairs].
+
+    Returns:
+        Cosines in [0, 1], float64, shape [pairs].
+
+    Raises:
+        ValueError: `texts` and `criterion_ids` differ in length.
+    """
+    _check_lengths(texts=len(texts), criterion_ids=len(criterion_ids))
+    vectorizer = similarity_vectorizer([*criterion_texts.values(), *dict.fromkeys(train_texts)])
+    if vectorizer is None or not texts:
+        return np.zeros(len(texts))
+    rows, distinct = _distinct(texts)
+    columns = {name: column for column, name in enumerate(criterion_texts)}
+    criteria = vectorizer.transform(criterion_texts.values())
+    cosines: Floats = (vectorizer.transform(distinct) @ criteria.T).toarray()
+    return np.minimum(cosines[rows, [columns[name] for name in criterion_ids]], 1.0)
+
+
+def similarity_vectorizer(texts: Sequence[str]) -> Any:
+    """Return scikit-learn's TF-IDF of words without stop words, fitted; None if there is no word."""
+    # Imported here, because the import takes most of a second and training does not need it.
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, stop_words="english", tokenizer=tfidf_words, token_pattern=None
+    )
+    analyze = vectorizer.build_analyzer()
+    return vectorizer.fit(texts) if any(analyze(text) for text in texts) else None
 
 
 def tfidf_words(text: str) -> list[str]:

@@ -125,6 +125,7 @@ def compare(
     Raises:
         ValueError: lines are about different pairs, or the numbers of trainings differ.
     """
+    first, second = _of_trained_criteria(first), _of_trained_criteria(second)
     _check_same_pairs([*first, *second])
     if len(first) != len(second):
         raise ValueError("Both systems must be trained equally often.")
@@ -177,6 +178,7 @@ def mean_interval(
     """
     if len(trainings) < MIN_TRAININGS:
         return None
+    trainings = _of_trained_criteria(trainings)
     _check_same_pairs(trainings)
     compute = METRICS[metric][0]
     values = np.stack(
@@ -261,6 +263,11 @@ def _randomization(
         )[1:]
         n_extreme += int((np.abs(swapped) >= abs(observed) - 1e-12).sum())
     return (1 + n_extreme) / (1 + n_samples)
+
+
+def _of_trained_criteria(trainings: Sequence[Sequence[Line]]) -> list[list[Line]]:
+    """Return the lines without those of held-out criteria, of which no figure of a split is."""
+    return [[line for line in lines if not line.get("held_out")] for lines in trainings]
 
 
 def _check_same_pairs(trainings: Sequence[Sequence[Line]]) -> None:

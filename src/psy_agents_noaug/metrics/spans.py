@@ -110,6 +110,18 @@ class SpanPredictions:
         """Return the spans that are predicted at a decision threshold, see `kept_spans`."""
         return kept_spans(self.starts, self.ends, self.scores, threshold=threshold)
 
+    def take(self, rows: Ints) -> "SpanPredictions":
+        """Return the pairs that indices choose."""
+        return SpanPredictions(
+            texts=[self.texts[row] for row in rows.tolist()],
+            gold=[self.gold[row] for row in rows.tolist()],
+            starts=self.starts[rows],
+            ends=self.ends[rows],
+            scores=self.scores[rows],
+            criterion_ids=self.criterion_ids[rows],
+            group_ids=self.group_ids[rows],
+        )
+
     @cached_property
     def overlaps(self) -> list[NDArray[np.bool_]]:
         """Whether each predicted span matches each gold span; per pair, [spans, gold spans]."""

@@ -71,5 +71,6 @@ def beaten_line(
             f"By {name} the model is NOT shown to be better than: {'; '.join(not_better)}."
         )
     if not lines:
-        lines.append(f"By {name} the model is better than each baseline (paired 95 % intervals).")
+        beaten = "each baseline" if len(baselines) > 1 else next(iter(baselines.values()))
+        lines.append(f"By {name} the model is better than {beaten} (paired 95 % intervals).")
     return "\n".join(lines)

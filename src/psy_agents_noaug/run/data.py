@@ -11,8 +11,9 @@ from psy_agents_noaug.config.schema import DataConfig, TrainConfig
 from psy_agents_noaug.data import sample
 from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus
 from psy_agents_noaug.data.corpus import Corpus, Post, load_corpus, load_hub_corpus
+from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
-from psy_agents_noaug.data.examples import Example, LabelReport, build_examples
+from psy_agents_noaug.data.examples import HELD_OUT, Example, LabelReport, build_examples
 from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.labels import LabelScale
 from psy_agents_noaug.data.offsets import OffsetStyle
@@ -37,10 +38,16 @@ class PreparedData:
     """A corpus cut into examples, and what was found on the way.
 
     Attributes:
+        criteria: those that are trained and judged as usual.
+        held_out: the criteria of `data.held_out_criteria`.
+        examples: by split, of `criteria`; under `HELD_OUT` the pairs of test's posts with `held_out`,
+            if there are such criteria.
         dropped: texts (posts, or their sentences) that are left out of training as duplicates.
     """
 
     corpus: Corpus
+    criteria: Sequence[Criterion]
+    held_out: Sequence[Criterion]
     splits: Splits
     examples: dict[str, list[Example]]
     alignment: AlignmentReport
@@ -71,6 +78,13 @@ class PreparedData:
         """Return what a checkpoint remembers of the posts that training and thresholds see."""
         return SeenPosts.of(self.posts("train", "val"), key=self.corpus.fingerprint)
 
+    def held_out_counts(self) -> dict[str, dict[str, int]]:
+        """Return the number of pairs and of met pairs of test, of each held-out criterion."""
+        labels: dict[str, list[bool]] = {criterion.criterion_id: [] for criterion in self.held_out}
+        for example in self.examples.get(HELD_OUT, []):
+            labels[example.criterion_id].append(example.label > 0)
+        return {name: {"pairs": len(own), "positives": sum(own)} for name, own in labels.items()}
+
     def report(self) -> dict[str, Any]:
         """Return everything that `alignment.json` holds: ids and counts, no text."""
         return {
@@ -82,6 +96,7 @@ class PreparedData:
                 "ids": self.dropped[:MAX_IDS_IN_JSON],
             },
             "splits": self.counts,
+            "held_out_criteria": self.held_out_counts(),
             "warnings": self.warnings,
         }
 
@@ -116,14 +131,31 @@ def prepare_data(config: TrainConfig) -> PreparedData:
         examples = _without(set(dropped), examples, splits)
     kept = sorted(set(splits.train) - set(dropped))
     remaining = replace(splits, train=tuple(kept))
-    criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
+    criteria, held_out = [
+        [c for c in corpus.criteria if (c.criterion_id in data.held_out_criteria) is wanted]
+        for wanted in (False, True)
+    ]
+    examples, of_held_out = _parted(data, examples)
+    criterion_ids = [criterion.criterion_id for criterion in criteria]
     counts, warnings = split_summary(remaining, examples, criterion_ids=criterion_ids)
     split_of = splits.split_of()
     by_split: dict[str, list[Example]] = {name: [] for name in splits.by_name()}
     for example in examples:
         by_split[split_of[example.post_id]].append(example)
+    if held_out:
+        by_split[HELD_OUT] = [e for e in of_held_out if split_of[e.post_id] == "test"]
     prepared = PreparedData(
-        corpus, splits, by_split, alignment, label_report, duplicates, counts, warnings, dropped
+        corpus,
+        criteria,
+        held_out,
+        splits,
+        by_split,
+        alignment,
+        label_report,
+        duplicates,
+        counts,
+        warnings,
+        dropped,
     )
     _log(prepared)
     return prepared
@@ -144,6 +176,7 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
             labels=labels,
             offsets=_offset_style(config),
             subgroups=config.subgroups,
+            held_out_criteria=config.held_out_criteria,
         )
     assert config.posts is not None
     assert config.annotations is not None
@@ -156,6 +189,7 @@ def _load(config: DataConfig, labels: LabelScale) -> Corpus:
         labels=labels,
         offsets=_offset_style(config),
         subgroups=config.subgroups,
+        held_out_criteria=config.held_out_criteria,
     )
 
 
@@ -211,6 +245,22 @@ def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list
     return kept
 
 
+def _parted(config: DataConfig, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Return the pairs of the trained criteria, and those of the criteria that are held out.
+
+    Both are as in a corpus without the other criteria. Where annotated sentences alone are judged, those
+    that only held-out criteria have annotations of are no pairs of the trained ones.
+    """
+    held_out = set(config.held_out_criteria)
+    if not held_out:
+        return examples, []
+    trained = [example for example in examples if example.criterion_id not in held_out]
+    if config.unit == "sentence" and config.sentences == "annotated":
+        annotated = {_text_id(example) for example in trained if example.annotated}
+        trained = [example for example in trained if _text_id(example) in annotated]
+    return trained, [example for example in examples if example.criterion_id in held_out]
+
+
 def _folder(config: DataConfig) -> Path:
     if config.source == "bundled":
         return Path(sample.__path__[0])
@@ -261,6 +311,14 @@ def _log(prepared: PreparedData) -> None:
             for name, count in prepared.counts.items()
         ),
     )
+    if prepared.held_out:
+        logger.info(
+            "Held out of training, thresholds and calibration, and reported apart on test: %s.",
+            "; ".join(
+                f"{name} ({count['pairs']} pairs of test, {count['positives']} met)"
+                for name, count in prepared.held_out_counts().items()
+            ),
+        )
     for kind, pairs in prepared.duplicates.by_kind().items():
         if pairs:
             counts = [len(prepared.duplicates.post_ids(name, kind)) for name in prepared.counts]

@@ -1,5 +1,6 @@
 """The story of an evaluation, from a checkpoint to a report on a split."""
 
+import itertools
 import logging
 import time
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ import pandas as pd
 
 from psy_agents_noaug.config.loading import compose_config, lay_over
 from psy_agents_noaug.config.schema import EvaluateConfig
+from psy_agents_noaug.data.examples import HELD_OUT
 from psy_agents_noaug.errors import CheckpointError, first_of
 from psy_agents_noaug.metrics.classification import values_at_prevalence
+from psy_agents_noaug.metrics.held_out import held_out_table
 from psy_agents_noaug.run.checks import (
     check_evaluation_settings,
     check_unseen,
@@ -23,7 +26,13 @@ from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import open_tracker, send_report, tracking_status
-from psy_agents_noaug.tasks.base import DecisionRule, Task, TaskInputs
+from psy_agents_noaug.tasks.base import (
+    DecisionRule,
+    MetricValues,
+    SplitPredictions,
+    Task,
+    TaskInputs,
+)
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
 from psy_agents_noaug.training.checkpoint import load_checkpoint, using, weights_sha256
 from psy_agents_noaug.training.evaluator import Evaluator
@@ -115,7 +124,9 @@ def evaluate(
     directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
     with using(path):
         encoders = rebuild_encoders(config, checkpoint.metadata)
-    inputs = TaskInputs(encoders, data.corpus.criteria, data.examples, hardware.max_tokens_held)
+    inputs = TaskInputs(
+        encoders, data.criteria, data.examples, hardware.max_tokens_held, data.held_out
+    )
     task = build_task(config, inputs)
     with using(path):
         if task.metadata()["criteria"] != checkpoint.metadata["criteria"]:
@@ -201,7 +212,7 @@ def _checkpoint_file(path: Path) -> Path:
 
 
 def _warn_of_no_effect(
-    context: RunContext, figures: Mapping[str, Any], *, prevalence: float | None
+    context: RunContext, figures: Mapping[str, Any], *, split: str, prevalence: float | None
 ) -> None:
     """Warn of settings that ask for figures which the task does not have."""
     task = context.config.task.name
@@ -209,6 +220,35 @@ def _warn_of_no_effect(
         logger.warning("`prevalence` has no effect: the task %s has no predictive values.", task)
     if context.config.data.subgroups and not any(key.startswith("subgroup/") for key in figures):
         logger.warning("`data.subgroups` has no effect: the task %s reports no subgroups.", task)
+    is_silent = not any(key.startswith("held_out/") for key in figures)
+    if split == "test" and context.data.held_out and is_silent:
+        logger.warning(
+            "The held-out criteria have no figures: test has no pair of them, or the task %s does not "
+            "report them.",
+            task,
+        )
+
+
+def _held_out(
+    task: Task, evaluator: Evaluator, rule: DecisionRule
+) -> tuple[MetricValues, str, list[dict[str, Any]]]:
+    """Judge the criteria that were held out of training, on the posts of test.
+
+    Returns:
+        Figures, their table, and prediction lines; all empty where the task has no such figures, or test
+        no such pair.
+    """
+    if not task.examples.get(HELD_OUT):
+        return {}, "", []
+    values = evaluator.predict(task.model, task.source(HELD_OUT))
+    predicted = SplitPredictions(HELD_OUT, values, task.evaluation.held_out_rule(rule))
+    figures = task.evaluation.held_out_report(predicted, criteria=task.inputs.held_out)
+    if not figures:
+        return {}, "", []
+    names = {criterion.criterion_id: criterion.name for criterion in task.inputs.held_out}
+    lines = [{**record, "held_out": True} for record in task.evaluation.records(predicted)]
+    table = held_out_table(figures, names)
+    return {f"held_out/{key}": value for key, value in figures.items()}, table, lines
 
 
 def report_split(
@@ -245,8 +285,13 @@ def report_split(
     figures |= task.input_metrics(predicted, lambda source: evaluator.predict(task.model, source))
     if prevalence is not None:
         figures |= values_at_prevalence(figures, prevalence=prevalence)
-    _warn_of_no_effect(context, figures, prevalence=prevalence)
-    summary = task.evaluation.summary(figures)
+    summary, lines = task.evaluation.summary(figures), task.evaluation.records(predicted)
+    if split == "test" and context.data.held_out:
+        held_out, table, more = _held_out(task, evaluator, rule)
+        figures |= held_out
+        summary = f"{summary}\n\n{table}" if table else summary
+        lines = itertools.chain(lines, more)
+    _warn_of_no_effect(context, figures, split=split, prevalence=prevalence)
     if split == "train":
         summary = f"{summary}\n\n{TRAINED_ON}"
     if context.config.data.judges_annotated_sentences_only:
@@ -256,6 +301,6 @@ def report_split(
     if context.is_main:
         directory = context.directory
         directory.add_metrics(metrics)
-        directory.write_predictions(split, task.evaluation.records(predicted))
+        directory.write_predictions(split, lines)
         send_report(context.tracker, directory, split, metrics, step=step)
     return RunResult(context.directory.path, dict(metrics), summary)

@@ -190,6 +190,7 @@ def record_manifest(
             "mlflow_run_id": context.tracker.run_id,
             **({"mlflow_parent_run_id": parent} if parent else {}),
             "pretrained_model": config.model.pretrained_model,
+            "held_out_criteria": [criterion.criterion_id for criterion in data.held_out],
             "word_segmentation": WORD_SEGMENTATION,
             "torch_threads": torch.get_num_threads(),
             **extra,

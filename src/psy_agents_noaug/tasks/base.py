@@ -93,7 +93,7 @@ class SplitPredictions:
     """The predictions of a model on a split, and the rule that turns them into decisions.
 
     Args:
-        split: train, val or test.
+        split: train, val or test; HELD_OUT for test's pairs with the held-out criteria.
         values: the outputs of `Task.predict`, one row per pair, in the split's order.
         rule: from `TaskEvaluation.fit_decision_rule`.
         rule_is_fitted_here: whether the rule was fitted on this split of this corpus.
@@ -111,15 +111,18 @@ class TaskInputs:
 
     Args:
         encoders: by part, see `Task.encoder_sources`.
-        criteria: those of the examples.
-        examples: by split; splits that must not be read are absent.
+        criteria: those of the examples of train, val and test.
+        examples: by split; splits that must not be read are absent. Under `HELD_OUT` the pairs of
+            test's posts with `held_out`, if they may be read.
         max_tokens: padded tokens of one example whose activations may be held at once.
+        held_out: the criteria that are held out of training, see `data.held_out_criteria`.
     """
 
     encoders: Encoders
     criteria: Sequence[Criterion]
     examples: Mapping[str, Sequence[Example]]
     max_tokens: int
+    held_out: Sequence[Criterion] = ()
 
 
 class TaskEvaluation(ABC):
@@ -144,6 +147,23 @@ class TaskEvaluation(ABC):
     @abstractmethod
     def report(self, predicted: SplitPredictions) -> MetricValues:
         """Return `metrics`, their confidence intervals, and the baselines on the same split."""
+
+    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
+        """Return the rule for held-out criteria: nothing of it is fitted on them."""
+        return rule
+
+    def held_out_report(
+        self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
+    ) -> MetricValues:
+        """Return `<criterion id>/<figure>` of criteria held out of training, and of a baseline.
+
+        A task that has no figures of them returns none.
+
+        Args:
+            predicted: the pairs of `HELD_OUT`, with `held_out_rule`.
+            criteria: the held-out ones.
+        """
+        return {}
 
     @abstractmethod
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
@@ -299,7 +319,8 @@ class Task(ABC):
         """Return the text that the encoder reads before that of each pair: of its criterion, or None."""
         if self.reads_texts:
             return [None] * len(examples)
-        texts = {criterion.criterion_id: criterion.text for criterion in self.inputs.criteria}
+        criteria = (*self.inputs.criteria, *self.inputs.held_out)
+        texts = {criterion.criterion_id: criterion.text for criterion in criteria}
         return [texts[example.criterion_id] for example in examples]
 
     @cached_property

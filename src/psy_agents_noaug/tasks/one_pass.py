@@ -13,7 +13,7 @@ def label_attention(
 ) -> LabelAttentionModel:
     """Build the model of a task that reads texts."""
     encoder = task.inputs.encoders[ENCODER]
-    criteria = task.inputs.criteria
+    criteria = (*task.inputs.criteria, *task.inputs.held_out)
     texts = encode_windows(
         encoder.tokenizer,
         [None] * len(criteria),
@@ -38,7 +38,8 @@ def source_of(task: Task, pairs: PairSource) -> PairSource | TextSource:
     """Return the pairs as examples, or their texts where the task reads texts."""
     if not task.reads_texts:
         return pairs
-    return TextSource(pairs, [criterion.criterion_id for criterion in task.inputs.criteria])
+    criteria = (*task.inputs.criteria, *task.inputs.held_out)
+    return TextSource(pairs, [criterion.criterion_id for criterion in criteria])
 
 
 def outputs_of(model: object, batch: Batch, *, spans: bool) -> Outputs:

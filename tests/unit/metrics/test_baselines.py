@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from psy_agents_noaug.metrics.baselines import (
     majority_probabilities,
     tfidf_lr_probabilities,
+    tfidf_similarities,
     tfidf_words,
 )
 
@@ -119,3 +120,38 @@ def test_words_are_scikit_learns_and_those_of_scripts_without_spaces():
     text = "I can't sleep, a 3.50 é_x at-all 한국어"
     assert tfidf_words(text) == TfidfVectorizer(lowercase=False).build_tokenizer()(text)
     assert tfidf_words("我 sad睡不着 a") == ["我", "sad", "睡", "不", "着"]
+
+
+CRITERION_TEXTS = {"A.4": "insomnia: poor sleep, awake nights", "A.2": "lost interest and joy"}
+
+
+def test_the_similarity_is_the_cosine_of_scikit_learns_vectors():
+    texts = ["awake, no sleep", "a song of joy", "awake, no sleep", "the of and", "unknown words"]
+    found = tfidf_similarities(
+        train_texts=TRAIN["train_texts"],
+        criterion_texts=CRITERION_TEXTS,
+        texts=texts,
+        criterion_ids=["A.4", "A.2", "A.2", "A.4", "A.4"],
+    )
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    vectorizer.fit([*CRITERION_TEXTS.values(), *TEXTS])
+    ours, theirs = (vectorizer.transform(of).toarray() for of in (texts, CRITERION_TEXTS.values()))
+    rows = [0, 1, 1, 0, 0]
+    norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs[rows], axis=1)
+    expected = (ours * theirs[rows]).sum(axis=1) / np.where(norms > 0, norms, 1)
+    assert found == pytest.approx(expected)
+    assert found[0] > 0 < found[1]
+    assert found[2:].tolist() == [0, 0, 0]
+
+
+def test_a_text_that_is_the_criterions_own_has_similarity_1_and_texts_without_words_have_0():
+    same = {"texts": list(CRITERION_TEXTS.values()), "criterion_ids": list(CRITERION_TEXTS)}
+    options = {"train_texts": TEXTS, "criterion_texts": CRITERION_TEXTS}
+    found = tfidf_similarities(**options, **same)
+    assert found == pytest.approx([1, 1])
+    assert found.max() <= 1
+    wordless = {"train_texts": ["the", "?"], "criterion_texts": {"A.4": "!"}}
+    assert tfidf_similarities(**wordless, texts=["sleep"], criterion_ids=["A.4"]).tolist() == [0]
+    assert tfidf_similarities(**options, texts=[], criterion_ids=[]).shape == (0,)
+    with pytest.raises(ValueError, match="'texts': 1, 'criterion_ids': 0"):
+        tfidf_similarities(**options, texts=["sleep"], criterion_ids=[])

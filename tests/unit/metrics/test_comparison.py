@@ -57,6 +57,17 @@ def test_figures_are_the_means_over_trainings_of_what_scikit_learn_says():
     assert found.n_posts == 40
 
 
+def test_lines_of_held_out_criteria_are_in_no_comparison():
+    first, second = trainings(1, accuracy=0.8), trainings(2, accuracy=0.7)
+    extra = [line("p1", "A.8", label=1, decision=1) | {"held_out": True}]
+    longer = [lines + extra for lines in first]
+    options = {"n_samples": 50, "seed": 0}
+    assert compare("f1_macro", longer, second, **options) == compare(
+        "f1_macro", first, second, **options
+    )
+    assert mean_interval("f1_macro", longer) == mean_interval("f1_macro", first)
+
+
 def test_a_system_does_not_differ_from_itself():
     same = trainings(1, accuracy=0.8)
     found = compare("f1_macro", same, same, n_samples=200, seed=0)

@@ -4,11 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from psy_agents_noaug.config.schema import Positive, TaskSettings
+from psy_agents_noaug.config.schema import ARCHITECTURES, Positive, TaskSettings
 
 
 class LabelConfig(TaskSettings):
     """Loss and decision rule of labels."""
+
+    architectures = ARCHITECTURES
 
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
-from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.examples import HELD_OUT, Example
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
 from psy_agents_noaug.metrics.calibration import (
     CALIBRATION_METRICS,
@@ -42,6 +42,14 @@ from psy_agents_noaug.tasks.base import (
     flat_metrics,
 )
 from psy_agents_noaug.tasks.criteria.config import LabelConfig
+from psy_agents_noaug.tasks.criteria.held_out import (
+    THRESHOLD,
+    UNSEEN,
+    global_threshold,
+    label_report,
+    rule_without_fit,
+)
+from psy_agents_noaug.tasks.criteria.pairs import pair_predictions
 from psy_agents_noaug.tasks.criteria.tables import (
     BASELINES,
     calibration_table,
@@ -69,7 +77,8 @@ class CriteriaEvaluation(TaskEvaluation):
     """Compares p(met) with the labels of each split. Predictions hold `probabilities`, `[pairs]`.
 
     The decision rule holds, fitted on val: `thresholds`, `calibration` (see `metrics.calibration`) and
-    `specificity_cutoffs`, by criterion. Checkpoints of version 0.1 have the thresholds alone.
+    `specificity_cutoffs`, by criterion; and `global_threshold`, for criteria without pairs in val.
+    Checkpoints of version 0.1 have the thresholds alone.
 
     Args:
         settings: how thresholds are fitted.
@@ -107,6 +116,8 @@ class CriteriaEvaluation(TaskEvaluation):
             _calibration(rule)
         except TypeError:
             absent.append("calibration")
+        if self._examples.get(HELD_OUT) and global_threshold(rule) is None:
+            absent.append(THRESHOLD)
         return absent
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
@@ -167,6 +178,22 @@ class CriteriaEvaluation(TaskEvaluation):
             thresholds=predicted.rule["thresholds"],
         )
         return {f"subgroup/{name}/{key}": value for key, value in flat_metrics(found).items()}
+
+    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
+        """Return the rule with the global threshold for all, and without calibration."""
+        return rule_without_fit(rule, self._examples[HELD_OUT])
+
+    def held_out_report(
+        self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
+    ) -> MetricValues:
+        """Return the metrics of `metrics.held_out.held_out_labels`."""
+        return label_report(
+            predicted.values["probabilities"],
+            rule=predicted.rule,
+            criteria=criteria,
+            trained=self._criteria,
+            examples=self._examples,
+        )
 
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
@@ -234,12 +261,7 @@ class CriteriaEvaluation(TaskEvaluation):
         return [example.post_id for example in self._examples[split]]
 
     def _pairs(self, split: str, probabilities: np.ndarray) -> PairPredictions:
-        return PairPredictions(
-            labels=self._labels(split),
-            probabilities=probabilities.astype(np.float64),
-            criterion_ids=self._pair_criteria(split),
-            group_ids=np.asarray([example.group_id for example in self._examples[split]]),
-        )
+        return pair_predictions(self._examples[split], probabilities)
 
     def _episode(self) -> tuple[str, ...] | None:
         """Return the ids of the criteria if they are those of a major depressive episode."""
@@ -247,9 +269,10 @@ class CriteriaEvaluation(TaskEvaluation):
         return ids if self._criteria == list(MAJOR_DEPRESSIVE_EPISODE) else None
 
     def _fit(self, pairs: PairPredictions) -> DecisionRule:
-        criteria = self._criterion_ids
+        criteria, thresholds = self._criterion_ids, self._thresholds(pairs)
         return {
-            "thresholds": self._thresholds(pairs),
+            THRESHOLD: thresholds.pop(UNSEEN),
+            "thresholds": thresholds,
             "calibration": fit_calibration(pairs, criteria=criteria).to_json(),
             "specificity_cutoffs": cutoffs_at_specificity(
                 pairs, criteria=criteria, specificity=SPECIFICITY
@@ -257,9 +280,10 @@ class CriteriaEvaluation(TaskEvaluation):
         }
 
     def _thresholds(self, pairs: PairPredictions) -> dict[str, float]:
+        """Return the threshold of each criterion, and that of criteria without pairs (`UNSEEN`)."""
         return fit_thresholds(
             pairs,
-            criteria=self._criterion_ids,
+            criteria=[*self._criterion_ids, UNSEEN],
             mode=self._settings.thresholds,
             min_support=self._settings.threshold_min_support,
         )

@@ -11,7 +11,7 @@ import numpy as np
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.data.sentences import sentences
 from psy_agents_noaug.data.span import Span
-from psy_agents_noaug.metrics.baselines import tfidf_lr_probabilities, tfidf_words
+from psy_agents_noaug.metrics.baselines import similarity_vectorizer, tfidf_lr_probabilities
 from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN, SpanCandidates
 
 _MAX_SENTENCES = 5
@@ -94,18 +94,14 @@ def similar_sentence(
         train: the training pairs.
         criterion_texts: by criterion id.
     """
-    # Imported here, because the import takes most of a second and training does not need it.
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
     train_sentences = dict.fromkeys(
         example.text[slice(*span)]
         for example in {e.post_id: e for e in train}.values()
         for span in map(_borders, _sentences(example))
     )
-    vectorizer = TfidfVectorizer(
-        sublinear_tf=True, stop_words="english", tokenizer=tfidf_words, token_pattern=None
-    )
-    vectorizer.fit([*criterion_texts.values(), *train_sentences])
+    vectorizer = similarity_vectorizer([*criterion_texts.values(), *train_sentences])
+    if vectorizer is None:
+        return first_sentence(examples)
     criteria = {name: vectorizer.transform([text]) for name, text in criterion_texts.items()}
     posts = {example.post_id: example for example in examples}
     sentences_by_post = {post_id: _sentences(example) for post_id, example in posts.items()}

@@ -4,12 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from psy_agents_noaug.config.schema import DataConfig, ModelConfig, Positive, TaskSettings
+from psy_agents_noaug.config.schema import (
+    ARCHITECTURES,
+    DataConfig,
+    ModelConfig,
+    Positive,
+    TaskSettings,
+)
 
 
 class EvidenceTaskConfig(TaskSettings):
     """Windows, loss and decoding of the evidence task."""
 
+    architectures = ARCHITECTURES
     headline_metrics = (
         "evidence_iou_f1",
         "evidence_token_f1",

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import numpy as np
 
 from psy_agents_noaug.data.dsm5 import Criterion
-from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.examples import HELD_OUT, Example
+from psy_agents_noaug.metrics.held_out import held_out_spans
 from psy_agents_noaug.metrics.jackknife import intervals
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
@@ -170,6 +171,23 @@ class EvidenceEvaluation(TaskEvaluation):
             dtype=bool,
         )
 
+    def held_out_report(
+        self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
+    ) -> MetricValues:
+        """Return the metrics of `metrics.held_out.held_out_spans`."""
+        baseline, of_val = (
+            self._spans(split, self._similar_sentence(split, [*self._criteria, *criteria]))
+            for split in (HELD_OUT, "val")
+        )
+        found = held_out_spans(
+            self._spans(HELD_OUT, _candidates(predicted.values)),
+            baseline,
+            criteria=[criterion.criterion_id for criterion in criteria],
+            threshold=predicted.rule[THRESHOLD],
+            baseline_threshold=fit_null_threshold(of_val, criteria=self._criterion_ids),
+        )
+        return flat_metrics(found)
+
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
         examples = self._examples[predicted.split]
@@ -225,15 +243,19 @@ class EvidenceEvaluation(TaskEvaluation):
                     examples, train=self._examples["train"], seed=self._seed
                 )
             case "tfidf_sentence":
-                texts = {criterion.criterion_id: criterion.text for criterion in self._criteria}
-                return similar_sentence(
-                    examples, train=self._examples["train"], criterion_texts=texts
-                )
+                return self._similar_sentence(split, self._criteria)
             case "first_sentence":
                 return first_sentence(examples)
             case "whole_post":
                 return whole_post(examples)
         return no_evidence(examples)
+
+    def _similar_sentence(self, split: str, criteria: Sequence[Criterion]) -> SpanCandidates:
+        return similar_sentence(
+            self._examples[split],
+            train=self._examples["train"],
+            criterion_texts={criterion.criterion_id: criterion.text for criterion in criteria},
+        )
 
     def _spans(self, split: str, candidates: SpanCandidates) -> SpanPredictions:
         examples = self._examples[split]

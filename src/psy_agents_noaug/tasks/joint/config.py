@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from psy_agents_noaug.config.schema import DataConfig, ModelConfig, Section, TaskSettings
+from psy_agents_noaug.config.schema import (
+    ARCHITECTURES,
+    DataConfig,
+    ModelConfig,
+    Section,
+    TaskSettings,
+)
 from psy_agents_noaug.tasks.criteria.config import LabelConfig
 from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig, requires_whole_posts
 
@@ -26,6 +32,7 @@ class LossWeightsConfig(Section):
 class JointTaskConfig(TaskSettings):
     """Settings of both tasks, and how they share encoders, losses and decisions."""
 
+    architectures = ARCHITECTURES
     headline_metrics = ("joint_score", "f1_macro", "evidence_iou_f1", "supported_f1")
 
     name: Literal["joint"]

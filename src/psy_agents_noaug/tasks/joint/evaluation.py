@@ -109,6 +109,20 @@ class JointEvaluation(TaskEvaluation):
         }
         return {**metrics, **self._joint(decoded, metrics, with_interval=True)}
 
+    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
+        """Return the rule of the criteria task; evidence has one threshold for all criteria."""
+        return self._labels.held_out_rule(rule)
+
+    def held_out_report(
+        self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
+    ) -> MetricValues:
+        """Return the metrics of both tasks."""
+        decoded = self._decoded(predicted)
+        return {
+            **self._labels.held_out_report(decoded, criteria=criteria),
+            **self._evidence.held_out_report(self._with_known_evidence(decoded), criteria=criteria),
+        }
+
     def spans_of_met(self, predicted: SplitPredictions) -> dict[int, list[tuple[int, int]]]:
         """Return the predicted spans of the pairs that are decided met with evidence, by index."""
         decoded = self._decoded(predicted)
