@@ -25,6 +25,7 @@ from psy_agents_noaug.tasks.base import (
 )
 from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
+from psy_agents_noaug.utils.host import to_device
 
 CLASSES = ("not met", "met")
 
@@ -96,7 +97,7 @@ class CriteriaTask(Task):
         return classification_loss(
             logits,
             batch["labels"],
-            class_weights=None if weights is None else weights.to(logits.device),
+            class_weights=None if weights is None else to_device(weights, logits.device),
             focal_gamma=self._focal_gamma,
         )
 

@@ -26,6 +26,7 @@ from psy_agents_noaug.tasks.base import (
 from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import decode_spans
 from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation
+from psy_agents_noaug.utils.host import on_host
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -164,7 +165,7 @@ class EvidenceTask(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the weighted mean of the window losses of each example, `[B]`."""
         per_window = span_loss(model(**_inputs(batch)), batch["gold"]) * batch["weights"]
-        n_pairs = int(batch["pairs"][-1]) + 1
+        n_pairs = int(on_host(batch["pairs"])[-1]) + 1
         return per_window.new_zeros(n_pairs).index_add(0, batch["pairs"], per_window)
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -226,11 +227,12 @@ def window_source(
 
 def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> dict[str, Tensor]:
     """Decode log odds `[W, T, 2]` of a `WindowSource` batch to the outputs of `EvidenceTask.predict`."""
+    pairs = on_host(batch["pairs"]).numpy()
     starts, ends, scores = decode_spans(
         odds.detach().cpu().numpy(),
-        batch["offset_mapping"].cpu().numpy(),
-        batch["pairs"].cpu().numpy(),
-        n_pairs=int(batch["pairs"][-1]) + 1,
+        on_host(batch["offset_mapping"]).numpy(),
+        pairs,
+        n_pairs=int(pairs[-1]) + 1,
         n_best_size=settings.n_best_size,
         max_answer_length=settings.max_answer_length,
         max_spans=settings.max_spans,

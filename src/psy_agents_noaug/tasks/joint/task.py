@@ -39,6 +39,7 @@ from psy_agents_noaug.tasks.evidence.task import (
 )
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig
 from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation, SpansByPair
+from psy_agents_noaug.utils.host import to_device
 
 # The parts of a task with two encoders.
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
@@ -167,7 +168,7 @@ class JointTask(Task):
         label_losses = classification_loss(
             torch.stack([torch.zeros_like(label_odds), label_odds], dim=-1),
             batch["labels"],
-            class_weights=None if weights is None else weights.to(label_odds.device),
+            class_weights=None if weights is None else to_device(weights, label_odds.device),
             focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
         )
         per_window = span_loss(spans, batch["gold"]) * batch["weights"]
@@ -182,7 +183,8 @@ class JointTask(Task):
             counted = torch.stack([torch.ones_like(observed), observed], dim=-1)
             weighted: Tensor = losses * torch.exp(-log_variances) + counted * log_variances / 2
         else:
-            weighted = losses * losses.new_tensor([loss_weights.criteria, loss_weights.evidence])
+            both = torch.tensor([loss_weights.criteria, loss_weights.evidence], dtype=losses.dtype)
+            weighted = losses * to_device(both, losses.device)
         return weighted
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
