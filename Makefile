@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all faults wheel-test lint format
+.PHONY: help setup demo test test-all faults gpu wheel-test lint format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -31,6 +31,9 @@ test-all: setup ## run all tests
 
 faults: setup ## inject every fault into the real commands and print what happens
 	$(RUN) -m pytest -m faults
+
+gpu: setup ## run the tests and short benchmarks that need a CUDA GPU (under 9 minutes; gpu_results.json)
+	$(RUN) tools/gpu_check.py
 
 wheel-test: setup ## build the wheel, install it beside no checkout, train in an empty folder
 	$(RUN) -m pytest tests/e2e/test_wheel.py

@@ -7,17 +7,28 @@ from pathlib import Path
 import pytest
 
 SOURCES = Path(__file__).parents[1] / "src" / "psy_agents_noaug"
+# PyTorch has no public function that does this. The module tries them before it calls them.
+EXCEPTIONS = {
+    ("models/kernels/varlen.py", "_efficient_attention_forward"),
+    ("models/kernels/varlen.py", "_flash_attention_forward"),
+}
 
 
 def test_no_module_uses_a_private_name_of_another():
     paths = sorted(SOURCES.rglob("*.py"))
     assert len(paths) > 30
-    faults = [
-        f"{path.relative_to(SOURCES)}: {fault}"
+    found = {
+        (path.relative_to(SOURCES).as_posix(), line, name)
         for path in paths
-        for fault in private_names(path.read_text(encoding="utf-8"))
+        for line, name in private_names(path.read_text(encoding="utf-8"))
+    }
+    faults = [
+        f"{path}, line {line}: {name}"
+        for path, line, name in sorted(found)
+        if (path, name) not in EXCEPTIONS
     ]
     assert faults == []
+    assert {(path, name) for path, _, name in found} == EXCEPTIONS
 
 
 @pytest.mark.parametrize(
@@ -40,12 +51,12 @@ def test_own_names_and_dunders_are_not_faults(source):
     assert list(private_names(source)) == []
 
 
-def private_names(source: str) -> Iterator[str]:
-    """Yield each private attribute or import in `source`, those of `self` and `cls` excepted."""
+def private_names(source: str) -> Iterator[tuple[int, str]]:
+    """Yield line and name of each private attribute or import, those of `self` and `cls` excepted."""
     for node in ast.walk(ast.parse(source)):
         for name in _names(node):
             if any(part.startswith("_") and not part.startswith("__") for part in name.split(".")):
-                yield f"line {node.lineno}: {name}"
+                yield node.lineno, name
 
 
 def _names(node: ast.AST) -> list[str]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from psy_agents_noaug.models.execution import is_packed, run_encoder
 from psy_agents_noaug.models.recompute import recomputed
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
+from psy_agents_noaug.utils.host import on_host
 from psy_agents_noaug.utils.token_budget import budget
 
 BUNDLED_PREFIX = "bundled:"
@@ -158,16 +160,23 @@ def encode_rows(
     n_rows, width = inputs["input_ids"].shape
     if n_rows * width <= max_tokens:
         return run_encoder(encoder, inputs, first_only=first_only)
-    packed = is_packed(encoder)
-    counts = inputs["attention_mask"].sum(dim=1).tolist() if packed else [width] * n_rows
+    counts = (
+        on_host(inputs["attention_mask"]).sum(dim=1)
+        if is_packed(encoder)
+        else torch.full((n_rows,), width)
+    )
 
-    def encode(*rows: Tensor) -> Tensor:
-        return run_encoder(encoder, dict(zip(inputs, rows, strict=True)), first_only=first_only)
+    def encode(lengths: Tensor, *rows: Tensor) -> Tensor:
+        named = dict(zip(inputs, rows, strict=True))
+        return run_encoder(encoder, named, first_only=first_only, lengths=lengths)
 
-    turns = [[value[turn] for value in inputs.values()] for turn in _turns(counts, max_tokens)]
+    turns = [
+        (partial(encode, counts[turn]), [value[turn] for value in inputs.values()])
+        for turn in _turns(counts.tolist(), max_tokens)
+    ]
     if len(turns) == 1 or not torch.is_grad_enabled():
-        return torch.cat([encode(*rows) for rows in turns])
-    return torch.cat([recomputed(encode, *rows) for rows in turns])
+        return torch.cat([encode_turn(*rows) for encode_turn, rows in turns])
+    return torch.cat([recomputed(encode_turn, *rows) for encode_turn, rows in turns])
 
 
 def _turns(counts: Sequence[int], most: int) -> Iterator[slice]:

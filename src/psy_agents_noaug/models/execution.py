@@ -49,7 +49,11 @@ def is_packed(encoder: nn.Module) -> bool:
 
 
 def run_encoder(
-    encoder: nn.Module, inputs: Mapping[str, Tensor], *, first_only: bool = False
+    encoder: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    first_only: bool = False,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Run an encoder on a padded batch; one thread at a time may do so.
 
@@ -57,6 +61,8 @@ def run_encoder(
         encoder: a transformers model, with or without adapters.
         inputs: `[W, T]`: `input_ids`, `attention_mask` (padding at the end), maybe `token_type_ids`.
         first_only: return the first token of each sequence only.
+        lengths: int64 `[W]`, on the host: the tokens of each row. None: `attention_mask` says it, and if
+            no `to_device` copied it, the host waits for the device.
 
     Returns:
         The last hidden state `[W, T, H]`, or `[W, 1, H]`. A packed encoder gives float32, and 0 for
@@ -64,7 +70,7 @@ def run_encoder(
     """
     if is_packed(encoder):
         model: Any = encoder
-        packed: Tensor = model.run_packed(encoder, inputs, first_only=first_only)
+        packed: Tensor = model.run_packed(encoder, inputs, first_only=first_only, lengths=lengths)
         return packed
     hidden: Tensor = encoder(**inputs).last_hidden_state
     return hidden[:, :1] if first_only else hidden

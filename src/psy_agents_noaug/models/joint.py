@@ -12,6 +12,7 @@ from psy_agents_noaug.models.encoder import encode_rows
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
 from psy_agents_noaug.models.windows import WindowPooling, pool_windows
+from psy_agents_noaug.utils.host import on_host
 
 Fusion = Literal["none", "concat", "evidence_attention"]
 
@@ -85,7 +86,7 @@ class JointModel(nn.Module):
             evidence_pairs: `[W]`, the pair of each window of the evidence, in ascending order.
             context_mask: `[W, T]`, see `EvidenceModel.forward`.
         """
-        n_pairs = int(evidence_pairs[-1]) + 1
+        n_pairs = int(on_host(evidence_pairs)[-1]) + 1
         tokens = encode_rows(self.evidence.encoder, evidence, max_tokens=self.evidence.max_tokens)
         spans = self.evidence.score(tokens, context_mask)
         if self.criteria_encoder is None:

@@ -51,6 +51,7 @@ class CriterionVectors(nn.Module):
     ) -> None:
         super().__init__()
         self._names = list(texts)
+        self._lengths = texts["attention_mask"].sum(dim=1)
         self._mean = Pooling("mean", hidden_size=0)
         for name, value in texts.items():
             self.register_buffer(name, value, persistent=False)
@@ -68,8 +69,9 @@ class CriterionVectors(nn.Module):
 
     def _encoded(self, encoder: nn.Module) -> Tensor:
         inputs = {name: self.get_buffer(name) for name in self._names}
-        mean: Tensor = self._mean(run_encoder(encoder, inputs), inputs["attention_mask"])
-        return mean.clone()
+        states = run_encoder(encoder, inputs, lengths=self._lengths)
+        mean: Tensor = self._mean(states, inputs["attention_mask"])
+        return mean
 
 
 class LabelAttentionModel(nn.Module):

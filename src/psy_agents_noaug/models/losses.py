@@ -61,8 +61,8 @@ def attention_loss(scores: Tensor, evidence: Tensor, known: Tensor) -> Tensor:
     losses = functional.binary_cross_entropy_with_logits(
         scores.float().masked_fill(~known, 0.0),
         evidence.float(),
-        pos_weight=scores.new_tensor(EVIDENCE_WEIGHT, dtype=torch.float32),
         reduction="none",
     )
-    total = losses.masked_fill(~known, 0.0).sum(dim=-1)
+    weights = known * (1.0 + (EVIDENCE_WEIGHT - 1.0) * evidence)
+    total = (losses * weights).sum(dim=-1)
     return total / known.sum(dim=-1).clamp_min(1)

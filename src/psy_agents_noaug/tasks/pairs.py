@@ -14,6 +14,7 @@ from torch import Tensor
 from psy_agents_noaug.data.examples import Example, pairs_by_text
 from psy_agents_noaug.data.windows import EncodedWindows
 from psy_agents_noaug.tasks.base import Batch, RowSizes
+from psy_agents_noaug.utils.host import on_host, to_device
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -160,9 +161,9 @@ def mean_by_example(values: Tensor, batch: Batch) -> Tensor:
     if "texts" not in batch:
         return values
     texts = batch["texts"]
-    counts = torch.bincount(texts)
+    counts = torch.bincount(on_host(texts))
     total = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, texts, values)
-    return total / counts.view(-1, *[1] * (values.dim() - 1))
+    return total / to_device(counts, values.device).view(-1, *[1] * (values.dim() - 1))
 
 
 def _text_id(example: Example) -> str:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from psy_agents_noaug.errors import ConfigError, OtherProcessError, PsyAgentsError
+from psy_agents_noaug.utils.host import to_device
 from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
@@ -65,8 +66,8 @@ class DistributedContext:
                     dist.broadcast(tensor, src=0)
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copy a batch to this process's device."""
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        """Copy a batch to this process's device, without waiting; see `utils.host`."""
+        return {name: to_device(value, self.device) for name, value in batch.items()}
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over all processes."""

@@ -50,6 +50,8 @@ class Precision:
         self._device = device
         self._dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mode)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.mode == "fp16")
+        # Kept, because the host waits for the GPU each time that it asks for it.
+        self._scale = self._scaler.get_scale()
 
     @property
     def skips_overflow(self) -> bool:
@@ -76,17 +78,19 @@ class Precision:
 
         With fp16, a gradient that overflows skips the update and lowers the loss scale.
         """
-        scale = self._scaler.get_scale()
         self._scaler.step(optimizer)
         self._scaler.update()
-        was_made = not self.skips_overflow or self._scaler.get_scale() >= scale
+        if not self.skips_overflow:
+            return True
+        before, self._scale = self._scale, self._scaler.get_scale()
+        was_made = self._scale >= before
         self.skipped_updates += not was_made
         return was_made
 
     @property
     def has_collapsed(self) -> bool:
         """Whether the loss scale is so small that fp16 cannot be the cause of infinite gradients."""
-        return self.skips_overflow and self._scaler.get_scale() < 1.0
+        return self.skips_overflow and self._scale < 1.0
 
     def state_dict(self) -> dict[str, Any]:
         state = self._scaler.state_dict()
@@ -97,6 +101,7 @@ class Precision:
             # Checkpoints of version 0.2 and earlier lack it.
             self.skipped_updates = state.get("skipped_updates", 0)
             self._scaler.load_state_dict(state)
+            self._scale = self._scaler.get_scale()
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:

@@ -1,6 +1,7 @@
 """The training loop of every task: reproducible, resumable, and independent of the micro-batches."""
 
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler, trainable
 from psy_agents_noaug.training.precision import all_finite
 from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
+from psy_agents_noaug.utils.host import to_device
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
     cause_of,
@@ -299,17 +301,21 @@ class Trainer:
         """Make one update. Return its mean loss and its numbers of examples and tokens."""
         losses = self._gradients_within_memory(step)
         own_sums = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
-        counts = own_sums.new_tensor([step.n_tokens, signals.received])
-        totals = self._distributed.sum(torch.cat([own_sums * step.weight, counts]))
-        *loss_sums, n_tokens, was_signalled = totals.tolist()
-        loss = sum(loss_sums) / step.n_examples
-        if not torch.isfinite(totals).all():
-            self._refuse_update(step, losses)
+        counts = torch.tensor([step.n_tokens, signals.received], dtype=own_sums.dtype)
+        own = torch.cat([own_sums * step.weight, to_device(counts, own_sums.device)])
+        totals = self._distributed.sum(own)
         self._precision.unscale(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(
             self._parameters, self._settings.max_grad_norm or float("inf")
         )
-        if not self._precision.skips_overflow and not torch.isfinite(norm):
+        # Read together, because the host waits for a GPU each time that it reads.
+        *loss_sums, n_tokens, was_signalled, total_norm = torch.cat(
+            [totals, norm.to(totals).reshape(1)]
+        ).tolist()
+        loss = sum(loss_sums) / step.n_examples
+        if not math.isfinite(loss):
+            self._refuse_update(step, losses)
+        if not self._precision.skips_overflow and not math.isfinite(total_norm):
             self._refuse_update(step, None)
         if self._update():
             self._scheduler.step()

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from psy_agents_noaug.models.kernels import varlen
 from psy_agents_noaug.models.kernels.dropout import draw_mask, keep_share, mask_, masked
+from psy_agents_noaug.utils.host import to_device
 
 # In half precision on a CPU, oneDNN compiles a kernel for every new shape of a matrix product, which
 # takes longer than the product. Lengths are padded to multiples of this, so that shapes recur. AMX also
@@ -29,21 +31,41 @@ class Packing:
     """Where the sequences of a packed row lie.
 
     Args:
-        real: int64 `[N]`, the place of each token among the W * T places of the padded batch.
-        counts: int64 `[W]`, the number of tokens of each sequence.
-        longest: T.
+        counts: int64 `[W]`, on the host: the number of tokens of each sequence.
+        width: T.
+        device: of the row.
         first_only: whether only the first token's result of each sequence is used.
     """
 
-    real: Tensor
     counts: Tensor
-    longest: int
+    width: int
+    device: torch.device
     first_only: bool
+
+    @cached_property
+    def longest(self) -> int:
+        """The number of tokens of the longest sequence; T, or less in a part of a batch."""
+        return int(self.counts.max())
+
+    @cached_property
+    def real(self) -> Tensor:
+        """The place of each token among the W * T places of the padded batch: int64 `[N]`."""
+        return to_device(self._is_real.flatten().nonzero().squeeze(1), self.device)
+
+    @cached_property
+    def is_real(self) -> Tensor:
+        """Which places of the padded batch are no padding: bool `[W, T]`."""
+        return to_device(self._is_real, self.device)
+
+    @cached_property
+    def _is_real(self) -> Tensor:
+        return torch.arange(self.width) < self.counts[:, None]
 
     @cached_property
     def bounds(self) -> Tensor:
         """Where each sequence begins, and the end of the last: int32 `[W + 1]`."""
-        return nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
+        bounds = nn.functional.pad(self.counts.cumsum(0), (1, 0)).to(torch.int32)
+        return to_device(bounds, self.device)
 
     @cached_property
     def groups(self) -> list["Group"]:
@@ -169,30 +191,38 @@ class PackedAttention(NamedTuple):
         )
 
     def on_accelerator(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend by flash attention over the packed row; by padded SDPA where that does not apply."""
-        if self.dropout > 0.0 or not _has_flash_attention(query):
+        """Attend by a kernel for packed rows; by padded SDPA where none applies."""
+        kernel = varlen.kernel_for(
+            query, has_window=self.reach is not None, has_dropout=self.dropout > 0.0
+        )
+        if kernel == "padded":
             return self._padded(query, key, value)
-        from torch.nn.attention.varlen import varlen_attn
-
         packing = self.packing
         q, k, v = (part.transpose(0, 1).contiguous() for part in (query, key, value))
-        output = varlen_attn(
+        if kernel == "flash":
+            return varlen.flash(
+                q,
+                k,
+                v,
+                bounds=packing.bounds,
+                longest=packing.longest,
+                scaling=self.scaling,
+                dropout=self.dropout,
+                reach=self.reach,
+            )
+        return varlen.memory_efficient(
             q,
             k,
             v,
-            packing.bounds,
-            packing.bounds,
-            packing.longest,
-            packing.longest,
-            scale=self.scaling,
-            window_size=(-1, -1) if self.reach is None else (self.reach, self.reach),
+            bounds=packing.bounds,
+            longest=packing.longest,
+            scaling=self.scaling,
+            dropout=self.dropout,
         )
-        assert isinstance(output, Tensor)
-        return output
 
     def _padded(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         packing = self.packing
-        n_rows, longest = len(packing.counts), packing.longest
+        n_rows, longest = packing.is_real.shape
         q, k, v = (
             part.new_zeros(len(part), n_rows * longest, part.shape[-1])
             .index_copy(1, packing.real, part)
@@ -200,8 +230,7 @@ class PackedAttention(NamedTuple):
             .transpose(0, 1)
             for part in (query, key, value)
         )
-        places = torch.arange(longest, device=query.device)
-        allowed = (places < packing.counts[:, None])[:, None, None, :]
+        allowed = packing.is_real[:, None, None, :]
         near = self._near(longest, query)
         if near is not None:
             # Padding attends to itself, since a query without any key gives NaN.
@@ -308,15 +337,3 @@ class _DroppedSum(torch.autograd.Function):
         by_value = masked(weights, mask).transpose(-1, -2) @ by_sum
         by_weights = mask_(by_sum @ value.transpose(-1, -2), mask)
         return by_weights, by_value, None
-
-
-def _has_flash_attention(query: Tensor) -> bool:
-    """Whether torch's varlen kernel takes these `[h, N, d]`: half precision, Ampere or newer."""
-    width = query.shape[-1]
-    return (
-        query.device.type == "cuda"
-        and query.dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and width % 8 == 0
-        and width <= 256
-    )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from psy_agents_noaug.models.kernels.attention import PackedAttention, Packing
+from psy_agents_noaug.utils.host import on_host
 
 PACKED_ATTENTION = "psy_agents_packed"
 # Packed and padded results are tested to agree for bert, electra, modernbert and roberta; the others
@@ -56,26 +57,36 @@ def prepare(encoder: nn.Module) -> None:
         last.output.register_forward_pre_hook(last.self.first_tokens)
 
 
-def run_packed(encoder: nn.Module, inputs: Mapping[str, Tensor], *, first_only: bool) -> Tensor:
+def run_packed(
+    encoder: nn.Module,
+    inputs: Mapping[str, Tensor],
+    *,
+    first_only: bool,
+    lengths: Tensor | None = None,
+) -> Tensor:
     """Run a prepared encoder, with or without adapters, packed. One thread at a time may do so.
+
+    The host need not wait for the device, if it knows the lengths.
 
     Args:
         encoder: the encoder.
         inputs: `[W, T]`: `input_ids`, `attention_mask` (padding at the end), maybe `token_type_ids`.
         first_only: whether only first tokens are wanted.
+        lengths: int64 `[W]`, on the host: the tokens of each row; None: `attention_mask` says it.
 
     Returns:
         The last hidden state, float32: `[W, T, H]`, 0 for padding; with `first_only` `[W, 1, H]`.
     """
     config: Any = encoder.config
-    mask = inputs["attention_mask"].bool()
-    n_rows, longest = mask.shape
-    # On a GPU this waits for the number of tokens.
-    real = mask.flatten().nonzero().squeeze(1)
-    packing = Packing(real, mask.sum(dim=1), longest, first_only)
+    mask = inputs["attention_mask"]
+    n_rows, width = mask.shape
+    if lengths is None:
+        lengths = on_host(mask).sum(dim=1)
+    packing = Packing(lengths, width, mask.device, first_only)
+    real = packing.real
     offset = config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
     flat = {name: value.flatten()[real] for name, value in inputs.items()}
-    flat["position_ids"] = real % longest + offset
+    flat["position_ids"] = real % width + offset
     del flat["attention_mask"]
     spare = _spare_tokens(len(real), real.device.type)
     row = {name: nn.functional.pad(value, (0, spare)).unsqueeze(0) for name, value in flat.items()}
@@ -84,8 +95,8 @@ def run_packed(encoder: nn.Module, inputs: Mapping[str, Tensor], *, first_only: 
         first = hidden if len(hidden) == n_rows else hidden[packing.bounds[:-1]]
         return first.unsqueeze(1)
     hidden = hidden[: len(real)]
-    padded = hidden.new_zeros(n_rows * longest, hidden.shape[-1]).index_copy(0, real, hidden)
-    return padded.view(n_rows, longest, -1)
+    padded = hidden.new_zeros(n_rows * width, hidden.shape[-1]).index_copy(0, real, hidden)
+    return padded.view(n_rows, width, -1)
 
 
 def _spare_tokens(n_tokens: int, device: str) -> int:

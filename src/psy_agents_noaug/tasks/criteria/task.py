@@ -28,6 +28,7 @@ from psy_agents_noaug.tasks.criteria.config import CriteriaTaskConfig, LabelConf
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
 from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
 from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
+from psy_agents_noaug.utils.host import to_device
 
 CLASSES = ("not met", "met")
 _OVERLAP = 0.25  # of neighbouring windows
@@ -215,6 +216,6 @@ def label_losses(
     return classification_loss(
         torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1),
         labels,
-        class_weights=None if class_weights is None else class_weights.to(log_odds.device),
+        class_weights=None if class_weights is None else to_device(class_weights, log_odds.device),
         focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
     )

@@ -43,6 +43,7 @@ from psy_agents_noaug.tasks.joint.config import JointTaskConfig, LossWeightsConf
 from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation, SpansByPair
 from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
 from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
+from psy_agents_noaug.utils.host import to_device
 
 # The parts of a task with two encoders.
 CRITERIA, EVIDENCE = "criteria_encoder", "evidence_encoder"
@@ -189,7 +190,8 @@ class JointTask(Task):
                     outputs.attention, batch
                 )
             losses = torch.stack([of_labels, of_evidence], dim=-1)
-            weighted = losses * losses.new_tensor([weights.criteria, weights.evidence])
+            both = torch.tensor([weights.criteria, weights.evidence], dtype=losses.dtype)
+            weighted = losses * to_device(both, losses.device)
         else:
             # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
             losses = torch.stack([of_labels, of_evidence], dim=-1)

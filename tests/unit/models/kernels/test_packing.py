@@ -14,6 +14,7 @@ from psy_agents_noaug.models.kernels.attention import PackedAttention, Packing
 from psy_agents_noaug.models.kernels.dropout import FastDropout, use_fast_dropout
 from psy_agents_noaug.models.recompute import recompute_activations
 from psy_agents_noaug.training.precision import Precision
+from psy_agents_noaug.utils.host import to_device
 
 SMALL = {
     "vocab_size": 90,
@@ -35,8 +36,7 @@ ARCHITECTURES = {
     "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 8},
 }
 LENGTHS = [20, 13, 13, 7, 1]
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+CPU = torch.device("cpu")
 
 
 def build(architecture: str, **settings):
@@ -185,7 +185,7 @@ def test_predictions_in_bf16_attend_to_no_key_that_fills_up(reach):
     query, key, value = (
         sign * torch.rand(2, sum(lengths), 16, generator=draw).bfloat16() for sign in (1, -4, 1)
     )
-    where = Packing(torch.arange(sum(lengths)), torch.tensor(lengths), max(lengths), False)
+    where = Packing(torch.tensor(lengths), max(lengths), CPU, first_only=False)
     with torch.no_grad():
         found = PackedAttention(where, 1.0, 0.0, reach).on_cpu(query, key, value)
         exact = PackedAttention(where, 1.0, 0.0, reach).on_cpu(
@@ -310,47 +310,93 @@ def test_families_without_a_test_are_not_packed():
     )
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_packed_and_padded_agree_on_a_gpu(encoders, inputs):
     mask = inputs["attention_mask"].bool()
-    moved = {name: value.cuda() for name, value in inputs.items()}
+    moved = {name: to_device(value, torch.device("cuda")) for name, value in inputs.items()}
     padded, packed = (
         run_encoder(e.cuda(), moved).cpu()[mask] for e in (encoders.padded, encoders.packed)
     )
     torch.testing.assert_close(packed, padded, atol=1e-5, rtol=0.0)
 
 
-@pytest.mark.parametrize("reach", [None, 3])
-@pytest.mark.parametrize(
+WAYS = pytest.mark.parametrize(
     ("way", "device", "dtype", "tolerance"),
     [
         ("on_cpu", "cpu", torch.float32, 1e-5),
         ("on_cpu", "cpu", torch.bfloat16, 5e-2),
         ("on_accelerator", "cpu", torch.float32, 1e-5),
-        pytest.param("on_accelerator", "cuda", torch.float32, 1e-4, marks=needs_cuda),
-        pytest.param("on_accelerator", "cuda", torch.bfloat16, 5e-2, marks=needs_cuda),
-        pytest.param("on_accelerator", "cuda", torch.float16, 1e-2, marks=needs_cuda),
+        pytest.param("on_accelerator", "cuda", torch.float32, 1e-4, marks=pytest.mark.gpu),
+        pytest.param("on_accelerator", "cuda", torch.bfloat16, 5e-2, marks=pytest.mark.gpu),
+        pytest.param("on_accelerator", "cuda", torch.float16, 1e-2, marks=pytest.mark.gpu),
     ],
 )
+
+
+def near_places(length, reach, device):
+    """Bool `[length, length]`: which places see each other."""
+    places = torch.arange(length, device=device)
+    return (places[:, None] - places).abs() <= (length if reach is None else reach)
+
+
+@pytest.mark.parametrize("reach", [None, 3])
+@WAYS
 def test_attention_is_that_of_each_sequence_alone(way, device, dtype, tolerance, reach):
     draw = torch.Generator().manual_seed(4)
     parts = [torch.randn(2, sum(LENGTHS), 16, generator=draw) for _ in range(4)]
     q, k, v, weights = (part.to(device, dtype) for part in parts)
     for part in (q, k, v):
         part.requires_grad_()
-    counts = torch.tensor(LENGTHS, device=device)
-    longest = max(LENGTHS)
-    real = (torch.arange(longest, device=device) < counts[:, None]).flatten().nonzero().squeeze(1)
-    where = Packing(real, counts, longest, False)
+    # Wider than its longest sequence, as a part of a batch is.
+    where = Packing(torch.tensor(LENGTHS), max(LENGTHS) + 5, q.device, first_only=False)
     found = getattr(PackedAttention(where, 0.25, 0.0, reach), way)(q, k, v)
     found_gradients = torch.autograd.grad((found.transpose(0, 1) * weights).sum(), (q, k, v))
     exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
     outputs = []
     for pieces in zip(*(part.split(LENGTHS, dim=1) for part in exact), strict=True):
-        places = torch.arange(pieces[0].shape[1], device=device)
-        near = (places[:, None] - places).abs() <= (longest if reach is None else reach)
+        near = near_places(pieces[0].shape[1], reach, device)
         outputs.append(scaled_dot_product_attention(*pieces, attn_mask=near, scale=0.25))
     expected = torch.cat(outputs, dim=1).transpose(0, 1)
     gradients_ = torch.autograd.grad((expected.transpose(0, 1) * weights).sum(), exact)
     for ours, theirs in zip((found, *found_gradients), (expected, *gradients_), strict=True):
         torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("reach", [None, 3])
+@WAYS
+def test_a_weight_is_dropped_in_both_directions_or_scaled(way, device, dtype, tolerance, reach):
+    draw = torch.Generator().manual_seed(4)
+    # Values that tell the places apart make the output the weights themselves.
+    q, k, weights = (torch.randn(2, sum(LENGTHS), 32, generator=draw) for _ in range(3))
+    v = torch.cat([torch.eye(length, 32) for length in LENGTHS]).expand(2, -1, -1)
+    q, k, v, weights = (part.to(device, dtype) for part in (q, k, v, weights))
+    for part in (q, k, v):
+        part.requires_grad_()
+    where = Packing(torch.tensor(LENGTHS), max(LENGTHS) + 5, q.device, first_only=False)
+    attend = getattr(PackedAttention(where, 0.25, 0.25, reach), way)
+    torch.manual_seed(6)
+    found = attend(q, k, v)
+    found_gradients = torch.autograd.grad((found.transpose(0, 1) * weights).sum(), (q, k, v))
+    exact = [part.detach().double().requires_grad_() for part in (q, k, v)]
+    outputs, n_kept, n_weights = [], 0, 0
+    for (one, other, value), row in zip(
+        zip(*(part.split(LENGTHS, dim=1) for part in exact), strict=True),
+        found.transpose(0, 1).split(LENGTHS, dim=1),
+        strict=True,
+    ):
+        length = one.shape[1]
+        near = near_places(length, reach, device)
+        kept = row.detach()[:, :, :length] > 0
+        scores = (0.25 * one @ other.transpose(1, 2)).masked_fill(~near, float("-inf"))
+        outputs.append(scores.softmax(dim=-1) * kept / 0.75 @ value)
+        n_kept, n_weights = n_kept + int(kept.sum()), n_weights + 2 * int(near.sum())
+    assert n_kept / n_weights == pytest.approx(0.75, abs=0.06)
+    expected = torch.cat(outputs, dim=1).transpose(0, 1)
+    gradients_ = torch.autograd.grad((expected.transpose(0, 1) * weights).sum(), exact)
+    for ours, theirs in zip((found, *found_gradients), (expected, *gradients_), strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=tolerance, rtol=tolerance)
+    # The masks come from PyTorch's generator.
+    again = attend(q, k, v)
+    torch.manual_seed(6)
+    assert torch.equal(attend(q, k, v), found)
+    assert not torch.equal(again, found)
