@@ -243,6 +243,14 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
         logger.warning("%s could not be made to lead to the latest checkpoints: %s", link, error)
 
 
+def drop_lost_link(output_dir: Path) -> None:
+    """Remove `<output_dir>/checkpoints` where the checkpoints that it leads to have been deleted."""
+    link = output_dir / "checkpoints"
+    with suppress(OSError):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
+
+
 def _choose(config: TrainConfig) -> Path:
     runs = Path(config.output_dir) / config.task.name
     if config.resume not in (None, "auto"):
