@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 BEST = "best_checkpoint.pt"
 LAST = "last_checkpoint.pt"
+# What AdamW keeps of each parameter that it has updated.
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -182,8 +184,13 @@ class Trainer:
         return self._state.history
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of a last checkpoint. Training continues as if it had not been stopped."""
+        """Restore the state of a last checkpoint. Training continues as if it had not been stopped.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError: a part is absent or unfit.
+        """
         assert checkpoint.resume is not None
+        self._check_complete(checkpoint.resume)
         self._task.model.load_state_dict(checkpoint.weights)
         self._optimizer.load_state_dict(checkpoint.resume["optimizer"])
         self._scheduler.load_state_dict(checkpoint.resume["scheduler"])
@@ -191,6 +198,24 @@ class Trainer:
         self._early_stopping.load_state_dict(checkpoint.resume["early_stopping"])
         self._state = TrainerState(**checkpoint.resume["state"])
         self._rule, self._metrics = checkpoint.decision_rule, checkpoint.metrics
+
+    def _check_complete(self, resume: Mapping[str, Any]) -> None:
+        """Refuse states that lack keys: PyTorch takes them, and a default stands for what is absent.
+
+        Raises:
+            KeyError: naming the first.
+        """
+        optimizer = resume["optimizer"]
+        groups = self._optimizer.state_dict()["param_groups"]
+        expected = [
+            (resume["scheduler"], self._scheduler.state_dict()),
+            (resume["state"], asdict(self._state)),
+            *zip(optimizer["param_groups"], groups, strict=True),
+            *((moments, _ADAMW_STATE) for moments in optimizer["state"].values()),
+        ]
+        for state, keys in expected:
+            for key in keys:
+                state[key]
 
     def fit(self, observer: TrainingObserver) -> TrainingOutcome:
         """Train until the last step or early stopping.
