@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -419,15 +420,29 @@ def _statement(store: Path, statement: str) -> Callable[[], None]:
     return execute
 
 
+@pytest.fixture
+def read_only() -> Iterator[list[bool]]:
+    """A list: while it is not empty, SQLite files are read-only. (Permissions do not bind root.)"""
+    chosen: list[bool] = []
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA query_only={len(chosen)}")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "begin", begin)
+    yield chosen
+    sqlalchemy.event.remove(sqlalchemy.Engine, "begin", begin)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["table", "locked", "deleted", "full"])
+@pytest.mark.parametrize("fault", ["table", "locked", "deleted", "full", "read-only"])
 @pytest.mark.faults(
-    "mlflow.db lost a table or is locked, its run is deleted, the disk is full of artifacts",
+    "mlflow.db lost a table, is locked or read-only, its run is deleted, the disk is full of artifacts",
     "training ends, one warning; `tracking sync` delivers the rest",
 )
 def test_a_training_outlives_its_sqlite_store_and_sync_delivers_the_rest(
     tracked: Callable[..., TrainConfig],
     store_dir: Path,
+    read_only: list[bool],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
@@ -450,10 +465,16 @@ def test_a_training_outlives_its_sqlite_store_and_sync_delivers_the_rest(
                 client.delete_run(manifest["mlflow_run_id"])
             case "full":
                 monkeypatch.setattr(LocalArtifactRepository, "log_artifact", _disk_full)
+            case "read-only":
+                read_only.append(True)
 
     result = train(tracked(*own), on_evaluation=at_evaluation(1, injure))
     (warning,) = warnings_of(caplog)
     assert "SELECT" not in warning
+    assert "raised as a result" not in warning
+    if fault == "read-only":
+        assert "(attempt to write a readonly database)" in warning
+        read_only.clear()
     if fault == "table":
         _statement(store_dir, "ALTER TABLE metrics_lost RENAME TO metrics")()
     if fault == "locked":
