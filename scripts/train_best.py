@@ -2,7 +2,7 @@
 
 import sys
 
-from psy_agents_noaug.cli import main
+from psy_agents_noaug.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train-best", *sys.argv[1:]]))

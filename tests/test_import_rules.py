@@ -29,7 +29,7 @@ ALLOWED = {
     "process": BASE,
     "cli": BASE | {"__version__", "config", "hpo", "process", "run", "tasks.registry"},
     "__main__": {"cli"},
-    "scripts": {"cli"},
+    "scripts": {"__main__"},
 }
 
 

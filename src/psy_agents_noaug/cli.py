@@ -1,4 +1,3 @@
-# PYTHON_ARGCOMPLETE_OK
 """The command `psy-agents VERB [KEY=VALUE | GROUP=CHOICE]...`, and what the files of `scripts/` call.
 
 A verb is a function and an entry of `VERBS`. How a command ends is in `process`.

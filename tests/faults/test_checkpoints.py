@@ -207,9 +207,11 @@ def _inner_keys(values: dict[str, Any], *path: str) -> list[tuple[str, ...]]:
     return found
 
 
-def _without(values: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Return a copy of nested mappings without the value at `path`."""
+def _without(values: Any, path: tuple[str | int, ...]) -> Any:
+    """Return a copy of nested mappings and lists without the value at `path`."""
     name, *rest = path
+    if isinstance(values, list):
+        return [_without(v, tuple(rest)) if i == name else v for i, v in enumerate(values)]
     if not rest:
         return {key: value for key, value in values.items() if key != name}
     return values | {name: _without(values[name], tuple(rest))}
@@ -251,12 +253,17 @@ def test_a_checkpoint_that_lacks_any_inner_key_is_evaluated_or_refused(
         ("resume",),
         ("resume", "optimizer"),
         ("resume", "scheduler"),
+        ("resume", "scheduler", "last_epoch"),
+        ("resume", "scheduler", "base_lrs"),
         ("resume", "scaler"),
         ("resume", "early_stopping"),
         ("resume", "early_stopping", "waited"),
         ("resume", "state"),
         ("resume", "state", "max_tokens"),
+        ("resume", "state", "step"),
         ("resume", "optimizer", "state"),
+        ("resume", "optimizer", "state", 0, "exp_avg"),
+        ("resume", "optimizer", "param_groups", 0, "lr"),
         ("metadata", "fingerprints"),
         ("metadata", "fingerprints", "corpus"),
         ("metadata", "encoder_files"),
@@ -264,7 +271,7 @@ def test_a_checkpoint_that_lacks_any_inner_key_is_evaluated_or_refused(
     ],
 )
 def test_a_last_checkpoint_that_lacks_an_inner_key_is_not_resumed_from(
-    refusal_of_training: Refusal, finished: Path, tmp_path: Path, path: tuple[str, ...]
+    refusal_of_training: Refusal, finished: Path, tmp_path: Path, path: tuple[str | int, ...]
 ) -> None:
     run = tmp_path / "copy" / "criteria" / "done"
     shutil.copytree(finished, run)
@@ -275,6 +282,7 @@ def test_a_last_checkpoint_that_lacks_an_inner_key_is_not_resumed_from(
     save_checkpoint(last, replace(good, **{"resume": None, **_without(parts, path)}))
     told = refusal_of_training(f"resume={run}", f"output_dir={tmp_path / 'copy'}")
     assert told.startswith("CheckpointError: ")
+    assert path[0] == "metadata" or len(path) == 1 or str(path[-1]) in told
 
 
 @pytest.mark.faults("a part of a checkpoint is of another type", "refused with one message")

@@ -36,6 +36,7 @@ def run(finished: Path, tmp_path: Path) -> RunDirectory:
         ("config.yaml", b""),
         ("manifest.json", b"{"),
         ("manifest.json", b'{"status": "finished"}'),
+        ("manifest.json", b'{"status": "finished", "steps": "many", "data": {}}'),
         ("history.csv", b"step,loss\nmany,\xff\n"),
         ("history.csv", b"loss\n0.5\n"),
         ("metrics.json", b"{"),
@@ -47,7 +48,9 @@ def test_a_damaged_run_is_refused_by_sync_in_words(
     (run.path / name).write_bytes(content)
     store = f"tracking.uri=sqlite:///{run.path.parent}/store.db"
     assert main(["tracking", "sync", str(run.path), store]) == 2
-    assert name in only_message()
+    told = only_message()
+    assert name in told
+    assert told.count("a copy") == 1
 
 
 @pytest.mark.faults("half a line in evaluations.jsonl", "`tracking sync` delivers the others")

@@ -70,9 +70,18 @@ def start_long(
 
 
 def ended(processes: list[psutil.Process]) -> bool:
-    """Whether all of them end within two seconds; one whose parent was killed may stay a zombie."""
-    _, alive = psutil.wait_procs(processes, timeout=2)
-    return all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
+    """Whether all of them end soon; one whose parent was killed may stay a zombie."""
+    deadline = time.monotonic() + 30
+    while any(map(_is_left, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return not any(map(_is_left, processes))
+
+
+def _is_left(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.slow
@@ -144,7 +153,7 @@ def test_a_stopped_worker_ends_the_run_after_the_timeout(start_long: Callable[..
     workers[0].send_signal(signal.SIGSTOP)
     began = time.monotonic()
     done = child.wait()
-    assert 1 < time.monotonic() - began < 10
+    assert 1 < time.monotonic() - began < 60  # without the timeout: for ever
     assert done.returncode == 2, done.stderr
     assert (
         "LoaderError: A worker process has sent no batch for 1.5 s (`training.loader_timeout`)"
@@ -166,7 +175,7 @@ def test_a_signal_is_obeyed_while_a_batch_is_waited_for(
     began = time.monotonic()
     child.send_signal(number)
     done = child.wait()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # otherwise: for ever
     assert done.returncode == 128 + number, done.stderr
     assert "the state is saved" in done.stderr
     assert ended(workers)

@@ -9,11 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import CheckpointError, Interrupted
+from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+from psy_agents_noaug.errors import (
+    CheckpointError,
+    ConfigError,
+    Interrupted,
+    LoaderError,
+    NonFiniteError,
+    StorageError,
+)
 from psy_agents_noaug.run.directory import open_run_directory
+from psy_agents_noaug.run.evaluate import evaluate
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.training import trainer
+from psy_agents_noaug.training.batching import TrainingSteps
 from psy_agents_noaug.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
@@ -225,3 +234,89 @@ def test_the_tracker_is_opened_when_all_processes_can_go_on(
     together(2, interrupted)
     assert together(2, refused, seconds=60) == [(2, "CheckpointError: unfit")] * 2
     assert not opened.exists()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("error", [LoaderError("worker died"), ZeroDivisionError("a bug")])
+@pytest.mark.faults(
+    "one process gets no batch, as its worker is killed, or fails in its update",
+    "the cause in every process, within seconds",
+)
+def test_an_update_that_fails_in_one_process_ends_all_of_them_with_the_cause(
+    make_config: MakeConfig,
+    together: Together,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: int,
+    error: Exception,
+) -> None:
+    collate = TrainingSteps.__getitem__
+
+    def work(rank: int) -> None:
+        def fail_at_3(self: TrainingSteps, step: int) -> object:
+            if step == 3 and rank == victim:
+                raise error
+            return collate(self, step)
+
+        monkeypatch.setattr(TrainingSteps, "__getitem__", fail_at_3)
+        train(make_config("run_name=two"))
+
+    found = together(2, work, seconds=60)
+    if isinstance(error, LoaderError):
+        assert found == [(2, "LoaderError: worker died")] * 2
+    else:
+        code, trace = found.pop(victim)
+        assert code == 1
+        assert "ZeroDivisionError: a bug" in trace
+        cause = f"Process {victim} of this training failed with ZeroDivisionError"
+        assert found == [(2, f"OtherProcessError: {cause}; its own output says why.")]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "open_tracker",
+        "RunDirectory.record_evaluation",
+        "RunDirectory.add_metrics",
+        "RunDirectory.write_predictions",
+    ],
+)
+@pytest.mark.faults(
+    "the main process cannot record an evaluation by several", "its message in every process"
+)
+def test_what_stops_the_main_process_of_an_evaluation_stops_all(
+    finished: Path,
+    together: Together,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    place: str,
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "outputs" / "criteria" / "done")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StorageError("the disk is full")
+
+    def work(rank: int) -> None:
+        if rank == 0:
+            monkeypatch.setattr(f"psy_agents_noaug.run.evaluate.{place}", refuse)
+        evaluate(
+            EvaluateConfig(checkpoint=str(run), split="val"), task_name="criteria", explicit={}
+        )
+
+    found = together(2, work, seconds=60)
+    assert found == [(2, "StorageError: the disk is full")] * 2
+
+
+@pytest.mark.faults("an error of all processes alike", "shown by the main process alone")
+def test_an_error_of_all_processes_is_shown_once(
+    make_config: MakeConfig, together: Together
+) -> None:
+    def work(rank: int) -> None:
+        try:
+            train(make_config("training.learning_rate=1e30", "training.max_grad_norm=null"))
+        except NonFiniteError as error:
+            raise ConfigError(f"shown elsewhere: {error.is_shown_elsewhere}") from None
+
+    assert together(2, work, seconds=60) == [
+        (2, "ConfigError: shown elsewhere: False"),
+        (2, "ConfigError: shown elsewhere: True"),
+    ]

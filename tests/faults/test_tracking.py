@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -188,7 +189,7 @@ def test_a_training_outlives_its_server_and_sync_delivers_the_rest(
     began = time.monotonic()
     result = train(tracked(), on_evaluation=at_evaluation(1, lambda: injure(server)))
     # The calls that fail at once are tried three times at the end, within the patience.
-    assert time.monotonic() - began < PATIENCE + 5
+    assert time.monotonic() - began < PATIENCE + 20  # a call that hangs: 30 seconds
     (warning,) = warnings_of(caplog)
     assert f"psy-agents tracking sync {result.directory}" in warning
     assert json.loads((result.directory / "manifest.json").read_text())["status"] == "finished"
@@ -218,7 +219,7 @@ def test_updates_and_evaluations_do_not_wait_for_a_server_that_hangs(
 
     own = seconds("tracking=none", "run_name=untracked", action=lambda: None)
     hung = seconds(action=lambda: BREAK["hangs"][0](server))
-    assert hung < 1.5 * own + 0.5
+    assert hung < 3 * own + 10  # a call that hangs: 30 seconds
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_an_evaluation_outlives_its_server_and_sync_delivers_the_rest(
         patch.setattr(tracking.MlflowTracker, "set_tags", injured)
         began = time.monotonic()
         judge()
-    assert time.monotonic() - began < PATIENCE + 5
+    assert time.monotonic() - began < PATIENCE + 20  # a call that hangs: 30 seconds
     assert (result.directory / "predictions" / "test.jsonl").is_file()
     assert len(warnings_of(caplog)) == 1
 
@@ -298,7 +299,7 @@ def test_sigterm_is_obeyed_while_the_server_hangs(
     began = time.monotonic()
     done = process.wait()
 
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 25  # a call that hangs: 30 seconds
     assert done.returncode == 143, done.stderr
     assert "the state is saved" in done.stderr
     assert done.stderr.count("WARNING MLflow") == 1
@@ -341,7 +342,7 @@ def test_the_end_of_a_process_does_not_wait_for_a_server_that_hangs(
         process.send_signal(number)
     done = process.wait()
 
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 25  # a call that hangs: 30 seconds
     assert done.returncode == (0 if number is None else 143), done.stderr
     reason = "no answer" if number is None else "the wait for it was interrupted"
     assert reason in done.stderr
@@ -364,7 +365,7 @@ def test_a_server_that_never_answers_is_refused_at_the_start(
         uri = f"http://127.0.0.1:{listener.getsockname()[1]}"
         began = time.monotonic()
         assert main(["train", "task=criteria", *untracked, f"tracking.uri={uri}"]) == 2
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 25  # a request alone: 30 seconds
     assert "can be reached, but is http" in capfd.readouterr().err
 
 
@@ -419,15 +420,29 @@ def _statement(store: Path, statement: str) -> Callable[[], None]:
     return execute
 
 
+@pytest.fixture
+def read_only() -> Iterator[list[bool]]:
+    """A list: while it is not empty, SQLite files are read-only. (Permissions do not bind root.)"""
+    chosen: list[bool] = []
+
+    def begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA query_only={len(chosen)}")
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "begin", begin)
+    yield chosen
+    sqlalchemy.event.remove(sqlalchemy.Engine, "begin", begin)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["table", "locked", "deleted", "full"])
+@pytest.mark.parametrize("fault", ["table", "locked", "deleted", "full", "read-only"])
 @pytest.mark.faults(
-    "mlflow.db lost a table or is locked, its run is deleted, the disk is full of artifacts",
+    "mlflow.db lost a table, is locked or read-only, its run is deleted, the disk is full of artifacts",
     "training ends, one warning; `tracking sync` delivers the rest",
 )
 def test_a_training_outlives_its_sqlite_store_and_sync_delivers_the_rest(
     tracked: Callable[..., TrainConfig],
     store_dir: Path,
+    read_only: list[bool],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
@@ -450,10 +465,16 @@ def test_a_training_outlives_its_sqlite_store_and_sync_delivers_the_rest(
                 client.delete_run(manifest["mlflow_run_id"])
             case "full":
                 monkeypatch.setattr(LocalArtifactRepository, "log_artifact", _disk_full)
+            case "read-only":
+                read_only.append(True)
 
     result = train(tracked(*own), on_evaluation=at_evaluation(1, injure))
     (warning,) = warnings_of(caplog)
     assert "SELECT" not in warning
+    assert "raised as a result" not in warning
+    if fault == "read-only":
+        assert "(attempt to write a readonly database)" in warning
+        read_only.clear()
     if fault == "table":
         _statement(store_dir, "ALTER TABLE metrics_lost RENAME TO metrics")()
     if fault == "locked":

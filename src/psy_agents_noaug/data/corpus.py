@@ -25,7 +25,7 @@ from psy_agents_noaug.data.validation import (
     drop_missing_evidence,
     parse_offset,
     post_faults,
-    quote_criterion,
+    quote_label,
     raise_faults,
     rename_columns,
     resolve_criterion,
@@ -387,6 +387,6 @@ def _check_ignored(labels: Sequence[str], names: Mapping[str, str]) -> None:
             # If its rows were left out, its positive pairs would become negatives.
             raise ConfigError(
                 "`ignored_criteria` must be labels that are no criterion, but "
-                f"{quote_criterion(label)} is criterion {criterion_id}. To leave it "
+                f"{quote_label(label)} is criterion {criterion_id}. To leave it "
                 "out, give a criteria table without it."
             )

@@ -6,7 +6,7 @@ quotes a cell, except for identifiers that look like identifiers.
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,12 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     ),
     "criteria": ("aliases",),
 }
+_CONTRACT = frozenset(
+    name
+    for columns in (REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
+    for names in columns.values()
+    for name in names
+)
 MAX_FAULTS_LISTED = 50
 MAX_ID_LENGTH, MAX_ID_WORDS = 128, 4
 _IDENTIFIERS = ("post_id", "group_id", "sentence_id", "annotator_id")
@@ -50,7 +56,7 @@ MAX_SUBGROUP_LENGTH = 24
 _SUBGROUP = regex.compile(rf"[\w\p{{M}} .+<>=()-]{{0,{MAX_SUBGROUP_LENGTH}}}")
 # The names of the subgroups that every report has.
 OWN_SUBGROUPS = ("length", "number met", "truncation")
-_MAX_LABEL = 64  # characters
+_MAX_LABEL, _MAX_LABEL_WORDS = 64, 4
 
 _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
@@ -116,15 +122,30 @@ def quote_identifier(identifier: str) -> str:
     return f"<{len(identifier)} characters, not shown>"
 
 
-def quote_criterion(name: str) -> str:
-    """Quote the identifier or a name of a criterion, which may have spaces."""
-    is_label = len(name) <= _MAX_LABEL and len(name.split()) <= 4 and name.isprintable()
-    return f"'{name}'" if is_label else quote_identifier(name)
+def quote_label(name: str) -> str:
+    """Quote the name of a criterion or a column, which may have spaces, unless it is long."""
+    is_short = len(name) <= _MAX_LABEL and len(name.split()) <= _MAX_LABEL_WORDS
+    return f"'{name}'" if is_short and name.isprintable() else quote_identifier(name)
 
 
-def quote_columns(names: Sequence[str]) -> str:
-    """List column names; a file without a header has text where they should be."""
-    return ", ".join(quote_identifier(name) for name in names) or "none"
+def quote_columns(names: Sequence[str], known: Iterable[str] = ()) -> str:
+    """List column names. A file without a header has the text of a post where they should be.
+
+    Short names with spaces are therefore shown only beside a name of the data contract, spelt in any way
+    (`Post ID`), or a known one.
+
+    Args:
+        names: of the columns.
+        known: names that the file is said to have.
+    """
+    is_header = not _CONTRACT.isdisjoint(map(_spelt, names)) or not set(known).isdisjoint(names)
+    quote = quote_label if is_header else quote_identifier
+    return ", ".join(map(quote, names)) or "none"
+
+
+def _spelt(name: str) -> str:
+    """Spell the name of a column as the data contract does."""
+    return re.sub(r"[\W_]+", "_", name.strip().casefold())
 
 
 def _names_a_subgroup(value: str) -> bool:
@@ -168,7 +189,7 @@ def add_subgroups(
             rule = "has the name of a subgroup that every report has; rename the column"
             faults.append(Fault(place, rule))
         elif name not in frame:
-            found = f"the file has {quote_columns(list(frame.columns))}"
+            found = f"the file has {quote_columns(list(frame.columns), columns.values())}"
             faults.append(Fault(place, "is missing", found))
         elif (n_values := len(set(frame[name]))) > MAX_SUBGROUPS:
             rule = f"must have at most {MAX_SUBGROUPS} different values to make subgroups"
@@ -213,7 +234,7 @@ def rename_columns(
         if source in frame:
             ours[name] = frame[source]
         elif name in REQUIRED_COLUMNS[kind] or source != name:
-            found = f"the file has {quote_columns(list(frame.columns))}"
+            found = f"the file has {quote_columns(list(frame.columns), columns.values())}"
             faults.append(Fault(f"{file}, column {source}", "is missing", found))
     return Table(file, kind, pd.DataFrame(ours, index=frame.index, dtype=object)), faults
 
@@ -269,7 +290,7 @@ def criteria_faults(criteria: Table) -> list[Fault]:
         for alias in split_aliases(aliases):
             owner = owners.setdefault(alias.casefold(), row)
             if owner != row:
-                detail = f"{quote_criterion(alias)} is also a name of row {owner + 1}"
+                detail = f"{quote_label(alias)} is also a name of row {owner + 1}"
                 rule = "must be no name of another criterion"
                 faults.append(Fault(criteria.place(row, "aliases"), rule, detail))
     return faults
@@ -400,7 +421,7 @@ class _ShownIdentifiers:
         """Quote a criterion's label: it may have spaces, but not be text that a post has."""
         if label not in self._labels and len(self._labels) <= MAX_FAULTS_LISTED:
             is_shown = self._texts and not self._is_in_a_post(label)
-            quote = quote_criterion if is_shown else quote_identifier
+            quote = quote_label if is_shown else quote_identifier
             self._labels[label] = quote(label)
         return self._labels.get(label, "")
 
@@ -412,7 +433,7 @@ class _ShownIdentifiers:
     def known_criteria(self) -> str:
         """List the criteria; nothing when asked again."""
         known, self._criteria = self._criteria, []
-        return first_of([quote_criterion(criterion_id) for criterion_id in known])
+        return first_of([quote_label(criterion_id) for criterion_id in known])
 
     def _is_in_a_post(self, label: str) -> bool:
         if self._folded is None:

@@ -18,7 +18,7 @@ from psy_agents_noaug.errors import (
     StoppedError,
 )
 from psy_agents_noaug.hpo.workers import FailedTrialError, original_number
-from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.directory import RunDirectory, drop_lost_link
 from psy_agents_noaug.run.evaluate import RunResult
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tracking.manifest import package_versions
@@ -128,6 +128,7 @@ class Objective:
         directory.last_checkpoint.unlink(missing_ok=True)
         if not self._keep_checkpoints:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
+            drop_lost_link(self._output.runs_folder)
 
 
 def without_output_settings(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -288,6 +288,6 @@ def evaluation_directory(
     if same_data and not changes and run.read_manifest().get("weights_sha256") == weights:
         return run
     key = sha256_of_json({"weights": weights, "data": data.fingerprints(), "changes": changes})
-    other = run.path / "evaluations" / f"{config.data.name}-{path.stem}-{key[:8]}"
+    other = run.other_evaluations / f"{config.data.name}-{path.stem}-{key[:8]}"
     logger.info("Not the run's own weights, data and settings: results go to %s.", other)
     return RunDirectory(other)

@@ -39,6 +39,9 @@ from psy_agents_noaug.utils.files import (
 
 logger = logging.getLogger(__name__)
 
+# The folder of a run for evaluations of other weights, data and settings than its own.
+_OTHERS = "evaluations"
+
 # What may differ between a run and its resumption, because no result depends on it.
 _FREE_KEYS = {
     "run_name",
@@ -69,6 +72,7 @@ class RunDirectory:
         self.alignment = path / "alignment.json"
         self.evaluations = path / "evaluations.jsonl"
         self.old_evaluations = path / "looks.jsonl"  # its name in 0.1.0
+        self.other_evaluations = path / _OTHERS
         self.checkpoints = path / "checkpoints"
         self.best_checkpoint = self.checkpoints / BEST
         self.last_checkpoint = self.checkpoints / LAST
@@ -156,11 +160,13 @@ class RunDirectory:
         return path
 
     def record_evaluation(self, split: str, **facts: object) -> int:
-        """Record that `split` is evaluated now. Return how often that has happened here.
+        """Record that `split` is evaluated now. Return how often this run's has been, on the same data.
+
+        Evaluations of other weights of the run, as while it trains, and with other settings count too.
 
         Args:
             split: train, val or test.
-            facts: further entries of the record; `weights_sha256` among them.
+            facts: further entries of the record; `weights_sha256` and `data` among them.
 
         Raises:
             StorageError: it cannot be recorded, so the split must not be evaluated.
@@ -172,13 +178,16 @@ class RunDirectory:
         }
         make_folder(self.path)
         _append_line(self.evaluations, json.dumps(line))
+        run = self.path.parent.parent if self.path.parent.name == _OTHERS else self.path
         lines = [
             line
-            for path in (self.old_evaluations, self.evaluations)
+            for folder in (run, *run.glob(f"{_OTHERS}/*"))
+            for path in (folder / self.old_evaluations.name, folder / self.evaluations.name)
             if path.is_file()
             for line in readable_lines(path)
         ]
-        return sum(line.get("split") == split for line in lines)
+        data = facts.get("data")  # which lines of earlier versions lack
+        return sum(line.get("split") == split and line.get("data", data) == data for line in lines)
 
 
 @contextmanager
@@ -241,6 +250,14 @@ def point_to_latest(output_dir: Path, directory: RunDirectory) -> None:
             temporary.unlink(missing_ok=True)
         # Windows needs a privilege for links; the run itself is whole without.
         logger.warning("%s could not be made to lead to the latest checkpoints: %s", link, error)
+
+
+def drop_lost_link(output_dir: Path) -> None:
+    """Remove `<output_dir>/checkpoints` where the checkpoints that it leads to have been deleted."""
+    link = output_dir / "checkpoints"
+    with suppress(OSError):
+        if link.is_symlink() and not link.exists():
+            link.unlink()
 
 
 def _choose(config: TrainConfig) -> Path:

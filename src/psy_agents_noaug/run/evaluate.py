@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from psy_agents_noaug.config.loading import compose_config, lay_over
-from psy_agents_noaug.config.schema import EvaluateConfig
+from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
 from psy_agents_noaug.data.examples import HELD_OUT
 from psy_agents_noaug.errors import CheckpointError, first_of
 from psy_agents_noaug.metrics.classification import values_at_prevalence
@@ -22,7 +22,7 @@ from psy_agents_noaug.run.checks import (
     evaluation_directory,
 )
 from psy_agents_noaug.run.context import RunContext
-from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.run.data import PreparedData, prepare_data
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import open_tracker, send_report, tracking_status
@@ -34,8 +34,14 @@ from psy_agents_noaug.tasks.base import (
     TaskInputs,
 )
 from psy_agents_noaug.tasks.build import build_task, rebuild_encoders
-from psy_agents_noaug.training.checkpoint import load_checkpoint, using, weights_sha256
+from psy_agents_noaug.training.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    using,
+    weights_sha256,
+)
 from psy_agents_noaug.training.evaluator import Evaluator
+from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
 from psy_agents_noaug.utils.private_errors import without_texts
 
@@ -108,20 +114,74 @@ def evaluate(
             {**_destinations(path, checkpoint.config, task_name=task_name), **explicit},
         )
     hardware = prepare_hardware(config)
-    data = prepare_data(config)
-    with using(path):
-        seen = check_unseen(checkpoint, data, split, path)
-    before = checkpoint.config["data"].get("unit")
-    if before != config.data.unit:
-        logger.warning(
-            "The thresholds and the calibration were fitted on pairs of unit %s, but %s is judged by "
-            "%s: decisions and calibrated figures may be far off.",
-            before,
-            split,
-            config.data.unit,
+    distributed = hardware.distributed
+    with distributed.shared_errors():
+        data = prepare_data(config)
+        with using(path):
+            seen = check_unseen(checkpoint, data, split, path)
+        before = checkpoint.config["data"].get("unit")
+        if before != config.data.unit:
+            logger.warning(
+                "The thresholds and the calibration were fitted on pairs of unit %s, but %s is judged "
+                "by %s: decisions and calibrated figures may be far off.",
+                before,
+                split,
+                config.data.unit,
+            )
+        weights = weights_sha256(checkpoint.weights)
+        directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
+        task = _rebuilt(config, hardware, data, checkpoint, path)
+    # Nothing of another process can fail here, which would leave the tracker open.
+    with distributed.shared_errors():
+        parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
+        tracker = open_tracker(
+            config,
+            hardware,
+            directory,
+            run_name=f"{directory.path.name}-{split}",
+            parent_run_id=parent,
+            is_required=tracking_is_required,
         )
-    weights = weights_sha256(checkpoint.weights)
-    directory = evaluation_directory(path, checkpoint, data, config, weights=weights)
+    context = RunContext(config, hardware, directory, data, tracker)
+    with tracking_status(tracker):
+        with distributed.shared_errors():
+            if context.is_main:
+                number = directory.record_evaluation(
+                    split,
+                    weights_sha256=weights,
+                    step=checkpoint.step,
+                    data=data.fingerprints(),
+                    mlflow_run_id=tracker.run_id,
+                    tracking_uri=config.tracking.uri,
+                )
+                logger.info(
+                    "This is evaluation %d of %s on this data by this run; see %s.",
+                    number,
+                    split,
+                    directory.path,
+                )
+            tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
+        return report_split(
+            context,
+            task,
+            split,
+            rule=checkpoint.decision_rule,
+            step=checkpoint.step,
+            seen=seen,
+            prevalence=evaluation.prevalence,
+            rule_is_fitted_here=split == "val"
+            and checkpoint.metadata["fingerprints"] == data.fingerprints(),
+        )
+
+
+def _rebuilt(
+    config: TrainConfig,
+    hardware: Hardware,
+    data: PreparedData,
+    checkpoint: Checkpoint,
+    path: Path,
+) -> Task:
+    """Build the task of the checkpoint at `path` on all splits, with its weights."""
     with using(path):
         encoders = rebuild_encoders(config, checkpoint.metadata)
     inputs = TaskInputs(
@@ -135,39 +195,7 @@ def evaluate(
     if absent := task.evaluation.absent_from(checkpoint.decision_rule):
         raise CheckpointError(f"{path} lacks {first_of(absent)} in its decision rule.")
     task.model.to(hardware.distributed.device)
-    parent = RunDirectory(path.resolve().parent.parent).read_manifest().get("mlflow_run_id")
-    tracker = open_tracker(
-        config,
-        hardware,
-        directory,
-        run_name=f"{directory.path.name}-{split}",
-        parent_run_id=parent,
-        is_required=tracking_is_required,
-    )
-    context = RunContext(config, hardware, directory, data, tracker)
-    with tracking_status(tracker):
-        if context.is_main:
-            number = directory.record_evaluation(
-                split,
-                weights_sha256=weights,
-                step=checkpoint.step,
-                data=data.fingerprints(),
-                mlflow_run_id=tracker.run_id,
-                tracking_uri=config.tracking.uri,
-            )
-            logger.info("This is evaluation %d of %s in %s.", number, split, directory.path)
-        tracker.set_tags({"checkpoint_weights_sha256": weights, **data.fingerprints()})
-        return report_split(
-            context,
-            task,
-            split,
-            rule=checkpoint.decision_rule,
-            step=checkpoint.step,
-            seen=seen,
-            prevalence=evaluation.prevalence,
-            rule_is_fitted_here=split == "val"
-            and checkpoint.metadata["fingerprints"] == data.fingerprints(),
-        )
+    return task
 
 
 def _destinations(path: Path, recorded: Mapping[str, Any], *, task_name: str) -> dict[str, Any]:
@@ -298,9 +326,10 @@ def report_split(
         figures["annotated_sentences_only"] = 1
         summary = f"{summary}\n\n{ANNOTATED_ONLY}"
     metrics = {f"{split}/{key}": value for key, value in {**figures, **(seen or {})}.items()}
-    if context.is_main:
-        directory = context.directory
-        directory.add_metrics(metrics)
-        directory.write_predictions(split, lines)
-        send_report(context.tracker, directory, split, metrics, step=step)
+    with context.hardware.distributed.shared_errors():
+        if context.is_main:
+            directory = context.directory
+            directory.add_metrics(metrics)
+            directory.write_predictions(split, lines)
+            send_report(context.tracker, directory, split, metrics, step=step)
     return RunResult(context.directory.path, dict(metrics), summary)

@@ -28,9 +28,14 @@ from psy_agents_noaug.run.records import (
 )
 from psy_agents_noaug.tracking.base import Status, without_private_parts
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
+from psy_agents_noaug.training.checkpoint import using
 from psy_agents_noaug.utils.files import read_json, write_json
 
 _PATIENCE_SECONDS = 120.0
+_REMEDY = (
+    "Put a copy of it in its place, or have it written anew: by the training with resume=auto (all but "
+    "config.yaml), or by another evaluation."
+)
 _UNITS = {"params": "params", "tags": "tags", "metrics": "metric values", "files": "files"}
 
 
@@ -79,7 +84,7 @@ def sync(path: Path, *, uri: str | None = None) -> str:
         )
     with _not_in_use(directory):
         lines, run_id = _sync_training(directory, config, uri=uri)
-        for folder in (directory.path, *sorted(directory.path.glob("evaluations/*/"))):
+        for folder in (directory.path, *sorted(directory.other_evaluations.glob("*/"))):
             lines += _sync_evaluations(RunDirectory(folder), directory, config, run_id, uri=uri)
     return "\n".join(lines)
 
@@ -126,28 +131,14 @@ def _records_needed() -> Iterator[None]:
     try:
         yield
     except (ConfigError, DataError) as error:
-        raise DataError(
-            f"{error}\nPut a copy of it in its place, or have it written anew: by the training "
-            "with resume=auto (all but config.yaml), or by another evaluation."
-        ) from error
+        told = str(error)
+        raise DataError(told if told.endswith(_REMEDY) else f"{told}\n{_REMEDY}") from error
 
 
 def _check_present(*paths: Path) -> None:
     for path in paths:
         if not path.is_file():
             raise DataError(f"{path} is not there.")
-
-
-@contextmanager
-def _used(path: Path) -> Iterator[None]:
-    """Turn what an absent or unfit part of a file leads to into a DataError."""
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path} cannot be used: a part of it is absent or of another form than expected "
-            f"({error}, {type(error).__name__})."
-        ) from error
 
 
 @contextmanager
@@ -188,7 +179,7 @@ def _sync_training(
     """Return what was delivered, and the id of the training's run."""
     with _records_needed():
         manifest = read_json(directory.manifest)
-        with _used(directory.manifest):
+        with using(directory.manifest, refusal=DataError, remedy=_REMEDY):
             is_finished = manifest["status"] == "finished"
             steps = int(manifest["steps"]) if is_finished else 0
             data = manifest["data"]
@@ -229,11 +220,11 @@ def _sync_evaluations(
 ) -> list[str]:
     """Deliver the last tracked evaluation of each split, whose figures are those in metrics.json."""
     records = [record for record in folder.read_evaluations() if record.get("mlflow_run_id")]
-    with _used(folder.evaluations):
+    with using(folder.evaluations, refusal=DataError, remedy=_REMEDY):
         last = {record["split"]: record for record in records}
     told = []
     for split, record in last.items():
-        with _used(folder.evaluations):
+        with using(folder.evaluations, refusal=DataError, remedy=_REMEDY):
             weights = {"checkpoint_weights_sha256": record["weights_sha256"]}
             tags = {"mlflow.parentRunId": parent_run_id, **weights, **record["data"]}
             store, step = record["tracking_uri"], record["step"]

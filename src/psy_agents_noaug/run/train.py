@@ -263,19 +263,20 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
         step=outcome.step,
         rule_is_fitted_here=True,
     )
-    if context.is_main:
-        record_manifest(
-            context,
-            status="finished",
-            weights=weights_sha256(checkpoint.weights),
-            extra={
-                "steps": outcome.step,
-                "best_step": outcome.best_step,
-                "stopped_early": outcome.stopped_early,
-                "skipped_updates": precision.skipped_updates,
-            },
-        )
-        for path in (directory.manifest, directory.history):
-            context.tracker.log_artifact(path)
-        point_to_latest(Path(context.config.output_dir), directory)
+    with context.hardware.distributed.shared_errors():
+        if context.is_main:
+            record_manifest(
+                context,
+                status="finished",
+                weights=weights_sha256(checkpoint.weights),
+                extra={
+                    "steps": outcome.step,
+                    "best_step": outcome.best_step,
+                    "stopped_early": outcome.stopped_early,
+                    "skipped_updates": precision.skipped_updates,
+                },
+            )
+            for path in (directory.manifest, directory.history):
+                context.tracker.log_artifact(path)
+            point_to_latest(Path(context.config.output_dir), directory)
     return result

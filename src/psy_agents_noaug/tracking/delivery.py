@@ -1,6 +1,7 @@
 """Calls to a tracking store, made in the background, so that no training waits for one."""
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ _PAUSES_SECONDS = (0.0, 1.0, 3.0)
 # How long a store is waited for that has let this process wait in vain before.
 _SHORT_SECONDS = 1.0
 _MAX_REASON = 300
+_PREAMBLE = "(raised as a result of "
+_DRIVERS_ERROR = re.compile(r"^\([\w.]+\) ")
 
 # A search opens a tracker per trial: together they must not wait longer for a store than one run does.
 _away: set[str] = set()
@@ -158,7 +161,12 @@ class Delivery:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, without credentials and private paths."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    text = without_private_parts(text)
+    """Return the first line of an error's message that says what is wrong.
+
+    It is without credentials and private paths, and without what SQLAlchemy puts before the words of a
+    database: how it came to call it, and the type of the driver's error.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    text = next((line for line in lines if not line.startswith(_PREAMBLE)), lines[0])
+    text = without_private_parts(_DRIVERS_ERROR.sub("", text))
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}..."

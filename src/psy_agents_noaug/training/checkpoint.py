@@ -16,7 +16,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from psy_agents_noaug.errors import CheckpointError, NonFiniteError, first_of
+from psy_agents_noaug.errors import (
+    CheckpointError,
+    NonFiniteError,
+    PsyAgentsError,
+    first_of,
+)
 from psy_agents_noaug.utils.files import write_atomically
 from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 
@@ -166,10 +171,21 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 @contextmanager
-def using(path: Path) -> Iterator[None]:
-    """Turn what an absent or unfit part of the checkpoint at `path` leads to into a CheckpointError.
+def using(
+    path: Path,
+    *,
+    refusal: type[PsyAgentsError] = CheckpointError,
+    remedy: str = "Use another copy, or the version that wrote it.",
+) -> Iterator[None]:
+    """Turn what an absent or unfit part of the file at `path` leads to into an error.
 
-    Its checksum is right, so it was written so: by another program or version, or with intent.
+    The checksum of a checkpoint is right, so it was written so: by another program or version, or with
+    intent.
+
+    Args:
+        path: of the checkpoint, or of another file with parts.
+        refusal: the error.
+        remedy: the end of its message.
     """
     try:
         yield
@@ -177,9 +193,9 @@ def using(path: Path) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         reason = str(error).partition("\n")[0]
-        raise CheckpointError(
+        raise refusal(
             f"{path} cannot be used: a part of it is absent or of another form than expected "
-            f"({reason}, {type(error).__name__}). Use another copy, or the version that wrote it."
+            f"({reason}, {type(error).__name__}). {remedy}"
         ) from error
 
 

@@ -125,10 +125,10 @@ class DistributedContext:
         except Exception as error:  # noqa: BLE001  (raised below)
             own = error
         # A signal or an exit ends this process, which the others notice by themselves.
+        if not self.any(own is not None):
+            return
         errors = self.gather(_sendable(own, rank=self.rank))
         found = [error for error in errors if error is not None]
-        if not found:
-            return
         mine = found[0] if own is None else own
         if isinstance(mine, PsyAgentsError):
             mine.is_shown_elsewhere = not self.is_main and str(mine) == str(found[0])

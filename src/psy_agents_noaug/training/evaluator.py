@@ -109,11 +109,12 @@ class Evaluator:
                 raise PredictionStopped
             if not self._distributed.any(own is None):
                 break
-            if self._max_tokens <= int(row_sizes(source).longest.min()):
-                raise OutOfMemoryError(
-                    "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
-                    "`model.max_length`."
-                )
+            with self._distributed.shared_errors():
+                if self._max_tokens <= int(row_sizes(source).longest.min()):
+                    raise OutOfMemoryError(
+                        "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
+                        "`model.max_length`."
+                    )
             self._max_tokens //= 2
             self._max_tokens_held = self._max_tokens
             give_memory_back()
@@ -123,7 +124,8 @@ class Evaluator:
             )
         assert own is not None
         predictions = _in_order(self._distributed.gather(own))
-        _refuse_non_finite(predictions, source.predicted_ids)
+        with self._distributed.shared_errors():
+            _refuse_non_finite(predictions, source.predicted_ids)
         return predictions
 
     def _predict_unless_out_of_memory(

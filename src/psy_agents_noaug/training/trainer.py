@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 BEST = "best_checkpoint.pt"
 LAST = "last_checkpoint.pt"
+# What AdamW keeps of each parameter that it has updated.
+_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass
@@ -184,8 +186,13 @@ class Trainer:
         return self._state.history
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Restore the state of a last checkpoint. Training continues as if it had not been stopped."""
+        """Restore the state of a last checkpoint. Training continues as if it had not been stopped.
+
+        Raises:
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError: a part is absent or unfit.
+        """
         assert checkpoint.resume is not None
+        self._check_complete(checkpoint.resume)
         self._task.model.load_state_dict(checkpoint.weights)
         self._optimizer.load_state_dict(checkpoint.resume["optimizer"])
         self._scheduler.load_state_dict(checkpoint.resume["scheduler"])
@@ -193,6 +200,24 @@ class Trainer:
         self._early_stopping.load_state_dict(checkpoint.resume["early_stopping"])
         self._state = TrainerState(**checkpoint.resume["state"])
         self._rule, self._metrics = checkpoint.decision_rule, checkpoint.metrics
+
+    def _check_complete(self, resume: Mapping[str, Any]) -> None:
+        """Refuse states that lack keys: PyTorch takes them, and a default stands for what is absent.
+
+        Raises:
+            KeyError: naming the first.
+        """
+        optimizer = resume["optimizer"]
+        groups = self._optimizer.state_dict()["param_groups"]
+        expected = [
+            (resume["scheduler"], self._scheduler.state_dict()),
+            (resume["state"], asdict(self._state)),
+            *zip(optimizer["param_groups"], groups, strict=True),
+            *((moments, _ADAMW_STATE) for moments in optimizer["state"].values()),
+        ]
+        for state, keys in expected:
+            for key in keys:
+                state[key]
 
     def fit(self, observer: TrainingObserver) -> TrainingOutcome:
         """Train until the last step or early stopping.
@@ -254,10 +279,11 @@ class Trainer:
                     raise _StopRequested
                 return
             if steps is None:
-                steps = loading.enter_context(self._load_from(state.step, signals))
+                with self._distributed.shared_errors():
+                    steps = loading.enter_context(self._load_from(state.step, signals))
             began = time.perf_counter()
             budget = state.max_tokens
-            loss, n_examples, n_tokens = self._train_step(next(steps), signals)
+            loss, n_examples, n_tokens = self._train_step(steps, signals)
             state.step += 1
             state.seconds += time.perf_counter() - began
             self._observer.progress.update(
@@ -297,9 +323,9 @@ class Trainer:
             while_waiting=stop_on_signal,
         )
 
-    def _train_step(self, step: Step, signals: StopSignals) -> tuple[float, int, int]:
+    def _train_step(self, steps: Iterator[Step], signals: StopSignals) -> tuple[float, int, int]:
         """Make one update. Return its mean loss and its numbers of examples and tokens."""
-        losses = self._gradients_within_memory(step)
+        step, losses = self._gradients_within_memory(steps)
         own_sums = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
         counts = torch.tensor([step.n_tokens, signals.received], dtype=own_sums.dtype)
         own = torch.cat([own_sums * step.weight, to_device(counts, own_sums.device)])
@@ -347,23 +373,28 @@ class Trainer:
         ):
             return self._precision.step(self._optimizer)
 
-    def _gradients_within_memory(self, step: Step) -> list[Tensor]:
-        """Accumulate the gradients of a step. Out of memory halves the budget and repeats the step.
+    def _gradients_within_memory(self, steps: Iterator[Step]) -> tuple[Step, list[Tensor]]:
+        """Accumulate the gradients of the next step. Out of memory halves the budget and repeats it.
 
-        Processes exchange nothing before all of them have their gradients, so that one without memory
-        does not leave the others waiting.
+        Processes exchange nothing before all of them have their gradients, so that one without a batch
+        or without memory does not leave the others waiting.
+
+        Returns:
+            The step, cut as it was calculated, and the losses of each of its micro-batches.
         """
         while True:
-            losses, flat = self._gradients_unless_out_of_memory(step)
+            with self._distributed.shared_errors():
+                step = next(steps)
+                losses, flat = self._gradients_unless_out_of_memory(step)
             if not self._distributed.any(losses is None):
                 assert losses is not None
                 if flat is not None:
                     self._distributed.sum_gradients(flat, self._parameters)
-                return losses
+                return step, losses
             self._shrink_micro_batches(step, is_out_here=losses is None)
             self._optimizer.zero_grad(set_to_none=True)
             give_memory_back()
-            step = self._steps()[self._state.step]
+            steps = map(self._steps().__getitem__, [self._state.step])
 
     def _gradients_unless_out_of_memory(
         self, step: Step
@@ -406,12 +437,13 @@ class Trainer:
             OutOfMemoryError: memory ran out with one example at a time.
         """
         single = all(len(indices) == 1 for indices in step.indices)
-        if self._distributed.any(is_out_here and single):
-            raise OutOfMemoryError(
-                "Memory ran out with one example at a time; lower `training.micro_batch_tokens` (which "
-                "limits the memory of a post with many windows) or `model.max_length`, or set "
-                "`training.gradient_checkpointing=true`."
-            )
+        with self._distributed.shared_errors():
+            if is_out_here and single:
+                raise OutOfMemoryError(
+                    "Memory ran out with one example at a time; lower `training.micro_batch_tokens` "
+                    "(which limits the memory of a post with many windows) or `model.max_length`, or "
+                    "set `training.gradient_checkpointing=true`."
+                )
         self._state.max_tokens //= 2
         logger.warning(
             "Out of memory at step %d: micro-batches now have at most %d tokens, and the step is "
@@ -444,13 +476,14 @@ class Trainer:
             if all_finite(self._parameters)
             else "since an earlier update, weights are NaN or infinite too, and are not saved"
         )
-        raise NonFiniteError(
-            faults_message(
-                f"The {what} is NaN or infinite at step {self._state.step}; {weights}. Lower "
-                "`training.learning_rate`, or use `training.amp=off` or bf16. Examples:",
-                bad_anywhere,
+        with self._distributed.shared_errors():
+            raise NonFiniteError(
+                faults_message(
+                    f"The {what} is NaN or infinite at step {self._state.step}; {weights}. Lower "
+                    "`training.learning_rate`, or use `training.amp=off` or bf16. Examples:",
+                    bad_anywhere,
+                )
             )
-        )
 
     def _evaluation_is_due(self) -> bool:
         state = self._state

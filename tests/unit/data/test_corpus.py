@@ -338,7 +338,7 @@ def test_missing_files_and_missing_columns_are_told_together(tmp_path):
     with pytest.raises(DataError) as caught:
         load_corpus(
             posts=tmp_path / "gone.csv",
-            annotations=write(tmp_path / "annotations.csv", [{"post_id": "p1", CANARY: 1}]),
+            annotations=write(tmp_path / "annotations.csv", [{"id": "p1", CANARY: 1}]),
             criteria=tmp_path / "criteria.xlsx",
             columns={"annotations": {"evidence_text": "sentence_text"}},
             ignored_criteria=[],
@@ -346,10 +346,40 @@ def test_missing_files_and_missing_columns_are_told_together(tmp_path):
     message = str(caught.value)
     assert "gone.csv: there is no such file" in message
     assert "criteria.xlsx: a table must be a .csv, .tsv, .json, .jsonl, .parquet file" in message
-    for column in ("criterion_id", "status", "sentence_text"):
-        found = "the file has 'post_id', <20 characters, not shown>"
+    for column in ("post_id", "criterion_id", "status", "sentence_text"):
+        found = "the file has 'id', <20 characters, not shown>"
         assert f"annotations.csv, column {column}: is missing ({found})" in message
     assert "CANARY" not in message
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        (["Post ID", "What was written"], "'Post ID', 'What was written'"),
+        (["number", "Status ", "any other thing"], "'number', 'Status', 'any other thing'"),
+        (["body", "my own column"], "'body', 'my own column'"),  # mapped
+        # The first row of a file without a header.
+        (["p1", "I want to sleep"], "'p1', <15 characters, not shown>"),
+        (["post 1", "Help"], "<6 characters, not shown>, 'Help'"),
+        # A line end is missing after the header.
+        (["post_id", "text p1", "I want to sleep well"], "'post_id', 'text p1', <20 "),
+        (["post_id", "a " * 40], "'post_id', <79 characters, not shown>"),
+    ],
+)
+def test_names_of_columns_are_shown_beside_a_known_one_where_they_are_no_text(
+    tmp_path, header, found
+):
+    path = tmp_path / "posts.csv"
+    path.write_text(f"{','.join(header)}\n{','.join('x' * len(header))}\n")
+    with pytest.raises(DataError) as caught:
+        load_corpus(
+            posts=path,
+            annotations=write(tmp_path / "annotations.csv", [annotation()]),
+            criteria=write(tmp_path / "criteria.csv", CRITERIA),
+            columns={"posts": {"group_id": "body"}},
+            ignored_criteria=[],
+        )
+    assert f"(the file has {found}" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["posts", "annotations", "criteria"])

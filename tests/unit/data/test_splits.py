@@ -144,7 +144,7 @@ def test_twenty_thousand_posts_are_divided_in_seconds():
     ]
     started = time.perf_counter()
     make_splits(examples, posts=posts, fractions=FRACTIONS, seed=0)
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 30  # quadratic: minutes
 
 
 def test_a_written_file_reads_back(tmp_path):

@@ -62,6 +62,7 @@ def test_a_search_keeps_no_checkpoint_and_looks_at_no_test(make, study, tmp_path
     assert "test/" not in (run / "metrics.json").read_text()
     assert not (run / "evaluations.jsonl").exists()
     assert not list(run.rglob("*.pt"))
+    assert not (tmp_path / "trials/checkpoints").is_symlink()
 
 
 @pytest.mark.faults(
@@ -92,6 +93,7 @@ def test_checkpoints_are_kept_where_they_are_wanted(make, study, tmp_path):
     make(keep_checkpoints=True)(study.ask())
     found = {path.name for path in (tmp_path / "trials/criteria/trial-0000").rglob("*.pt")}
     assert found == {"best_checkpoint.pt"}
+    assert (tmp_path / "trials/checkpoints/best_checkpoint.pt").is_file()
 
 
 @pytest.mark.parametrize(
