@@ -370,9 +370,9 @@ def _natural(identifier: str) -> tuple[list[tuple[bool, int, str]], str]:
 def _held_out_faults(labels: Sequence[str], criteria: Sequence[Criterion]) -> list[Fault]:
     """Find ids to hold out that no criterion has; one criterion at least must be left to train on."""
     place, ids = "data.held_out_criteria", [criterion.criterion_id for criterion in criteria]
-    known = first_of([quote_criterion(criterion_id) for criterion_id in ids])
+    known = first_of([quote_label(criterion_id) for criterion_id in ids])
     faults = [
-        Fault(place, "must be ids of criteria", quote_criterion(label), known if not n else "")
+        Fault(place, "must be ids of criteria", quote_label(label), known if not n else "")
         for n, label in enumerate(sorted(set(labels) - set(ids)))
     ]
     if set(ids) <= set(labels):
