@@ -55,7 +55,7 @@ def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     assert before.resume is not None
     assert before.resume["state"]["step"] == before.step == 4
     settings = as_of_today(load_checkpoint(run.best_checkpoint).config)
-    settings["resume"] = str(run.path)
+    settings |= {"resume": str(run.path), "task.long_posts": "truncate"}  # windows are newer
     result = train(settings | {"task.name": "criteria"}, task="criteria", verbose=False)
     assert result.directory == run.path
     assert result.metrics["val/f1_macro"] == pytest.approx(

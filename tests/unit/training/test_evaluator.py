@@ -30,8 +30,11 @@ class FakeTask:
         self.evaluation = FakeEvaluation()
 
     def source(self, split):
+        ids = [f"{split}{k}" for k in range(23)]
         return SimpleNamespace(
-            ids=[f"{split}{k}" for k in range(23)],
+            ids=ids,
+            predicted_ids=ids,
+            predicted=list,
             lengths=LENGTHS,
             collate=lambda indices: {"rows": torch.tensor(indices)},
         )
@@ -79,6 +82,8 @@ def test_batches_of_examples_with_several_rows_fill_the_budget(task, packs, max_
     task.packs = packs
     source = SimpleNamespace(
         ids=list("abcd"),
+        predicted_ids=list("abcd"),
+        predicted=list,
         lengths=np.asarray([40, 10, 10, 10]),
         sizes=RowSizes(np.asarray([4, 1, 1, 1]), np.full(4, 10), np.asarray([31, 10, 10, 10])),
         collate=lambda indices: {"rows": torch.tensor(indices)},
