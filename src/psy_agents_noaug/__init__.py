@@ -1,5 +1,7 @@
 """Reproducible fine-tuning of Hugging Face encoders on DSM-5 criteria, without augmentation."""
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -7,6 +9,13 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["__version__", "evaluate", "train"]
+
+# GNU's OpenMP, that of PyTorch's wheels for Linux, reads this once, when it is loaded. A thread that
+# waits for the others spins first, by default for so long that it takes the core from the very thread
+# that it waits for, as soon as another process wants a core. A step of MiniLM on two cores then took
+# 1,530 ms in place of 390; with this 680, and 350 on idle cores (benchmarks/RESULTS.md).
+if sys.platform == "linux" and "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def __getattr__(name: str) -> Any:

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 _CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 # The two values for which NVIDIA documents cuBLAS as reproducible.
 _CUBLAS_DETERMINISTIC = (":4096:8", ":16:8")
+# How many threads PyTorch has, and how they wait for each other.
+_OPENMP_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _MAX_AUTO_WORKERS = 4
 _PREFETCH_FACTOR = 2
 
@@ -336,6 +338,7 @@ def system_info() -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         },
+        "openmp": {name: os.environ[name] for name in _OPENMP_VARIABLES if name in os.environ},
         "gpus": gpus,
         "mps": torch.backends.mps.is_available(),
     }
@@ -344,6 +347,7 @@ def system_info() -> dict[str, Any]:
 def describe_system(info: Mapping[str, Any]) -> str:
     """Return what `system_info()` found as lines for people."""
     cpu, torch_info = info["cpu"], info["torch"]
+    openmp = " ".join(f"{name}={value}" for name, value in info["openmp"].items())
     lines = [
         f"Python        {info['python']}",
         f"OS            {info['os']}",
@@ -353,6 +357,7 @@ def describe_system(info: Mapping[str, Any]) -> str:
         f"  capability  {cpu['capability']}, fast bf16: {'yes' if cpu['fast_bf16'] else 'no'}",
         f"RAM           {_gibibytes(info['memory_bytes'])}",
         f"PyTorch       {torch_info['version']}, {torch_info['threads']} threads",
+        f"OpenMP        {openmp or 'no settings'}",
         f"CUDA          {torch_info['cuda'] or 'none'}",
         f"cuDNN         {torch_info['cudnn'] or 'none'}",
         f"MPS           {'yes' if info['mps'] else 'no'}",
