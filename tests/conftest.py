@@ -212,6 +212,7 @@ def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[s
         "training.train_batch_size=8",
         "training.micro_batch_tokens=256",
         "training.learning_rate=0.001",
+        "training.amp=off",  # machines differ in what `auto` chooses, and maths is compared to 1e-5
         f"output_dir={output_dir}",
         *TINY_SETTINGS[task],
     ]

@@ -25,7 +25,7 @@ def test_train_takes_a_mapping_or_a_list_and_returns_figures_and_a_table(overrid
         "run_name": "mapped",
         "tracking": settings["tracking"],
         "data.negatives": 2.0,
-        "training": {"epochs": 2, "train_batch_size": 8, "micro_batch_tokens": 256},
+        "training": {"epochs": 2, "train_batch_size": 8, "micro_batch_tokens": 256, "amp": "off"},
     }
     values = dict(item.split("=", 1) for item in overrides if "." in item)
     for key in ("data.dir", "data.splits", "model.pretrained_model"):

@@ -118,6 +118,26 @@ def check_resumed_processes(checkpoint: Checkpoint, n_processes: int, path: Path
         )
 
 
+def warn_of_another_precision(directory: RunDirectory, mixed_precision: str) -> None:
+    """Warn if `training.amp=auto` chose otherwise where the run began, on other hardware.
+
+    Manifests of 0.2.0 and earlier do not say what it chose.
+
+    Args:
+        directory: of the run that goes on.
+        mixed_precision: `off`, `bf16` or `fp16`.
+    """
+    before = directory.read_manifest().get("mixed_precision", mixed_precision)
+    if before != mixed_precision:
+        logger.warning(
+            "The run in %s began with mixed precision %s on other hardware, and goes on with %s here: "
+            "the weights will not be those of a run that was not stopped.",
+            directory.path,
+            before,
+            mixed_precision,
+        )
+
+
 def check_same_checkpoint(steps: Sequence[int | None], path: Path) -> None:
     """Refuse to go on where the processes see different checkpoints.
 

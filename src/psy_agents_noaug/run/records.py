@@ -193,6 +193,7 @@ def record_manifest(
             "held_out_criteria": [criterion.criterion_id for criterion in data.held_out],
             "word_segmentation": WORD_SEGMENTATION,
             "torch_threads": torch.get_num_threads(),
+            "mixed_precision": context.hardware.precision.mode,
             **extra,
         },
     )

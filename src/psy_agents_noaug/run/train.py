@@ -16,6 +16,7 @@ from psy_agents_noaug.run.checks import (
     check_resumed_processes,
     check_same_checkpoint,
     check_space,
+    warn_of_another_precision,
     warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
@@ -102,6 +103,7 @@ def train(
                 check_resumed_processes(checkpoint, distributed.count, directory.path)
                 if distributed.is_main:
                     check_kept_weights(checkpoint, config, directory)
+                    warn_of_another_precision(directory, hardware.precision.mode)
         steps = distributed.gather(checkpoint.step if checkpoint else None)
         with distributed.shared_errors():
             check_same_checkpoint(steps, directory.last_checkpoint)

@@ -14,8 +14,8 @@ class Precision:
     """The number format of forward and backward passes. Weights stay fp32.
 
     Args:
-        mode: `off`, `bf16`, `fp16` or `auto`: bf16 if the hardware has fast bf16, else fp16 on CUDA,
-            else off.
+        mode: `off`, `bf16`, `fp16` or `auto`: bf16 if the hardware has fast bf16, else off. fp16, which
+            needs a loss scale and may skip updates, is never chosen by itself.
         device: of the computation.
         supports_bf16: whether the hardware has fast bf16.
         supports_fp16: whether the hardware has fast fp16.
@@ -34,12 +34,10 @@ class Precision:
     ) -> None:
         self.mode, self.reason = mode, "as configured"
         if mode == "auto":
-            self.mode = "bf16" if supports_bf16 else "fp16" if supports_fp16 else "off"
-            self.reason = {
-                "bf16": "the hardware has fast bf16",
-                "fp16": "the GPU has fp16 but no bf16",
-                "off": "the hardware has neither fast bf16 nor fp16",
-            }[self.mode]
+            self.mode = "bf16" if supports_bf16 else "off"
+            self.reason = f"the hardware has {'' if supports_bf16 else 'no '}fast bf16"
+            if supports_fp16 and not supports_bf16:
+                self.reason += "; `training.amp=fp16` is faster on it"
         if self.mode == "fp16" and not supports_fp16:
             raise ConfigError(
                 "`training.amp=fp16` needs a CUDA device; use `training.amp=auto` or `off` here."

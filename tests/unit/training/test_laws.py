@@ -27,6 +27,7 @@ from psy_agents_noaug.tasks.evidence.task import EvidenceTask
 from psy_agents_noaug.tasks.joint.task import JointTask
 from psy_agents_noaug.training import trainer
 from psy_agents_noaug.training.checkpoint import load_checkpoint
+from psy_agents_noaug.utils.reproducibility import get_device
 
 MakeConfig = Callable[..., TrainConfig]
 Hashes = Callable[[RunResult], tuple[str, str]]
@@ -135,6 +136,35 @@ def test_a_run_in_bf16_resumes_to_the_same_weights(
     parts = train(config)
     assert weights_of(parts) == weights_of(whole)
     assert parts.metrics == whole.metrics
+
+
+@EVERY_TASK
+def test_evaluating_val_in_bf16_gives_the_figures_of_the_training_to_the_last_bit(
+    make_config: MakeConfig, task_name: str
+) -> None:
+    trained = train(make_config("training.amp=bf16"))
+    checkpoint = str(trained.directory / "checkpoints" / "best_checkpoint.pt")
+    evaluation = EvaluateConfig(checkpoint=checkpoint, split="val")
+    evaluated = evaluate(evaluation, task_name=task_name, explicit={})
+    assert evaluated.directory == trained.directory
+    assert evaluated.metrics == trained.metrics
+
+
+def test_going_on_in_another_precision_than_auto_chose_before_is_told(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config("run_name=moved", "resume=auto", "training.amp=auto")
+    _stop_at(monkeypatch, [2, 3])
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            train(config)
+    assert "began with mixed precision" not in caplog.text
+    path = Path(config.output_dir) / "criteria" / "moved" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["mixed_precision"] == ("bf16" if get_device("cpu").supports_bf16 else "off")
+    path.write_text(json.dumps({**manifest, "mixed_precision": "fp16"}))
+    train(config)
+    assert "began with mixed precision fp16 on other hardware" in caplog.text
 
 
 def _stop_at(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:

@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.training.precision import Precision, all_finite
+from psy_agents_noaug.utils.reproducibility import get_device
 
 CPU = torch.device("cpu")
 
@@ -17,16 +20,23 @@ def precision(mode: str, *, bf16: bool = False, fp16: bool = False) -> Precision
 @pytest.mark.parametrize(
     ("bf16", "fp16", "mode", "reason"),
     [
-        (True, True, "bf16", "fast bf16"),
-        (True, False, "bf16", "fast bf16"),
-        (False, True, "fp16", "no bf16"),
-        (False, False, "off", "neither"),
+        (True, True, "bf16", "the hardware has fast bf16"),
+        (True, False, "bf16", "the hardware has fast bf16"),
+        (False, True, "off", "the hardware has no fast bf16; `training.amp=fp16` is faster on it"),
+        (False, False, "off", "the hardware has no fast bf16"),
     ],
 )
-def test_auto_chooses_by_the_hardware_and_says_why(bf16, fp16, mode, reason):
+def test_auto_chooses_bf16_where_it_is_fast_and_never_fp16(bf16, fp16, mode, reason):
     chosen = precision("auto", bf16=bf16, fp16=fp16)
-    assert chosen.mode == mode
-    assert reason in chosen.reason
+    assert (chosen.mode, chosen.reason) == (mode, reason)
+    assert not chosen.skips_overflow
+
+
+@pytest.mark.parametrize("choice", ["default", "optimized"])
+def test_a_run_is_in_bf16_where_it_is_fast_unless_asked_otherwise(choice):
+    config = load_train_config("criteria", ["training.device=cpu", f"training={choice}"])
+    fast = get_device("cpu").supports_bf16
+    assert prepare_hardware(config).precision.mode == ("bf16" if fast else "off")
 
 
 @pytest.mark.parametrize("mode", ["off", "bf16", "fp16"])
