@@ -118,7 +118,9 @@ def test_what_the_task_does_not_have_is_refused(command, corpus, tmp_path):
     assert "There are: val/kappa_quadratic, val/mae." in refused.stderr
     refused = run(command("train", "model.architecture=label_attention"))
     assert refused.returncode == 2
-    expected = "`model.architecture` must be cross_encoder for the severity task, but is label_attention"
+    expected = (
+        "`model.architecture` must be cross_encoder for the severity task, but is label_attention"
+    )
     assert refused.stderr.count("\n  - ") == refused.stderr.count(expected) == 1
     assert not list((tmp_path / "outputs").glob("severity/*"))
 

@@ -254,7 +254,7 @@ def compose_config(
         return _plain(config)
     # The last for a group that is null.
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        chosen = [] if task is None else [("task", task)]
+        chosen: list[tuple[str, Any]] = [] if task is None else [("task", task)]
         chosen += from_file.items()
         chosen += [(override.key_or_group, override.value()) for override in parsed]
         faults = _unknown_choices(chosen) or [one_line(error)]

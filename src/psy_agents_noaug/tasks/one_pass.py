@@ -76,7 +76,7 @@ def _criterion_texts(criteria: Sequence[Criterion], encoder: Encoder) -> dict[st
     ).rows
     most = encoder.max_positions or sys.maxsize
     if (rows.lengths > most).any():
-        ids = [criteria[row].criterion_id for row in np.flatnonzero(rows.lengths > most)]
+        ids = [criteria[row].criterion_id for row in np.flatnonzero(rows.lengths > most).tolist()]
         raise ConfigError(
             f"The text of a criterion must have at most {most} tokens, the encoder's positions, but "
             f"these have up to {rows.lengths.max()}: {first_of(ids)}. Shorten them."
