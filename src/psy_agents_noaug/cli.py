@@ -415,9 +415,9 @@ def _started_as(verb: Verb) -> str:
 
 def _groups(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """The groups that the settings come from, with their choices."""
-    from psy_agents_noaug.config.loading import group_choices
+    from psy_agents_noaug.config.loading import RECIPE, group_choices
 
-    sections = {key.partition(".")[0] for key in settings}
+    sections = {RECIPE, *(key.partition(".")[0] for key in settings)}
     groups = group_choices()
     return {group: groups[group] for group in sorted(sections & groups.keys())}
 

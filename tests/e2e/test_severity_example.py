@@ -107,7 +107,7 @@ def test_it_trains_evaluates_and_resumes_to_the_same_weights(command, tmp_path):
     assert last_weights(parts) == last_weights(whole)
 
 
-def test_a_status_outside_the_scale_and_an_unknown_monitor_are_refused(command, corpus, tmp_path):
+def test_what_the_task_does_not_have_is_refused(command, corpus, tmp_path):
     annotations = tmp_path / "annotations.csv"
     annotations.write_text((corpus / "annotations.csv").read_text().replace(",3\n", ",4\n"))
     refused = run(command("train", f"data.annotations={annotations}"))
@@ -116,6 +116,12 @@ def test_a_status_outside_the_scale_and_an_unknown_monitor_are_refused(command, 
     refused = run(command("train", "training.monitor=val/f1_macro"))
     assert refused.returncode == 2
     assert "There are: val/kappa_quadratic, val/mae." in refused.stderr
+    refused = run(command("train", "model.architecture=label_attention"))
+    assert refused.returncode == 2
+    expected = (
+        "`model.architecture` must be cross_encoder for the severity task, but is label_attention"
+    )
+    assert refused.stderr.count("\n  - ") == refused.stderr.count(expected) == 1
     assert not list((tmp_path / "outputs").glob("severity/*"))
 
 

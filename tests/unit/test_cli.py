@@ -99,6 +99,7 @@ def test_help_of_a_verb_shows_groups_and_the_values_with_the_overrides_given(out
     text = output("train", "task=evidence", *arguments)
     assert "\n  task: criteria, evidence, joint\n" in text
     assert "\n  tracking: mlflow, none\n" in text
+    assert "\n  recipe: joint_label_attention, none\n" in text
     keys = yaml.safe_load(text.partition("keys and their values")[2].partition(":\n")[2])
     assert (keys["seed"], keys["task"]["name"]) == (5, "evidence")
 

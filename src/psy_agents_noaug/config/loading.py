@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 _MAX_DEPTH = 50  # of YAML; deeper than any configuration
+RECIPE = "recipe"  # the group without a section: its values are those of other sections
 
 # A wheel carries the tree inside the package; a checkout has it at its root.
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
@@ -80,7 +81,9 @@ def load_evaluate_config(
         key = override.key_or_group
         if override.is_delete():
             raise ConfigError(f"An evaluation replaces settings, it cannot delete one: ~{key}.")
-        if key not in EvaluateConfig.model_fields:
+        if key == RECIPE:
+            explicit[key] = override.value()
+        elif key not in EvaluateConfig.model_fields:
             explicit[key] = _lookup(composed, key)
     return evaluation, explicit
 
@@ -249,8 +252,10 @@ def compose_config(
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):
             config = compose(config_name, overrides=arguments)
         return _plain(config)
-    except (HydraException, OmegaConfBaseException) as error:
-        chosen = [("task", task), *from_file.items()]
+    # The last for a group that is null.
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        chosen: list[tuple[str, Any]] = [] if task is None else [("task", task)]
+        chosen += from_file.items()
         chosen += [(override.key_or_group, override.value()) for override in parsed]
         faults = _unknown_choices(chosen) or [one_line(error)]
         raise ConfigError(
@@ -322,7 +327,7 @@ def _unknown_choices(chosen: Iterable[tuple[str, Any]]) -> list[str]:
     return [
         not_one_of(key, groups[key], value)
         for key, value in chosen
-        if key in groups and isinstance(value, str) and value not in groups[key]
+        if key in groups and isinstance(value, str | None) and value not in groups[key]
     ]
 
 
@@ -409,9 +414,7 @@ def _unrestricted(override: Override) -> str:
 def _recipe(task: str | None, chosen: Mapping[str, Any]) -> list[str]:
     """Return the choice of the task's recipe for `model.architecture`, if it has one of its own."""
     recipe = f"{task}_{chosen.get('model.architecture')}"
-    if recipe not in group_choices().get("recipe", ()):
-        return []
-    return [f"recipe={recipe}"]
+    return [f"{RECIPE}={recipe}"] if recipe in group_choices()[RECIPE] else []
 
 
 def _lookup(values: Mapping[str, Any], dotted: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from psy_agents_noaug.config.loading import read_overrides_file
+from psy_agents_noaug.config.loading import RECIPE, read_overrides_file
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.seen import SeenPosts
 from psy_agents_noaug.errors import (
@@ -223,7 +223,7 @@ def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
     fixed = [
         key
         for key in explicit
-        if key.split(".")[0] in ("model", "task")
+        if key.split(".")[0] in ("model", "task", RECIPE)
         and key not in ("model.max_length", "task.decoding")
     ]
     if fixed:

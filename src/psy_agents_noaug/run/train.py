@@ -222,7 +222,7 @@ def _encoders(
 def _build(config: TrainConfig, hardware: Hardware, data: PreparedData, encoders: Encoders) -> Task:
     """Build the task on train and val."""
     examples = {name: data.examples[name] for name in ("train", "val")}
-    inputs = TaskInputs(encoders, data.criteria, examples, hardware.max_tokens_held, data.held_out)
+    inputs = TaskInputs(encoders, data.criteria, examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
     task.check_training_examples()
     return task

@@ -1,7 +1,16 @@
 """What the tasks share with `model.architecture=label_attention`."""
 
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
 from psy_agents_noaug.config.schema import ModelConfig
+from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.windows import encode_windows
+from psy_agents_noaug.errors import ConfigError, first_of
+from psy_agents_noaug.models.encoder import Encoder
 from psy_agents_noaug.models.label_attention import LabelAttentionModel, Outputs
 from psy_agents_noaug.models.windows import WindowPooling
 from psy_agents_noaug.tasks.base import ENCODER, Batch, Task
@@ -11,19 +20,15 @@ from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource
 def label_attention(
     task: Task, settings: ModelConfig, *, window_pooling: WindowPooling
 ) -> LabelAttentionModel:
-    """Build the model of a task that reads texts."""
+    """Build the model of a task that reads texts.
+
+    Raises:
+        ConfigError: the text of a criterion is longer than the encoder reads.
+    """
     encoder = task.inputs.encoders[ENCODER]
-    criteria = (*task.inputs.criteria, *task.inputs.held_out)
-    texts = encode_windows(
-        encoder.tokenizer,
-        [None] * len(criteria),
-        [criterion.text for criterion in criteria],
-        max_length=task.max_length,
-        stride=None,
-    )
     return LabelAttentionModel(
         task.network(ENCODER),
-        texts.rows.pad(range(len(criteria))),
+        _criterion_texts(_criteria(task), encoder),
         criterion_vectors=settings.criterion_vectors,
         hidden_size=encoder.hidden_size,
         head_layers=settings.head_layers,
@@ -38,8 +43,7 @@ def source_of(task: Task, pairs: PairSource) -> PairSource | TextSource:
     """Return the pairs as examples, or their texts where the task reads texts."""
     if not task.reads_texts:
         return pairs
-    criteria = (*task.inputs.criteria, *task.inputs.held_out)
-    return TextSource(pairs, [criterion.criterion_id for criterion in criteria])
+    return TextSource(pairs, [criterion.criterion_id for criterion in _criteria(task)])
 
 
 def outputs_of(model: object, batch: Batch, *, spans: bool) -> Outputs:
@@ -54,3 +58,27 @@ def outputs_of(model: object, batch: Batch, *, spans: bool) -> Outputs:
         context_mask=batch["context_mask"] if spans else None,
     )
     return outputs
+
+
+def _criteria(task: Task) -> tuple[Criterion, ...]:
+    """Return the criteria in the order of the model's."""
+    return (*task.inputs.criteria, *task.inputs.held_out)
+
+
+def _criterion_texts(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Tensor]:
+    """Return the encoder's inputs of the criteria's texts, which are read whole."""
+    rows = encode_windows(
+        encoder.tokenizer,
+        [None] * len(criteria),
+        [criterion.text for criterion in criteria],
+        max_length=sys.maxsize,  # `model.max_length` is that of the windows of posts
+        stride=None,
+    ).rows
+    most = encoder.max_positions or sys.maxsize
+    if (rows.lengths > most).any():
+        ids = [criteria[row].criterion_id for row in np.flatnonzero(rows.lengths > most).tolist()]
+        raise ConfigError(
+            f"The text of a criterion must have at most {most} tokens, the encoder's positions, but "
+            f"these have up to {rows.lengths.max()}: {first_of(ids)}. Shorten them."
+        )
+    return rows.pad(range(len(criteria)))

@@ -18,9 +18,10 @@ from psy_agents_noaug.config.loading import (
     given as settings_given,
 )
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.run.checks import check_evaluation_settings
 from psy_agents_noaug.tasks.registry import task_names
 
-GROUPS = ("data", "model", "training", "tracking", "task")
+GROUPS = ("data", "model", "recipe", "training", "tracking", "task")
 REQUIRED = {
     "redsm5": ["data.dir=somewhere"],
     "tables": ["data.posts=posts.csv", "data.annotations=annotations.csv"],
@@ -59,6 +60,8 @@ def best(tmp_path):
 )
 def test_every_shipped_yaml_composes_and_validates(group, choice):
     task = choice if group == "task" else "criteria"
+    if group == "recipe" and choice != "none":
+        task = choice.split("_")[0]
     overrides = [f"{group}={choice}", *REQUIRED.get(choice, [])]
     assert load_train_config(task, overrides).seed == 42
 
@@ -86,10 +89,66 @@ def test_the_learning_rate_is_the_models_unless_it_is_set():
     assert load("training.learning_rate=3e-5").training.learning_rate == 3e-5
 
 
+def epochs_and_rate(*overrides: str, task: str = "joint") -> tuple[int, float]:
+    training = load_train_config(task, overrides).training
+    return training.epochs, training.learning_rate
+
+
+def test_an_architecture_chooses_the_recipe_of_its_task(best):
+    own, without = (40, 3e-4), (4, 2e-4)
+    chosen = "model.architecture=label_attention"
+    assert epochs_and_rate() == without
+    assert epochs_and_rate(chosen) == own
+    assert epochs_and_rate(chosen, "training.epochs=7") == (7, 3e-4)
+    assert epochs_and_rate(chosen, "recipe=none") == without
+    assert epochs_and_rate(chosen, task="criteria") == epochs_and_rate(task="criteria")
+    searched = best("model: {architecture: label_attention}\ntraining: {epochs: 9}")
+    assert epochs_and_rate(searched) == (9, 3e-4)
+    assert epochs_and_rate(searched, "model.architecture=cross_encoder") == (9, 2e-4)
+
+
+def test_an_evaluation_has_no_recipe():
+    _, explicit = load_evaluate_config("joint", ["checkpoint=c.pt", "recipe=none"])
+    with pytest.raises(ConfigError, match="leave out:\n  - `recipe`"):
+        check_evaluation_settings(explicit)
+
+
+LABEL_ATTENTION = "model.architecture=label_attention"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["model.share_encoder=false"], "one encoder: `model.share_encoder` must be true"),
+        (["model.share_encoder=false", "model.criteria_encoder=x"], "without `model.criteria_enc"),
+        (["task.fusion=concat"], "`task.fusion` must be none"),
+        (["task.loss_weights=uncertainty"], "`task.loss_weights` must be numbers"),
+        (
+            ["model.criterion_vectors=learned", "data.held_out_criteria=[A.8]"],
+            "`model.criterion_vectors=learned` has no vector for `data.held_out_criteria`",
+        ),
+    ],
+)
+def test_settings_that_label_attention_does_not_have_are_refused(overrides, fault):
+    assert load_train_config("joint", overrides).task.name == "joint"
+    with pytest.raises(ConfigError) as caught:
+        load_train_config("joint", [LABEL_ATTENTION, *overrides])
+    assert str(caught.value).count("\n  - ") == 1
+    assert fault in str(caught.value)
+
+
+def test_all_conflicts_of_label_attention_are_one_message():
+    overrides = ["model.share_encoder=false", "task.fusion=concat", "data.unit=sentence"]
+    with pytest.raises(ConfigError) as caught:
+        load_train_config("joint", [LABEL_ATTENTION, *overrides])
+    assert str(caught.value).count("\n  - ") == 3
+
+
 def test_all_shipped_groups_were_found():
     assert {group: len(choices(group)) for group in GROUPS}.items() >= {
         ("data", 4),
         ("model", 6),
+        ("recipe", 2),
         ("training", 2),
         ("tracking", 2),
     }
@@ -237,9 +296,10 @@ def test_a_source_names_the_settings_it_lacks(overrides, missing):
 
 
 def test_an_unknown_choice_lists_the_known_ones():
-    message = fault_of("model=gpt")
-    assert "but is gpt instead" in message
-    assert "minilm" in message
+    for choice in ("gpt", "null"):
+        message = fault_of(f"model={choice}")
+        assert f"but is {'None' if choice == 'null' else choice} instead" in message
+        assert "minilm" in message
 
 
 def test_a_word_that_is_no_override_is_refused():

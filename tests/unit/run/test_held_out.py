@@ -72,7 +72,15 @@ def test_train_val_and_test_have_the_pairs_of_a_corpus_without_the_criterion(
     assert HELD_OUT not in without.examples
 
 
-@pytest.mark.parametrize("task_name", ["criteria", "evidence", "joint"])
+@pytest.mark.parametrize(
+    ("task_name", "architecture"),
+    [
+        ("criteria", "cross_encoder"),
+        ("evidence", "cross_encoder"),
+        ("joint", "cross_encoder"),
+        ("criteria", "label_attention"),
+    ],
+)
 def test_headline_figures_are_to_the_bit_those_of_a_corpus_without_the_criterion(
     make_config, settings_without, weights_of, task_name
 ):

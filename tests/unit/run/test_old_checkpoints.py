@@ -7,6 +7,7 @@ import pytest
 
 from psy_agents_noaug import evaluate, train
 from psy_agents_noaug.config.loading import as_of_today
+from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.run.directory import RunDirectory, differences
 from psy_agents_noaug.training.checkpoint import load_checkpoint
 
@@ -55,8 +56,11 @@ def test_an_old_run_is_resumed(tiny_corpus, tmp_path, monkeypatch):
     assert before.resume is not None
     assert before.resume["state"]["step"] == before.step == 4
     settings = as_of_today(load_checkpoint(run.best_checkpoint).config)
-    settings |= {"resume": str(run.path), "task.long_posts": "truncate"}  # windows are newer
-    result = train(settings | {"task.name": "criteria"}, task="criteria", verbose=False)
+    settings |= {"resume": str(run.path), "task.name": "criteria"}
+    with pytest.raises(ConfigError, match=r"`task\.long_posts` was 'truncate', but is 'windows'"):
+        train(settings, task="criteria", verbose=False)
+    settings["task.long_posts"] = "truncate"
+    result = train(settings, task="criteria", verbose=False)
     assert result.directory == run.path
     assert result.metrics["val/f1_macro"] == pytest.approx(
         FIGURES["criteria"]["f1_macro"], abs=1e-4

@@ -17,6 +17,19 @@ CPU = torch.device("cpu")
 LENGTHS = np.random.default_rng(1).integers(3, 40, size=23)
 
 
+def fake_source(ids, **more):
+    """A source whose examples give a row each: their own index."""
+    return SimpleNamespace(
+        **{
+            "ids": ids,
+            "predicted_ids": ids,
+            "predicted": list,
+            "collate": lambda indices: {"rows": torch.tensor(indices)},
+            **more,
+        }
+    )
+
+
 class FakeTask:
     """Predicts each example's own index and one of two figures of it."""
 
@@ -30,14 +43,7 @@ class FakeTask:
         self.evaluation = FakeEvaluation()
 
     def source(self, split):
-        ids = [f"{split}{k}" for k in range(23)]
-        return SimpleNamespace(
-            ids=ids,
-            predicted_ids=ids,
-            predicted=list,
-            lengths=LENGTHS,
-            collate=lambda indices: {"rows": torch.tensor(indices)},
-        )
+        return fake_source([f"{split}{k}" for k in range(23)], lengths=LENGTHS)
 
     def predict(self, model, batch):
         self.modes.append((model.training, torch.is_grad_enabled()))
@@ -75,18 +81,30 @@ def test_predictions_come_back_in_the_splits_order(task, batch_size, max_tokens)
     assert sum(task.sizes) == 23
 
 
+def test_examples_of_several_pairs_give_the_predictions_of_pairs_in_the_splits_order(task):
+    def predicted(indices):
+        return [row for k in indices for row in (k, 23 + k, 46 + k)]
+
+    source = fake_source(
+        list(map(str, range(23))),
+        lengths=LENGTHS,
+        predicted_ids=list(map(str, range(69))),
+        predicted=predicted,
+        collate=lambda indices: {"rows": torch.tensor(predicted(indices))},
+    )
+    found = evaluator(task, batch_size=4).predict(nn.Identity(), source)
+    assert found["rows"].tolist() == list(range(69))
+
+
 @pytest.mark.parametrize(
     ("packs", "max_tokens", "sizes"), [(False, 50, [2, 2]), (True, 51, [3, 1]), (True, 50, [2, 2])]
 )
 def test_batches_of_examples_with_several_rows_fill_the_budget(task, packs, max_tokens, sizes):
     task.packs = packs
-    source = SimpleNamespace(
-        ids=list("abcd"),
-        predicted_ids=list("abcd"),
-        predicted=list,
+    source = fake_source(
+        list("abcd"),
         lengths=np.asarray([40, 10, 10, 10]),
         sizes=RowSizes(np.asarray([4, 1, 1, 1]), np.full(4, 10), np.asarray([31, 10, 10, 10])),
-        collate=lambda indices: {"rows": torch.tensor(indices)},
     )
     found = evaluator(task, max_tokens=max_tokens).predict(nn.Identity(), source)
     assert found["rows"].tolist() == [0, 1, 2, 3]

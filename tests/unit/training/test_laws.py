@@ -95,6 +95,7 @@ def test_worker_processes_change_nothing(make_config: MakeConfig, weights_of: Ha
         ("evidence", "cross_encoder", 0),
         ("joint", "cross_encoder", 1),
         ("joint", "label_attention", 2),
+        ("evidence", "label_attention", 3),  # some weights never have a gradient
         *(
             pytest.param("criteria", "cross_encoder", seed, marks=pytest.mark.slow)
             for seed in range(1, 4)
@@ -404,20 +405,26 @@ def test_memory_for_not_even_one_example_is_an_error_that_says_what_to_do(
         train(make_config())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task_name", "launcher"),
+    ("task_name", "architecture", "launcher"),
     [
-        pytest.param("joint", "torchrun", marks=pytest.mark.slow),
-        pytest.param("criteria", "accelerate", marks=pytest.mark.slow),
-        pytest.param("criteria", "torchrun", marks=pytest.mark.slow),
-        pytest.param("evidence", "torchrun", marks=pytest.mark.slow),
+        ("joint", "cross_encoder", "torchrun"),
+        ("criteria", "cross_encoder", "accelerate"),
+        ("criteria", "cross_encoder", "torchrun"),
+        ("evidence", "cross_encoder", "torchrun"),
+        ("evidence", "label_attention", "torchrun"),
+        ("joint", "label_attention", "torchrun"),
     ],
 )
 def test_two_processes_make_the_update_of_one(
-    make_config: MakeConfig, overrides: list[str], task_name: str, launcher: str
+    make_config: MakeConfig, overrides: list[str], task_name: str, architecture: str, launcher: str
 ) -> None:
     # 10 examples a step: the last step of an epoch leaves one process with fewer micro-batches.
     settings = [*COMPARABLE, "training.train_batch_size=10", "training.micro_batch_size=2"]
+    if architecture == "label_attention":
+        # Of 14 texts one is in the last step, and val is one batch: a process is left without any.
+        settings += ["training.train_batch_size=13", "training.micro_batch_tokens=100000"]
     one = train(make_config("run_name=one", *settings))
     modules = {
         "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
@@ -446,6 +453,9 @@ def test_two_processes_make_the_update_of_one(
     folder = one.directory.with_name("two")
     two = RunResult(folder, json.loads((folder / "metrics.json").read_text()), "")
     assert _relative_difference(_last_weights(one), _last_weights(two)) < 1e-4
+    for own, theirs in zip(_predictions(one), _predictions(two), strict=True):
+        assert own["example_id"] == theirs["example_id"]
+        assert own.get("probability") == pytest.approx(theirs.get("probability"), abs=1e-3)
     assert {path.name for path in folder.parent.iterdir()} == {"one", "two"}
     assert done.stdout.count("run directory:") == 1
     assert done.stderr.count("2 processes train together") == 1

@@ -77,7 +77,9 @@ class CriteriaTask(Task):
         first = self.criterion_texts(examples)
         stride = None
         if self._settings.long_posts == "windows":
-            frames = frames_of(tokenizer, first, max_length=self.max_length)
+            # Those of all criteria: a pair's windows do not depend on what else is in the split.
+            known = [] if self.reads_texts else [c.text for c in self.inputs.criteria]
+            frames = frames_of(tokenizer, [*known, *first], max_length=self.max_length)
             stride = int(_OVERLAP * (self.max_length - max(map(len, frames.values()))))
         windows = encode_windows(
             tokenizer,
@@ -170,7 +172,7 @@ def epoch_class_weights(
     """Return the class weights for the training pairs of an epoch, `[2]`; None without such pairs."""
     if "train" not in task.examples:
         return None
-    # Every epoch has the same number of pairs of each class.
+    # Every epoch has the same number of pairs of each class, or nearly so where texts are drawn.
     members = task.pairs_of_examples("train")
     pairs = (pair for index in task.epoch_pool(0) for pair in members[index])
     labels = [task.examples["train"][pair].label for pair in pairs]
