@@ -18,7 +18,7 @@ from psy_agents_noaug.utils.reproducibility import get_device
 
 def examples_per_second(*overrides: str, steps: int) -> float:
     figures = in_fresh_process(
-        training_speed.__file__, "--steps", str(steps), "--measure", "ours", *overrides
+        training_speed.__file__, "--steps", str(steps), "--measure", "cross_encoder", *overrides
     )
     return float(figures["examples_per_second"])
 

@@ -56,7 +56,7 @@ def main() -> None:
             "--steps",
             str(options.steps),
             "--measure",
-            "ours",
+            "cross_encoder",
             *BASE,
             *CHANGES[name],
             *options.overrides,
