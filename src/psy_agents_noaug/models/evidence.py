@@ -66,10 +66,14 @@ class EvidenceModel(nn.Module):
 
     def score(self, tokens: Tensor, context_mask: Tensor) -> Tensor:
         """Return the logits of `forward` for the encoder's token vectors `[W, T, H]`."""
-        allowed = context_mask.bool().clone()
-        allowed[:, NULL_POSITION] = True
-        logits: Tensor = self.head(tokens).float()
-        return logits.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
+        return in_context(self.head(tokens).float(), context_mask)
+
+
+def in_context(logits: Tensor, context_mask: Tensor) -> Tensor:
+    """Return logits `[W, T, 2]`, -inf outside of `context_mask` `[W, T]` except at NULL_POSITION."""
+    allowed = context_mask.bool().clone()
+    allowed[:, NULL_POSITION] = True
+    return logits.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
 
 
 def log_odds(logits: Tensor) -> Tensor:

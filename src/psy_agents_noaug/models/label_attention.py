@@ -6,18 +6,17 @@ criteria; encoder width H; P pairs (of a text and a criterion) with V windows in
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from psy_agents_noaug.models.encoder import encode_rows
-from psy_agents_noaug.models.evidence import NULL_POSITION
+from psy_agents_noaug.models.evidence import in_context
 from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
 from psy_agents_noaug.models.windows import WindowPooling, pool_windows
 
-CriterionVectorKind = Literal["learned", "encoded"]
 _FIRST_ATTENTION_BIAS = -3.0  # few tokens are evidence
 
 
@@ -36,42 +35,16 @@ class Outputs(NamedTuple):
     attention: Tensor
 
 
-class CriterionVectors(nn.Module):
-    """One vector for each criterion: the encoder's mean over the tokens of the criterion's text.
+def criterion_vectors(encoder: nn.Module, texts: Mapping[str, Tensor]) -> Tensor:
+    """Return a vector for each criterion, `[C, H]`: the encoder's mean over the tokens of its text.
 
     Args:
-        encoder: computes them.
-        texts: `input_ids`, `attention_mask`, maybe `token_type_ids` of the criteria's texts, `[C, L]`.
-        kind: `learned`: parameters that begin as these vectors. `encoded`: computed in every forward
-            pass, so that other criteria can be read too.
+        encoder: see `LabelAttentionModel`.
+        texts: its inputs, `[C, L]`.
     """
-
-    def __init__(
-        self, encoder: nn.Module, texts: Mapping[str, Tensor], *, kind: CriterionVectorKind
-    ) -> None:
-        super().__init__()
-        self._names = list(texts)
-        self._lengths = texts["attention_mask"].sum(dim=1)
-        self._mean = Pooling("mean", hidden_size=0)
-        for name, value in texts.items():
-            self.register_buffer(name, value, persistent=False)
-        self.vectors: nn.Parameter | None = None
-        if kind == "learned":
-            was_training = encoder.training
-            encoder.eval()
-            with torch.no_grad():
-                self.vectors = nn.Parameter(self._encoded(encoder))
-            encoder.train(was_training)
-
-    def forward(self, encoder: nn.Module) -> Tensor:
-        """Return the vectors, `[C, H]`."""
-        return self._encoded(encoder) if self.vectors is None else self.vectors
-
-    def _encoded(self, encoder: nn.Module) -> Tensor:
-        inputs = {name: self.get_buffer(name) for name in self._names}
-        states = run_encoder(encoder, inputs, lengths=self._lengths)
-        mean: Tensor = self._mean(states, inputs["attention_mask"])
-        return mean
+    states = run_encoder(encoder, texts)
+    mean: Tensor = Pooling("mean", hidden_size=0)(states, texts["attention_mask"])
+    return mean
 
 
 class LabelAttentionModel(nn.Module):
@@ -83,8 +56,8 @@ class LabelAttentionModel(nn.Module):
 
     Args:
         encoder: a Hugging Face encoder whose output has `last_hidden_state` `[W, T, H]`.
-        criterion_texts: see `CriterionVectors`.
-        criterion_vectors: see `CriterionVectors`.
+        learned_from: texts of criteria, whose `criterion_vectors` are what parameters begin as. None:
+            the vectors are computed in every forward pass, so that any criteria can be read.
         hidden_size: H.
         head_layers: hidden layers of the label's head, which compares what it reads.
         head_width: of the label, see `ClassificationHead`.
@@ -96,9 +69,8 @@ class LabelAttentionModel(nn.Module):
     def __init__(
         self,
         encoder: nn.Module,
-        criterion_texts: Mapping[str, Tensor],
         *,
-        criterion_vectors: CriterionVectorKind,
+        learned_from: Mapping[str, Tensor] | None,
         hidden_size: int,
         head_layers: int,
         head_width: int | None,
@@ -108,7 +80,9 @@ class LabelAttentionModel(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.criteria = CriterionVectors(encoder, criterion_texts, kind=criterion_vectors)
+        self.vectors: nn.Parameter | None = None
+        if learned_from is not None:
+            self.vectors = nn.Parameter(_without_dropout(encoder, learned_from))
         self.key = nn.Linear(hidden_size, hidden_size)
         self.query = nn.Linear(hidden_size, 3 * hidden_size)
         self.attention_bias = nn.Parameter(torch.tensor(_FIRST_ATTENTION_BIAS))
@@ -125,6 +99,7 @@ class LabelAttentionModel(nn.Module):
     def forward(
         self,
         inputs: dict[str, Tensor],
+        criterion_texts: dict[str, Tensor],
         windows: Tensor,
         criteria: Tensor,
         pairs: Tensor,
@@ -135,6 +110,7 @@ class LabelAttentionModel(nn.Module):
 
         Args:
             inputs: of the encoder, `[W, T]`.
+            criterion_texts: of the encoder, `[C, L]`; not read where the vectors are learned.
             windows: `[V]`, which of the W windows is read for a pair.
             criteria: `[V]`, which of the C criteria it is read for.
             pairs: `[V]`, the pair of each window.
@@ -142,7 +118,11 @@ class LabelAttentionModel(nn.Module):
             context_mask: `[V, T]`, 1 for the tokens of the post; None: no spans are wanted.
         """
         tokens = encode_rows(self.encoder, inputs, max_tokens=self.max_tokens)
-        vectors = self.criteria(self.encoder)
+        vectors = (
+            criterion_vectors(self.encoder, criterion_texts)
+            if self.vectors is None
+            else self.vectors
+        )
         n_criteria, width = vectors.shape
         keys = nn.functional.gelu(self.key(tokens))
         queries = self.query(vectors).view(n_criteria * 3, width)
@@ -156,9 +136,7 @@ class LabelAttentionModel(nn.Module):
         read = windows * n_criteria + criteria
         spans = scores[1:].index_select(1, read).permute(1, 2, 0)
         if context_mask is not None:
-            allowed = context_mask.bool().clone()
-            allowed[:, NULL_POSITION] = True
-            spans = spans.masked_fill(~allowed.unsqueeze(-1), float("-inf"))
+            spans = in_context(spans, context_mask)
         label_odds = pool_windows(
             odds.flatten().index_select(0, read),
             pairs,
@@ -175,3 +153,12 @@ class LabelAttentionModel(nn.Module):
         read = torch.cat([found, own, found * own, pointed.to(found.dtype)], dim=-1)
         odds: Tensor = self.head(read).squeeze(-1).float()
         return odds
+
+
+def _without_dropout(encoder: nn.Module, texts: Mapping[str, Tensor]) -> Tensor:
+    was_training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        vectors = criterion_vectors(encoder, texts)
+    encoder.train(was_training)
+    return vectors

@@ -14,22 +14,23 @@ from psy_agents_noaug.models.encoder import Encoder
 from psy_agents_noaug.models.label_attention import LabelAttentionModel, Outputs
 from psy_agents_noaug.models.windows import WindowPooling
 from psy_agents_noaug.tasks.base import ENCODER, Batch, Task
-from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource
+from psy_agents_noaug.tasks.pairs import (
+    CRITERION_PREFIX,
+    ENCODER_INPUTS,
+    PairSource,
+    TextSource,
+)
 
 
 def label_attention(
     task: Task, settings: ModelConfig, *, window_pooling: WindowPooling
 ) -> LabelAttentionModel:
-    """Build the model of a task that reads texts.
-
-    Raises:
-        ConfigError: the text of a criterion is longer than the encoder reads.
-    """
+    """Build the model of a task that reads texts."""
     encoder = task.inputs.encoders[ENCODER]
+    learns = settings.criterion_vectors == "learned"
     return LabelAttentionModel(
         task.network(ENCODER),
-        _criterion_texts(_criteria(task), encoder),
-        criterion_vectors=settings.criterion_vectors,
+        learned_from=_inputs_of(task.inputs.criteria, encoder) if learns else None,
         hidden_size=encoder.hidden_size,
         head_layers=settings.head_layers,
         head_width=settings.head_width,
@@ -40,32 +41,41 @@ def label_attention(
 
 
 def source_of(task: Task, pairs: PairSource) -> PairSource | TextSource:
-    """Return the pairs as examples, or their texts where the task reads texts."""
+    """Return the pairs as examples, or their texts where the task reads texts.
+
+    Pairs with held-out criteria are a source of their own. The others are not read beside them, so that
+    no bit of a prediction depends on what is held out.
+
+    Raises:
+        ConfigError: the text of a criterion is longer than the encoder reads.
+    """
     if not task.reads_texts:
         return pairs
-    return TextSource(pairs, [criterion.criterion_id for criterion in _criteria(task)])
+    read = {example.criterion_id for example in pairs.examples}
+    held_out = task.inputs.held_out
+    is_held_out = any(criterion.criterion_id in read for criterion in held_out)
+    criteria = held_out if is_held_out else task.inputs.criteria
+    texts = _inputs_of(criteria, task.inputs.encoders[ENCODER])
+    return TextSource(pairs, [criterion.criterion_id for criterion in criteria], texts)
 
 
-def outputs_of(model: object, batch: Batch, *, spans: bool) -> Outputs:
-    """Run a `LabelAttentionModel` on a `TextSource` batch; with or without `context_mask`."""
+def outputs_of(model: object, batch: Batch) -> Outputs:
+    """Run a `LabelAttentionModel` on a `TextSource` batch."""
     assert callable(model)
+    texts = {name: CRITERION_PREFIX + name for name in ENCODER_INPUTS}
     outputs: Outputs = model(
         {name: batch[name] for name in ENCODER_INPUTS if name in batch},
+        criterion_texts={name: batch[key] for name, key in texts.items() if key in batch},
         windows=batch["windows"],
         criteria=batch["criteria"],
         pairs=batch["pairs"],
         n_pairs=len(batch["labels"]),
-        context_mask=batch["context_mask"] if spans else None,
+        context_mask=batch.get("context_mask"),
     )
     return outputs
 
 
-def _criteria(task: Task) -> tuple[Criterion, ...]:
-    """Return the criteria in the order of the model's."""
-    return (*task.inputs.criteria, *task.inputs.held_out)
-
-
-def _criterion_texts(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Tensor]:
+def _inputs_of(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Tensor]:
     """Return the encoder's inputs of the criteria's texts, which are read whole."""
     rows = encode_windows(
         encoder.tokenizer,

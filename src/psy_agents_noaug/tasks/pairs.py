@@ -4,7 +4,7 @@ Shapes: a batch has B examples, P pairs with V windows in all, and W windows of 
 reads. Pair by pair, B = P and W = V.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -17,6 +17,7 @@ from psy_agents_noaug.tasks.base import Batch, RowSizes
 from psy_agents_noaug.utils.host import on_host, to_device
 
 ENCODER_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+CRITERION_PREFIX = "criterion/"  # of the encoder's inputs of the criteria's texts, in a batch
 
 
 class PairSource:
@@ -105,10 +106,16 @@ class TextSource:
 
     Args:
         pairs: of the texts; without a first text, so that the pairs of a text have the same windows.
-        criterion_ids: in the order of the model's criteria.
+        criterion_ids: of the C criteria that are read, all of those of the pairs.
+        criterion_texts: the encoder's inputs of their texts, `[C, L]`.
     """
 
-    def __init__(self, pairs: PairSource, criterion_ids: Sequence[str]) -> None:
+    def __init__(
+        self,
+        pairs: PairSource,
+        criterion_ids: Sequence[str],
+        criterion_texts: Mapping[str, Tensor],
+    ) -> None:
         self.pairs = pairs
         self.members = pairs_by_text(pairs.examples)
         self.ids = [_text_id(pairs.examples[own[0]]) for own in self.members]
@@ -117,6 +124,9 @@ class TextSource:
         self.sizes = RowSizes(*(size[self._firsts] for size in pairs.sizes))
         order = {criterion_id: index for index, criterion_id in enumerate(criterion_ids)}
         self._criteria = np.asarray([order[example.criterion_id] for example in pairs.examples])
+        self._criterion_texts = {
+            CRITERION_PREFIX + name: value for name, value in criterion_texts.items()
+        }
 
     @property
     def predicted_ids(self) -> Sequence[str]:
@@ -133,6 +143,7 @@ class TextSource:
         Returns:
             input_ids, attention_mask, token_type_ids: `[W, T]`, see `PairSource.collate`.
             windows: `[V]`, which of the W windows is read for a pair.
+            criterion/input_ids, ...: `[C, L]`, the texts of the criteria.
             criteria: `[V]`, index of the pair's criterion.
             texts: `[P]`, index of the pair's text in `indices`, in ascending order.
         """
@@ -150,6 +161,7 @@ class TextSource:
         return {
             **inputs,
             **targets,
+            **self._criterion_texts,
             "windows": torch.from_numpy(np.concatenate(windows)),
             "criteria": torch.from_numpy(self._criteria[members])[targets["pairs"]],
             "texts": torch.from_numpy(np.repeat(np.arange(len(indices)), counts)),

@@ -28,21 +28,23 @@ def encoded(tokenizer, texts, *, max_length=64, stride=8):
     return encode_windows(tokenizer, nothing, texts, max_length=max_length, stride=stride)
 
 
+def texts_of(tokenizer, criteria):
+    rows = encoded(tokenizer, [c.text for c in criteria], max_length=128).rows
+    return rows.pad(range(len(criteria)))
+
+
 @pytest.fixture
 def make_model(tiny_encoder, tokenizer):
     """Return a function to a model with weights that do not depend on its settings."""
 
-    def make(*, criteria=CRITERIA, vectors="encoded", packed=True, pooling="max", max_tokens=4096):
+    def make(*, learned=False, packed=True, pooling="max", max_tokens=4096):
         encoder = AutoModel.from_pretrained(tiny_encoder, add_pooling_layer=False)
         if packed:
             enable_packing(encoder)
         torch.manual_seed(1)
         return LabelAttentionModel(
             encoder,
-            encoded(tokenizer, [c.text for c in criteria], max_length=128).rows.pad(
-                range(len(criteria))
-            ),
-            criterion_vectors=vectors,
+            learned_from=texts_of(tokenizer, CRITERIA) if learned else None,
             hidden_size=WIDTH,
             head_layers=1,
             head_width=None,
@@ -54,9 +56,9 @@ def make_model(tiny_encoder, tokenizer):
     return make
 
 
-def run(model, tokenizer, posts=POSTS, n_criteria=3):
+def run(model, tokenizer, posts=POSTS, asked=CRITERIA):
     """The outputs for every pair of a post and a criterion, and the windows."""
-    windows = encoded(tokenizer, posts)
+    windows, n_criteria = encoded(tokenizer, posts), len(asked)
     rows, criteria, pairs = [], [], []
     for post in range(len(posts)):
         for criterion in range(n_criteria):
@@ -66,6 +68,7 @@ def run(model, tokenizer, posts=POSTS, n_criteria=3):
                 pairs.append(post * n_criteria + criterion)
     outputs = model(
         windows.rows.pad(range(len(windows.rows))),
+        criterion_texts=texts_of(tokenizer, asked),
         windows=torch.tensor(rows),
         criteria=torch.tensor(criteria),
         pairs=torch.tensor(pairs),
@@ -126,21 +129,18 @@ def test_it_equals_a_plain_implementation(make_model, tiny_encoder, tokenizer, p
 def test_a_criterion_is_read_alike_whatever_others_there_are(make_model, tokenizer):
     with torch.no_grad():
         all_three, _ = run(make_model(), tokenizer)
-        alone, _ = run(make_model(criteria=CRITERIA[1:2]), tokenizer, n_criteria=1)
+        alone, _ = run(make_model(), tokenizer, asked=CRITERIA[1:2])
     torch.testing.assert_close(all_three.label_odds[1::3], alone.label_odds, rtol=0, atol=1e-5)
 
 
 def test_learned_vectors_begin_as_the_encoded_ones_and_are_trained(make_model, tokenizer):
     with torch.no_grad():
-        encoded_, learned = (
-            run(make_model(vectors=v), tokenizer)[0] for v in ("encoded", "learned")
-        )
+        encoded_, learned = (run(make_model(learned=how), tokenizer)[0] for how in (False, True))
     torch.testing.assert_close(encoded_.label_odds, learned.label_odds, rtol=0, atol=1e-5)
-    model = make_model(vectors="learned")
+    model = make_model(learned=True)
     run(model, tokenizer)[0].label_odds.sum().backward()
-    assert model.criteria.vectors.grad.abs().sum() > 0
-    assert "criteria.vectors" in model.state_dict()
-    assert not [name for name in make_model().state_dict() if name.startswith("criteria.")]
+    assert model.vectors.grad.abs().sum() > 0
+    assert set(model.state_dict()) - set(make_model().state_dict()) == {"vectors"}
 
 
 def test_windows_in_turns_give_the_same_gradients(make_model, tokenizer):
@@ -162,6 +162,7 @@ def test_spans_begin_and_end_in_the_post_or_nowhere(make_model, tokenizer):
     context[0, 2:4] = 1
     outputs = model(
         windows.rows.pad([0]),
+        criterion_texts=texts_of(tokenizer, CRITERIA),
         windows=torch.tensor([0]),
         criteria=torch.tensor([0]),
         pairs=torch.tensor([0]),

@@ -179,10 +179,11 @@ def test_the_text_of_a_criterion_is_read_whole_or_refused(make_task):
         return [*CRITERIA[:2], replace(CRITERIA[2], text="late " * words)]
 
     beyond_a_window = make_task("criteria", LABEL_ATTENTION, criteria=of(90))
-    assert beyond_a_window.model.criteria.input_ids.shape == (3, 92)
+    batch = beyond_a_window.source("val").collate([0])
+    assert batch["criterion/input_ids"].shape == (3, 92)
     message = r"at most 128 tokens, the encoder's positions, but these have up to 202: A\.3"
     with pytest.raises(ConfigError, match=message):
-        make_task("criteria", LABEL_ATTENTION, criteria=of(200))
+        make_task("criteria", LABEL_ATTENTION, criteria=of(200)).source("val")
 
 
 @pytest.mark.parametrize("vectors", ["encoded", "learned"])

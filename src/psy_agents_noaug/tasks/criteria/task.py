@@ -102,7 +102,7 @@ class CriteriaTask(Task):
 
     def _log_odds(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.reads_texts:
-            return outputs_of(model, batch, spans=False).label_odds
+            return outputs_of(model, batch).label_odds
         inputs = {name: batch[name] for name in ENCODER_INPUTS if name in batch}
         odds: Tensor = model(inputs, pairs=batch["pairs"], n_pairs=len(batch["labels"]))
         return odds

@@ -159,7 +159,7 @@ class EvidenceTask(Task):
 
     def _spans(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.reads_texts:
-            return outputs_of(model, batch, spans=True).spans
+            return outputs_of(model, batch).spans
         inputs = {name: batch[name] for name in (*ENCODER_INPUTS, "context_mask") if name in batch}
         spans: Tensor = model(**inputs)
         return spans

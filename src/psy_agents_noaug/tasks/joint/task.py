@@ -175,7 +175,7 @@ class JointTask(Task):
         """Return the weighted losses of label and evidence, `[B, 2]`."""
         settings = self._settings
         if self.reads_texts:
-            outputs = outputs_of(model, batch, spans=True)
+            outputs = outputs_of(model, batch)
             label_odds, spans = outputs.label_odds, outputs.spans
         else:
             label_odds, spans, log_variances = model(**_inputs(batch))
@@ -203,7 +203,7 @@ class JointTask(Task):
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return `probabilities`, float32 `[P]`: p(met), and the spans of `EvidenceTask.predict`."""
         if self.reads_texts:
-            label_odds, spans, _ = outputs_of(model, batch, spans=True)
+            label_odds, spans, _ = outputs_of(model, batch)
         else:
             label_odds, spans, _ = model(**_inputs(batch))
         return {
