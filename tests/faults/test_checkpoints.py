@@ -285,6 +285,21 @@ def test_a_last_checkpoint_that_lacks_an_inner_key_is_not_resumed_from(
     assert path[0] == "metadata" or len(path) == 1 or str(path[-1]) in told
 
 
+@pytest.mark.faults("the last checkpoint lacks an inner key", "not resumed from; one message")
+def test_a_last_checkpoint_without_the_moments_of_adamw_is_not_resumed_from(
+    refusal_of_training: Refusal, finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "copy" / "criteria" / "done"
+    shutil.copytree(finished, run)
+    last = run / "checkpoints" / "last_checkpoint.pt"
+    good = load_checkpoint(last)
+    assert good.resume is not None
+    optimizer = {**good.resume["optimizer"], "state": {}}
+    save_checkpoint(last, replace(good, resume={**good.resume, "optimizer": optimizer}))
+    told = refusal_of_training(f"resume={run}", f"output_dir={tmp_path / 'copy'}")
+    assert "the moments of AdamW" in told
+
+
 @pytest.mark.faults("a part of a checkpoint is of another type", "refused with one message")
 @pytest.mark.parametrize(
     ("part", "value"),

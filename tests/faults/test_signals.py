@@ -298,6 +298,34 @@ def test_processes_stop_together_within_seconds(
 
 @pytest.mark.slow
 @pytest.mark.faults(
+    "a signal, while a worker of one of several processes hangs",
+    "all stop in seconds, state saved",
+)
+def test_processes_stop_together_while_one_waits_for_a_batch(
+    start_two: Callable[..., Any], last: Path, tmp_path: Path
+) -> None:
+    launcher = start_two(
+        *LONG,
+        "training.num_workers=1",
+        "training.loader_timeout=null",
+        "training.save_steps=2",
+        program="",
+    )
+    wait_for(last.exists)
+    ranks = sorted(psutil.Process(launcher.pid).children(), key=lambda p: p.environ()["RANK"])
+    for worker in ranks[1].children():
+        worker.suspend()
+    time.sleep(2)
+    launcher.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(ranks, timeout=25)  # the launcher kills after 30 seconds
+    assert not alive
+    launcher.wait(20)
+    assert "by signal 15; the state is saved" in (tmp_path / "err").read_text()
+    assert load_checkpoint(last).step > 0
+
+
+@pytest.mark.slow
+@pytest.mark.faults(
     "a worker of one of several processes is killed", "one message with the cause, all end, exit 2"
 )
 def test_a_killed_worker_of_one_process_is_one_message(

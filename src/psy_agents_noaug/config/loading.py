@@ -244,9 +244,8 @@ def compose_config(
     if folders := config_folders():
         places = [f"file://{folder}" for folder in folders]
         arguments.append(f"hydra.searchpath={hydra_literal(places)}")
-    given_values = dict(from_file)
-    given_values |= {override.key_or_group: override.value() for override in parsed}
-    arguments += _recipe(task, given_values)
+    values = flat({override.key_or_group: override.value() for override in parsed})
+    arguments += _recipe(task, {**from_file, **values})
     arguments += [*to_overrides(from_file), *(_unrestricted(override) for override in parsed)]
     try:
         with initialize_config_dir(str(_config_dir()), version_base="1.3"):

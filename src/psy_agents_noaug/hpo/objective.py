@@ -13,6 +13,7 @@ from optuna.trial import Trial
 from psy_agents_noaug.config.loading import load_train_config, to_overrides
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import (
+    ConfigError,
     NonFiniteError,
     OutOfMemoryError,
     StoppedError,
@@ -81,7 +82,10 @@ class Objective:
         """
         overrides = self._propose(trial)
         trial.set_user_attr("overrides", without_output_settings(overrides))
-        config = self.configure(trial, overrides)
+        try:
+            config = self.configure(trial, overrides)
+        except ConfigError as error:  # parameters that exclude each other
+            raise FailedTrialError(" ".join(str(error).split())) from None
         directory = RunDirectory(self._output.runs_folder / self._task / str(config.run_name))
         trial.set_user_attr("run", str(config.run_name))
         trial.set_user_attr("packages", package_versions())

@@ -126,7 +126,7 @@ class LabelAttentionModel(nn.Module):
         n_criteria, width = vectors.shape
         keys = nn.functional.gelu(self.key(tokens))
         queries = self.query(vectors).view(n_criteria * 3, width)
-        scores = (keys @ queries.T).float() / width**0.5
+        scores = (keys @ (queries.T / width**0.5)).float()
         # [W, T, C * 3] to [3, W * C, T]
         scores = scores.unflatten(-1, (n_criteria, 3)).permute(3, 0, 2, 1).flatten(1, 2)
         mask = inputs["attention_mask"].bool()

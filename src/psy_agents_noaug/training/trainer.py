@@ -4,8 +4,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,8 +43,11 @@ logger = logging.getLogger(__name__)
 
 BEST = "best_checkpoint.pt"
 LAST = "last_checkpoint.pt"
-# What AdamW keeps of each parameter that it has updated.
+# What AdamW keeps of each parameter that it has updated, and of each group of parameters; and what a
+# scheduler's place is.
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+_ADAMW_GROUP = ("params", "lr", "betas", "eps", "weight_decay")
+_SCHEDULER_STATE = ("base_lrs", "last_epoch", "_last_lr")
 
 
 @dataclass
@@ -207,17 +210,22 @@ class Trainer:
         Raises:
             KeyError: naming the first.
         """
-        optimizer = resume["optimizer"]
-        groups = self._optimizer.state_dict()["param_groups"]
-        expected = [
-            (resume["scheduler"], self._scheduler.state_dict()),
+        optimizer, scaler = resume["optimizer"], self._precision.state_dict()
+        scaler.pop("skipped_updates", None)  # absent from checkpoints of 0.2.0
+        expected: list[tuple[Mapping[str, Any], Iterable[str]]] = [
+            (resume["scheduler"], _SCHEDULER_STATE),
             (resume["state"], asdict(self._state)),
-            *zip(optimizer["param_groups"], groups, strict=True),
+            (resume["scaler"], scaler),
+            *((group, _ADAMW_GROUP) for group in optimizer["param_groups"]),
             *((moments, _ADAMW_STATE) for moments in optimizer["state"].values()),
         ]
         for state, keys in expected:
             for key in keys:
                 state[key]
+        if not optimizer["state"] and resume["state"]["step"] > resume["scaler"].get(
+            "skipped_updates", 0
+        ):
+            raise KeyError("the moments of AdamW")
 
     def fit(self, observer: TrainingObserver) -> TrainingOutcome:
         """Train until the last step or early stopping.
@@ -311,9 +319,7 @@ class Trainer:
 
     def _load_from(self, step: int, signals: StopSignals) -> AbstractContextManager[Iterator[Step]]:
         def stop_on_signal() -> None:
-            # Several processes would not stop at the same update, so they stop after it.
-            if signals.received and self._distributed.count == 1:
-                self._stop_signal = signals.received
+            if signals.received:
                 raise _StopRequested
 
         return loaded(
@@ -325,7 +331,7 @@ class Trainer:
 
     def _train_step(self, steps: Iterator[Step], signals: StopSignals) -> tuple[float, int, int]:
         """Make one update. Return its mean loss and its numbers of examples and tokens."""
-        step, losses = self._gradients_within_memory(steps)
+        step, losses = self._gradients_within_memory(steps, signals)
         own_sums = torch.cat([rows.float().reshape(len(rows), -1) for rows in losses]).sum(dim=0)
         counts = torch.tensor([step.n_tokens, signals.received], dtype=own_sums.dtype)
         own = torch.cat([own_sums * step.weight, to_device(counts, own_sums.device)])
@@ -373,7 +379,9 @@ class Trainer:
         ):
             return self._precision.step(self._optimizer)
 
-    def _gradients_within_memory(self, steps: Iterator[Step]) -> tuple[Step, list[Tensor]]:
+    def _gradients_within_memory(
+        self, steps: Iterator[Step], signals: StopSignals
+    ) -> tuple[Step, list[Tensor]]:
         """Accumulate the gradients of the next step. Out of memory halves the budget and repeats it.
 
         Processes exchange nothing before all of them have their gradients, so that one without a batch
@@ -383,14 +391,23 @@ class Trainer:
             The step, cut as it was calculated, and the losses of each of its micro-batches.
         """
         while True:
+            step, losses, flat = None, None, None
             with self._distributed.shared_errors():
-                step = next(steps)
-                losses, flat = self._gradients_unless_out_of_memory(step)
+                with suppress(_StopRequested):
+                    step = next(steps)
+                if step is not None:
+                    losses, flat = self._gradients_unless_out_of_memory(step)
             if not self._distributed.any(losses is None):
+                assert step is not None
                 assert losses is not None
                 if flat is not None:
                     self._distributed.sum_gradients(flat, self._parameters)
                 return step, losses
+            # A process that waited for its batch was asked to stop: all stop before this update.
+            if self._distributed.any(step is None):
+                self._stop_signal = max(self._distributed.gather(signals.received))
+                raise _StopRequested
+            assert step is not None
             self._shrink_micro_batches(step, is_out_here=losses is None)
             self._optimizer.zero_grad(set_to_none=True)
             give_memory_back()

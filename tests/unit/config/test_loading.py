@@ -101,6 +101,7 @@ def test_an_architecture_chooses_the_recipe_of_its_task(best):
     assert epochs_and_rate(chosen) == own
     assert epochs_and_rate(chosen, "training.epochs=7") == (7, 3e-4)
     assert epochs_and_rate(chosen, "recipe=none") == without
+    assert epochs_and_rate("model={architecture: label_attention}") == own
     assert epochs_and_rate(chosen, task="criteria") == epochs_and_rate(task="criteria")
     searched = best("model: {architecture: label_attention}\ntraining: {epochs: 9}")
     assert epochs_and_rate(searched) == (9, 3e-4)

@@ -140,6 +140,14 @@ def test_memory_that_runs_out_anywhere_fails_the_trial_with_its_cause(
     assert str(caught.value).startswith(f"Memory ran out ({cause}): free memory")
 
 
+def test_a_trial_whose_settings_exclude_each_other_has_failed(make, base, study):
+    one_pass = {"model.architecture": "label_attention", "model.criterion_vectors": "learned"}
+    unfit = {**base, **one_pass, "data.held_out_criteria": ["A.8"]}
+    objective = make(propose=lambda trial: unfit)
+    with pytest.raises(FailedTrialError, match="has no vector for"):
+        objective(study.ask())
+
+
 def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):
     metrics = {MONITOR: None, f"{MONITOR}_undefined": "no positive pair"}
     result = RunResult(torch.__file__, metrics, "")
