@@ -43,7 +43,7 @@ EVERY_TASK = pytest.mark.parametrize(
         ("criteria", "cross_encoder"),
         ("evidence", "cross_encoder"),
         ("joint", "cross_encoder"),
-        ("criteria", "label_attention"),
+        pytest.param("criteria", "label_attention", marks=pytest.mark.slow),
         ("joint", "label_attention"),
     ],
 )
