@@ -75,12 +75,10 @@ class Wrapped(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(
-        self, labels: Tensor, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
-    ) -> SequenceClassifierOutput:
-        logits = self.model(input_ids, attention_mask, token_type_ids)
-        loss = nn.functional.cross_entropy(logits, labels)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+    def forward(self, labels: Tensor, pairs: Tensor, **inputs: Tensor) -> SequenceClassifierOutput:
+        odds = self.model(inputs, pairs=pairs, n_pairs=len(labels))
+        loss = nn.functional.binary_cross_entropy_with_logits(odds, labels.float())
+        return SequenceClassifierOutput(loss=loss, logits=odds)
 
 
 @pytest.mark.slow
