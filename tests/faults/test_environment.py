@@ -107,6 +107,7 @@ def test_the_private_parts_of_a_removed_working_directory_are_unknown(
     assert without_private_parts("/data/x") == "/data/x"
 
 
+@pytest.mark.slow
 @pytest.mark.faults("odd characters in output_dir", "works as any other folder")
 @pytest.mark.parametrize(
     "name",

@@ -116,10 +116,15 @@ def test_a_training_on_a_disk_that_gets_full_ends_with_one_message_and_goes_on_l
     ("number", "reason"),
     [
         (errno.ENOSPC, "the disk is full"),
-        (errno.EDQUOT, "the disk quota is used up"),
-        (errno.EROFS, "the file system is read-only"),
-        (errno.EACCES, "there is no permission"),
-        (errno.EIO, "the disk reports an error"),
+        *(
+            pytest.param(number, reason, marks=pytest.mark.slow)
+            for number, reason in (
+                (errno.EDQUOT, "the disk quota is used up"),
+                (errno.EROFS, "the file system is read-only"),
+                (errno.EACCES, "there is no permission"),
+                (errno.EIO, "the disk reports an error"),
+            )
+        ),
     ],
 )
 @pytest.mark.faults(
