@@ -172,9 +172,9 @@ def test_the_busy_process_ends_when_its_parent_is_killed(benchmark: Any) -> None
     done = subprocess.run(
         [sys.executable, "-c", starter, busy], stdout=subprocess.PIPE, timeout=20, check=False
     )
+    alive = []
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(int(done.stdout))
-        try:
-            process.wait(timeout=20)
-        finally:
-            process.kill()
+        _, alive = psutil.wait_procs([psutil.Process(int(done.stdout))], timeout=20)
+    for process in alive:
+        process.kill()
+    assert not alive

@@ -5,14 +5,15 @@ Unknown keys are refused and types are strict: `training.epochs=2.5` and `amp: y
 
 import functools
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
-ARCHITECTURES = ("cross_encoder", "label_attention")
+Architecture = Literal["cross_encoder", "label_attention"]
+ARCHITECTURES = get_args(Architecture)
 TableColumns = dict[Literal["posts", "annotations", "criteria"], dict[str, str]]
 
 
@@ -95,7 +96,7 @@ class ModelConfig(Section):
     pretrained_model: str
     revision: str | None = None
     # The default is for configurations of 0.2.0 and earlier.
-    architecture: Literal["cross_encoder", "label_attention"] = "cross_encoder"
+    architecture: Architecture = "cross_encoder"
     criterion_vectors: Literal["learned", "encoded"] = "encoded"
     max_length: Annotated[int, Field(ge=8)]
     criteria_encoder: str | None = None

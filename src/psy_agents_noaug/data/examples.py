@@ -59,6 +59,11 @@ class Example:
     sentence: Span | None = None
     subgroups: tuple[str, ...] = ()
 
+    @property
+    def text_id(self) -> str:
+        """Identifier of the post or sentence: `example_id` without the criterion."""
+        return self.example_id.removesuffix(f"/{self.criterion_id}")
+
 
 @dataclass(frozen=True, slots=True)
 class LabelReport:

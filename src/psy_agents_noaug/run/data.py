@@ -222,7 +222,7 @@ def _judged_texts(
     texts: dict[str, Post] = {}
     members: dict[str, list[str]] = {name: [] for name in splits.by_name()}
     for example in examples:
-        text_id = _text_id(example)
+        text_id = example.text_id
         if text_id not in texts:
             texts[text_id] = Post(text_id, example.text, example.group_id)
             members[split_of[example.post_id]].append(text_id)
@@ -230,13 +230,9 @@ def _judged_texts(
     return list(texts.values()), Splits(**lists, fingerprint="", origin=splits.origin)
 
 
-def _text_id(example: Example) -> str:
-    return example.example_id.removesuffix(f"/{example.criterion_id}")
-
-
 def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list[Example]:
     """Leave examples out of training, but not all."""
-    kept = [e for e in examples if dropped.isdisjoint((e.post_id, _text_id(e)))]
+    kept = [e for e in examples if dropped.isdisjoint((e.post_id, e.text_id))]
     if {example.post_id for example in kept}.isdisjoint(splits.train):
         raise DataError(
             "`data.duplicates=drop_from_train` leaves nothing to train on: val or test has every "
@@ -256,8 +252,8 @@ def _parted(config: DataConfig, examples: list[Example]) -> tuple[list[Example],
         return examples, []
     trained = [example for example in examples if example.criterion_id not in held_out]
     if config.unit == "sentence" and config.sentences == "annotated":
-        annotated = {_text_id(example) for example in trained if example.annotated}
-        trained = [example for example in trained if _text_id(example) in annotated]
+        annotated = {example.text_id for example in trained if example.annotated}
+        trained = [example for example in trained if example.text_id in annotated]
     return trained, [example for example in examples if example.criterion_id in held_out]
 
 

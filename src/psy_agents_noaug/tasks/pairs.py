@@ -47,6 +47,11 @@ class PairSource:
         """Identifier of each row of the predictions."""
         return self.ids
 
+    @property
+    def n_windows(self) -> int:
+        """How many windows the encoder reads."""
+        return len(self.windows.begins)
+
     @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, `[examples]`, with its windows padded to the longest of them."""
@@ -118,7 +123,7 @@ class TextSource:
     ) -> None:
         self.pairs = pairs
         self.members = pairs_by_text(pairs.examples)
-        self.ids = [_text_id(pairs.examples[own[0]]) for own in self.members]
+        self.ids = [pairs.examples[own[0]].text_id for own in self.members]
         self._firsts = np.asarray([own[0] for own in self.members], dtype=np.int64)
         self.lengths = pairs.lengths[self._firsts]
         self.sizes = RowSizes(*(size[self._firsts] for size in pairs.sizes))
@@ -132,6 +137,11 @@ class TextSource:
     def predicted_ids(self) -> Sequence[str]:
         """Identifier of each row of the predictions, of a pair."""
         return self.pairs.ids
+
+    @property
+    def n_windows(self) -> int:
+        """How many windows the encoder reads."""
+        return int(self.sizes.rows.sum())
 
     def predicted(self, indices: Sequence[int]) -> list[int]:
         """Return the rows of the split's predictions that a batch of these examples gives."""
@@ -168,6 +178,11 @@ class TextSource:
         }
 
 
+def sum_by_pair(values: Tensor, batch: Batch) -> Tensor:
+    """Return values of windows `[V]` as sums over the windows of each pair, `[P]`."""
+    return values.new_zeros(len(batch["labels"])).index_add(0, batch["pairs"], values)
+
+
 def mean_by_example(values: Tensor, batch: Batch) -> Tensor:
     """Return values of pairs `[P, ...]` as those of examples `[B, ...]`: means over a text's pairs."""
     if "texts" not in batch:
@@ -176,7 +191,3 @@ def mean_by_example(values: Tensor, batch: Batch) -> Tensor:
     counts = torch.bincount(on_host(texts))
     total = values.new_zeros(len(counts), *values.shape[1:]).index_add(0, texts, values)
     return total / to_device(counts, values.device).view(-1, *[1] * (values.dim() - 1))
-
-
-def _text_id(example: Example) -> str:
-    return example.example_id.removesuffix(f"/{example.criterion_id}")

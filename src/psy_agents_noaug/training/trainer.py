@@ -4,7 +4,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from psy_agents_noaug.training.loading import loaded
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler, trainable
 from psy_agents_noaug.training.precision import all_finite
 from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
+from psy_agents_noaug.training.resuming import check_complete
 from psy_agents_noaug.utils.host import to_device
 from psy_agents_noaug.utils.out_of_memory import (
     MEMORY_ERRORS,
@@ -43,11 +44,6 @@ logger = logging.getLogger(__name__)
 
 BEST = "best_checkpoint.pt"
 LAST = "last_checkpoint.pt"
-# What AdamW keeps of each parameter that it has updated, and of each group of parameters; and what a
-# scheduler's place is.
-_ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
-_ADAMW_GROUP = ("params", "lr", "betas", "eps", "weight_decay")
-_SCHEDULER_STATE = ("base_lrs", "last_epoch", "_last_lr")
 
 
 @dataclass
@@ -195,7 +191,9 @@ class Trainer:
             LookupError, TypeError, ValueError, AttributeError, RuntimeError: a part is absent or unfit.
         """
         assert checkpoint.resume is not None
-        self._check_complete(checkpoint.resume)
+        check_complete(
+            checkpoint.resume, state=asdict(self._state), scaler=self._precision.state_dict()
+        )
         self._task.model.load_state_dict(checkpoint.weights)
         self._optimizer.load_state_dict(checkpoint.resume["optimizer"])
         self._scheduler.load_state_dict(checkpoint.resume["scheduler"])
@@ -203,29 +201,6 @@ class Trainer:
         self._early_stopping.load_state_dict(checkpoint.resume["early_stopping"])
         self._state = TrainerState(**checkpoint.resume["state"])
         self._rule, self._metrics = checkpoint.decision_rule, checkpoint.metrics
-
-    def _check_complete(self, resume: Mapping[str, Any]) -> None:
-        """Refuse states that lack keys: PyTorch takes them, and a default stands for what is absent.
-
-        Raises:
-            KeyError: naming the first.
-        """
-        optimizer, scaler = resume["optimizer"], self._precision.state_dict()
-        scaler.pop("skipped_updates", None)  # absent from checkpoints of 0.2.0
-        expected: list[tuple[Mapping[str, Any], Iterable[str]]] = [
-            (resume["scheduler"], _SCHEDULER_STATE),
-            (resume["state"], asdict(self._state)),
-            (resume["scaler"], scaler),
-            *((group, _ADAMW_GROUP) for group in optimizer["param_groups"]),
-            *((moments, _ADAMW_STATE) for moments in optimizer["state"].values()),
-        ]
-        for state, keys in expected:
-            for key in keys:
-                state[key]
-        if not optimizer["state"] and resume["state"]["step"] > resume["scaler"].get(
-            "skipped_updates", 0
-        ):
-            raise KeyError("the moments of AdamW")
 
     def fit(self, observer: TrainingObserver) -> TrainingOutcome:
         """Train until the last step or early stopping.

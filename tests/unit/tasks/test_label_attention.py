@@ -272,3 +272,11 @@ def test_the_windows_of_a_pair_do_not_depend_on_the_other_pairs(make_task):
         alone = task.encode("val", [example]).windows
         own = slice(windows.starts[pair], windows.starts[pair + 1])
         assert alone.begins.tolist() == windows.begins[own].tolist()
+
+
+@pytest.mark.parametrize("name", ["criteria", "evidence"])
+def test_windows_are_counted_as_often_as_the_encoder_reads_them(make_task, name):
+    task = make_task(name, LABEL_ATTENTION)
+    source = task.source("val")
+    figures = task.input_metrics(SplitPredictions("val", {}, {}), predict=None)
+    assert figures["n_windows"] == len(source.collate(range(len(source.ids)))["input_ids"]) > 4

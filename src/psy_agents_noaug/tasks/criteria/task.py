@@ -108,25 +108,26 @@ class CriteriaTask(Task):
         return odds
 
     def input_summary(self, split: str) -> list[str]:
-        windows = self.source(split).pairs.windows
-        counts = np.diff(windows.starts)
+        source = self.source(split)
+        counts, examples = source.sizes.rows, "texts" if self.reads_texts else "pairs"
         if self._settings.long_posts == "windows":
             return [
-                f"{(counts > 1).sum()} of {len(counts)} texts of {split} are longer than "
+                f"{(counts > 1).sum()} of {len(counts)} {examples} of {split} are longer than "
                 f"{self.max_length} tokens and read in windows, at most {counts.max()}."
             ]
-        truncated = windows.rows.truncated
+        truncated = source.pairs.windows.rows.truncated
         return [
-            f"{truncated.sum()} of {len(truncated)} texts of {split} are truncated at "
+            f"{truncated.sum()} of {len(truncated)} pairs of {split} are truncated at "
             f"{self.max_length} tokens ({100 * truncated.mean():.1f} %)."
         ]
 
     def input_metrics(
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
-        windows = self.source(predicted.split).pairs.windows
+        source = self.source(predicted.split)
+        windows = source.pairs.windows
         if self._settings.long_posts == "windows":
-            return {"n_windows": len(windows.begins)}
+            return {"n_windows": source.n_windows}
         truncated = windows.rows.truncated
         metrics: MetricValues = {
             "n_truncated_texts": int(truncated.sum()),

@@ -1,6 +1,8 @@
 """The evidence task: which words of the post show that the criterion is met?"""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +28,13 @@ from psy_agents_noaug.tasks.evidence.config import EvidenceTaskConfig
 from psy_agents_noaug.tasks.evidence.decoding import decode_spans
 from psy_agents_noaug.tasks.evidence.evaluation import EvidenceEvaluation
 from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
-from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
+from psy_agents_noaug.tasks.pairs import (
+    ENCODER_INPUTS,
+    PairSource,
+    TextSource,
+    mean_by_example,
+    sum_by_pair,
+)
 
 
 class WindowSource(PairSource):
@@ -144,10 +152,15 @@ class EvidenceTask(Task):
 
     def epoch_pool(self, epoch: int) -> np.ndarray:
         pool = super().epoch_pool(epoch)
-        trainable = self.source("train").pairs.trainable
-        has_one = [trainable[own].any() for own in self.pairs_of_examples("train")]
-        kept: np.ndarray = pool[np.asarray(has_one, dtype=bool)[pool]]
+        kept: np.ndarray = pool[self._is_trainable[pool]]
         return kept
+
+    @cached_property
+    def _is_trainable(self) -> np.ndarray:
+        """Whether an example of train has a pair with a trainable window, bool `[examples]`."""
+        trainable = self.source("train").pairs.trainable
+        members = self.pairs_of_examples("train")
+        return np.asarray([trainable[own].any() for own in members], dtype=bool)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of each example, `[B]`: of a pair, the weighted mean over its windows."""
@@ -178,7 +191,7 @@ class EvidenceTask(Task):
         self, predicted: SplitPredictions, predict: Callable[[ExampleSource], Predictions]
     ) -> MetricValues:
         return {
-            **window_metrics(self.source(predicted.split).pairs),
+            **window_metrics(self.source(predicted.split)),
             "n_pairs_with_unknown_evidence": self._n_unknown[predicted.split],
         }
 
@@ -220,14 +233,14 @@ def window_source(
 def span_losses(spans: Tensor, batch: Batch) -> Tensor:
     """Return the span loss of each pair of a `WindowSource` batch, `[P]`, from logits `[V, T, 2]`."""
     per_window = span_loss(spans, batch["gold"]) * batch["weights"]
-    return per_window.new_zeros(len(batch["labels"])).index_add(0, batch["pairs"], per_window)
+    return sum_by_pair(per_window, batch)
 
 
 def attention_losses(attention: Tensor, batch: Batch) -> Tensor:
     """Return the `attention_loss` of each pair of a `WindowSource` batch, `[P]`, from `[V, T]`."""
     per_window = attention_loss(attention, batch["inside"], batch["context_mask"].bool())
     per_window = per_window * batch["weights"]
-    return per_window.new_zeros(len(batch["labels"])).index_add(0, batch["pairs"], per_window)
+    return sum_by_pair(per_window, batch)
 
 
 def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> dict[str, Tensor]:
@@ -244,12 +257,17 @@ def decoded_spans(odds: Tensor, batch: Batch, settings: EvidenceTaskConfig) -> d
     return {"span_starts": starts, "span_ends": ends, "span_scores": scores}
 
 
-def window_metrics(source: WindowSource) -> MetricValues:
-    """Return the numbers of windows, unreachable gold spans and pairs with partly known evidence."""
+def window_metrics(source: Any) -> MetricValues:
+    """Return the numbers of windows, unreachable gold spans and pairs with partly known evidence.
+
+    Args:
+        source: has `n_windows`, and a `WindowSource` as its `pairs`.
+    """
+    pairs: WindowSource = source.pairs
     return {
-        "n_windows": len(source.windows.cut),
-        "n_unreachable_gold_spans": len(source.windows.unreachable),
-        "n_pairs_with_partial_evidence": sum(e.evidence_is_partial for e in source.examples),
+        "n_windows": source.n_windows,
+        "n_unreachable_gold_spans": len(pairs.windows.unreachable),
+        "n_pairs_with_partial_evidence": sum(e.evidence_is_partial for e in pairs.examples),
     }
 
 

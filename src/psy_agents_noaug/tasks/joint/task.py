@@ -42,7 +42,13 @@ from psy_agents_noaug.tasks.evidence.task import (
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig, LossWeightsConfig
 from psy_agents_noaug.tasks.joint.evaluation import JointEvaluation, SpansByPair
 from psy_agents_noaug.tasks.one_pass import label_attention, outputs_of, source_of
-from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS, PairSource, TextSource, mean_by_example
+from psy_agents_noaug.tasks.pairs import (
+    ENCODER_INPUTS,
+    PairSource,
+    TextSource,
+    mean_by_example,
+    sum_by_pair,
+)
 from psy_agents_noaug.utils.host import to_device
 
 # The parts of a task with two encoders.
@@ -64,6 +70,7 @@ class TwoEncoderSource:
         self.examples = evidence.examples
         self.predicted_ids = self.ids = evidence.ids
         self._criteria = criteria
+        self.n_windows = evidence.n_windows
         self.lengths = evidence.lengths + criteria.lengths
         self.sizes = RowSizes(*map(np.maximum, evidence.sizes, criteria.sizes))
 
@@ -184,18 +191,17 @@ class JointTask(Task):
         )
         of_evidence = span_losses(spans, batch)
         weights = settings.loss_weights
+        if self.reads_texts:
+            assert isinstance(weights, LossWeightsConfig)
+            of_tokens = attention_losses(outputs.attention, batch)
+            of_evidence = of_evidence + weights.attention * of_tokens
+        losses = torch.stack([of_labels, of_evidence], dim=-1)
         if isinstance(weights, LossWeightsConfig):
-            if self.reads_texts:
-                of_evidence = of_evidence + weights.attention * attention_losses(
-                    outputs.attention, batch
-                )
-            losses = torch.stack([of_labels, of_evidence], dim=-1)
             both = torch.tensor([weights.criteria, weights.evidence], dtype=losses.dtype)
             weighted = losses * to_device(both, losses.device)
         else:
             # Kendall, Gal & Cipolla 2018, with s = log variance: exp(-s) L + s / 2.
-            losses = torch.stack([of_labels, of_evidence], dim=-1)
-            observed = torch.zeros_like(of_labels).index_add(0, batch["pairs"], batch["weights"])
+            observed = sum_by_pair(batch["weights"], batch)
             counted = torch.stack([torch.ones_like(observed), observed > 0], dim=-1)
             weighted = losses * torch.exp(-log_variances) + counted * log_variances / 2
         return mean_by_example(weighted, batch)
@@ -242,7 +248,7 @@ class JointTask(Task):
             random_alone=reduced(by_chance, "alone"),
         )
         return {
-            **window_metrics(self.source(predicted.split).pairs),
+            **window_metrics(self.source(predicted.split)),
             **flat_metrics(faithfulness(found)),
         }
 
