@@ -24,7 +24,7 @@ demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minut
 	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
 
 test: setup ## run the tests, without the slow ones
-	$(RUN) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
 test-all: setup ## run all tests
 	$(RUN) -m pytest
