@@ -23,6 +23,7 @@ demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minut
 	$(RUN) scripts/train_criteria.py training.epochs=4
 	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
 
+# As many tests at once as there are cores, at most 8, with one thread each.
 test: setup ## run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
