@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test test-all faults gpu wheel-test lint format
+.PHONY: help setup demo test test-all faults gpu wheel-test docs lint format
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[all,dev]'
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[all,dev,docs]'
 	touch $@
 
 demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minutes on two cores)
@@ -27,8 +27,9 @@ demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minut
 test: setup ## run the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
 
-test-all: setup ## run all tests
-	$(RUN) -m pytest
+# The slow ones one by one, with all threads, as users run them.
+test-all: test ## run all tests
+	$(RUN) -m pytest -m slow
 
 faults: setup ## inject every fault into the real commands and print what happens
 	$(RUN) -m pytest -m faults
@@ -38,6 +39,10 @@ gpu: setup ## run the tests and short benchmarks that need a CUDA GPU (under 9 m
 
 wheel-test: setup ## build the wheel, install it beside no checkout, train in an empty folder
 	$(RUN) -m pytest tests/e2e/test_wheel.py
+
+docs: setup ## build the documentation as a site that works offline (site/index.html)
+	$(RUN) tools/reference/write.py
+	$(RUN) -m zensical build --clean
 
 lint: setup ## check style, formatting and types
 	$(RUN) -m ruff check .

@@ -30,6 +30,8 @@ from psy_agents_noaug.metrics.jackknife import (
     jackknife_blocks,
     leave_blocks_out,
 )
+from psy_agents_noaug.metrics.multilabel import multilabel_samples, with_none_label
+from psy_agents_noaug.metrics.posts import PostDecisions
 from psy_agents_noaug.metrics.ratios import f1_score
 from psy_agents_noaug.metrics.tables import render_table
 
@@ -38,7 +40,9 @@ Floats = NDArray[np.float64]
 N_CRITERIA = 9
 N_POPULATION = 400_000
 BY_POSTS, BY_AUTHORS = (0.93, 0.97), (0.90, 1.0)
-FIGURES = ("f1_macro", "auroc_macro", "average_precision_macro", "evidence_iou_f1")
+OF_PAIRS = ("f1_macro", "auroc_macro", "average_precision_macro")
+OF_POSTS = ("f1_samples", "subset_accuracy")  # of a protocol, NO_SYMPTOMS among the labels
+FIGURES = (*OF_PAIRS, "evidence_iou_f1", *OF_POSTS)
 CRITERIA = [f"A.{k + 1}" for k in range(N_CRITERIA)]
 
 
@@ -125,7 +129,13 @@ def figures(split: Split, cutoffs: Floats, *, whole_only: bool) -> dict[str, Flo
     np.add.at(counts, blocks, split.spans)
     predicted, right, gold, found = np.moveaxis(leave_blocks_out(counts.transpose(1, 0, 2)), -1, 0)
     iou = macro(f1_score(right, predicted, gold, found=found))
-    return {**{key: samples[key] for key in FIGURES[:3]}, "evidence_iou_f1": iou}
+    decided = (split.scores >= cutoffs).astype(np.int64)
+    posts = multilabel_samples(with_none_label(PostDecisions(split.labels, decided, groups))).values
+    return {
+        **{key: samples[key] for key in OF_PAIRS},
+        "evidence_iou_f1": iou,
+        **{key: posts[key] for key in OF_POSTS},
+    }
 
 
 def best_cutoffs(population: Split) -> Floats:
@@ -159,7 +169,7 @@ def coverage(setting: Setting, *, seed: int) -> Iterator[tuple[str, int, int, fl
     for split in splits:
         samples = figures(split, cutoffs, whole_only=False)
         n_groups = effective_groups(split.authors)
-        ratios = {key: n_groups for key in FIGURES if "f1" in key}
+        ratios = {key: n_groups for key in FIGURES if "f1" in key or key in OF_POSTS}
         values = intervals(samples, ratios=ratios).values
         for key, own in found.items():
             low, high = values[f"{key}_ci_low"], values[f"{key}_ci_high"]

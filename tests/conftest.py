@@ -5,9 +5,11 @@ import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -208,6 +210,7 @@ def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[s
         f"model.pretrained_model={tiny_encoder}",
         "model.max_length=96",
         "tracking=none",
+        "report=false",  # it takes longer than the training
         "training.epochs=2",
         "training.train_batch_size=8",
         "training.micro_batch_tokens=256",
@@ -216,6 +219,25 @@ def overrides_for(tiny_encoder: Path, tiny_corpus: Path) -> Callable[..., list[s
         f"output_dir={output_dir}",
         *TINY_SETTINGS[task],
     ]
+
+
+@contextmanager
+def _file_size_limit(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def file_size_limit() -> Callable[[int], AbstractContextManager[None]]:
+    """Let the operating system refuse larger files in a `with` block, as a full disk does.
+
+    A block, since pytest's own output may be a file: outside of a test it must be free to grow.
+    """
+    return _file_size_limit
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ EVERYTHING = {"config", "data", "metrics", "models", "tasks", "tracking", "train
 
 # A folder may always import itself. `tasks.base` and `tasks.registry` are single modules of `tasks`.
 ALLOWED = {
-    "__init__": {"api"},
-    "api": {"config", "errors", "run", "tasks.registry", "utils"},
+    "__init__": {"api", "run.predictor"},
+    "api": {"config", "errors", "exports", "report", "run", "tasks.registry", "utils"},
     "errors": set(),
     "utils": {"errors"},
     "config": BASE | {"tasks.registry"},
@@ -26,8 +26,15 @@ ALLOWED = {
     "training": BASE | {"config", "metrics.tables", "tasks.base", "tracking"},
     "run": BASE | EVERYTHING | {"__version__"},
     "hpo": BASE | {"config", "metrics", "run", "tasks.registry", "tracking"},
+    "report": BASE
+    | {"__version__", "config", "data", "metrics", "run", "tasks.registry", "tracking.base"},
+    "exports": BASE | EVERYTHING | {"__version__", "run"},
+    "importers": BASE | {"config", "data", "metrics.tables"},
+    "comparison": BASE | {"config", "metrics", "report", "run", "tasks.registry"},
     "process": BASE,
-    "cli": BASE | {"__version__", "config", "hpo", "process", "run", "tasks.registry"},
+    "cli": BASE
+    | {"__version__", "comparison", "config", "exports", "hpo", "importers", "process"}
+    | {"report", "run", "tasks.registry"},
     "__main__": {"cli"},
     "scripts": {"__main__"},
 }

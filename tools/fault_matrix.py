@@ -1,6 +1,6 @@
-"""Print docs/FAULTS.md: the faults that the tests inject, from their `faults` markers.
+"""Print docs/reference/faults.md: the faults that the tests inject, from their `faults` markers.
 
-python tools/fault_matrix.py > docs/FAULTS.md
+python tools/fault_matrix.py > docs/reference/faults.md
 """
 
 import ast
@@ -13,7 +13,7 @@ HEAD = """# Faults
 
 What happens when something fails, as the tests show that inject each fault into the real commands.
 `make faults` runs them and prints this table with the result and the time of each row.
-`python tools/fault_matrix.py > docs/FAULTS.md` writes it.
+`python tools/fault_matrix.py > docs/reference/faults.md` writes it.
 
 | area | fault | what happens |
 |---|---|---|

@@ -5,10 +5,29 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from psy_agents_noaug.api import evaluate, train
+    from psy_agents_noaug.api import (
+        adapt,
+        check_data,
+        cross_validate,
+        evaluate,
+        export,
+        load,
+        train,
+    )
+    from psy_agents_noaug.run.predictor import Predictor
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "evaluate", "train"]
+__all__ = [
+    "Predictor",
+    "__version__",
+    "adapt",
+    "check_data",
+    "cross_validate",
+    "evaluate",
+    "export",
+    "load",
+    "train",
+]
 
 # GNU's OpenMP, that of PyTorch's wheels for Linux, reads this once, when it is loaded. A thread that
 # waits for the others spins first, by default for so long that it takes the core from the very thread
@@ -20,8 +39,12 @@ if sys.platform == "linux" and "torch" not in sys.modules and "OMP_WAIT_POLICY" 
 
 def __getattr__(name: str) -> Any:
     """Import the interface when it is first used, so that the command line answers at once."""
-    if name in ("evaluate", "train"):
+    if name in ("adapt", "check_data", "cross_validate", "evaluate", "export", "load", "train"):
         from psy_agents_noaug import api
 
         return getattr(api, name)
+    if name == "Predictor":
+        from psy_agents_noaug.run.predictor import Predictor
+
+        return Predictor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,7 @@ from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.utils.extras import require
 
 if TYPE_CHECKING:
+    from psy_agents_noaug.config.series import SeriesVerb
     from psy_agents_noaug.run.evaluate import RunResult
 
 # Of `psy-agents train`, and of every `--help`.
@@ -62,8 +64,11 @@ class Verb:
         example: a command line that works.
         run: does it, and returns the text to print.
         compose: returns the settings that it reads, for `--help` and completion; None: it reads none.
+        groups: of configurations to choose from; None: all that its settings come from; empty: they come
+            from none.
         flags: the flags that it knows besides `--help`.
         takes_words: whether it takes words that are no settings.
+        keys: its only settings, where a word with `=` may be no setting; None: any.
     """
 
     name: str
@@ -72,20 +77,40 @@ class Verb:
     example: str
     run: Callable[[Command], str]
     compose: Callable[[Command], dict[str, Any]] | None = None
+    groups: tuple[str, ...] | None = None
     flags: tuple[str, ...] = ()
     takes_words: bool = False
+    keys: tuple[str, ...] | None = None
 
 
 # -------------------------------------------------------------------------------------------- verbs
 
 
-def _train(command: Command) -> str:
-    from psy_agents_noaug.config.loading import load_train_config
+def _trained(verb: "SeriesVerb", command: Command) -> str:
+    """Train once, or with several folds or seeds, or on train and val after their cross-validation."""
+    from psy_agents_noaug.config.series import load_series_config
 
-    config = load_train_config(command.task or DEFAULT_TASK, command.overrides)
-    from psy_agents_noaug.run.train import train
+    task = command.task or DEFAULT_TASK
+    settings, config = load_series_config(verb, task, command.overrides)
+    from psy_agents_noaug.report.write import write_report
 
-    return _summary(train(config))
+    if config.refit is not None:
+        from psy_agents_noaug.run.series.refit import run_refit
+
+        refitted = run_refit(
+            settings, config, overrides=command.overrides, write_report=write_report
+        )
+        return _summary(refitted) if refitted else ""
+    if settings.seeds is None:
+        from psy_agents_noaug.run.train import train
+
+        return _summary(train(config, write_report=write_report))
+    from psy_agents_noaug.run.series.work import run_series
+
+    result = run_series(
+        verb, settings, config, overrides=command.overrides, write_report=write_report
+    )
+    return _summary(result) if result else ""
 
 
 def _evaluate(command: Command) -> str:
@@ -95,12 +120,99 @@ def _evaluate(command: Command) -> str:
     if task is None and checkpoint is not None:
         from psy_agents_noaug.run.evaluate import checkpoint_task
 
-        task = checkpoint_task(Path(str(checkpoint)))
+        task = checkpoint_task(checkpoint if isinstance(checkpoint, list) else str(checkpoint))
     task = task or DEFAULT_TASK  # without a checkpoint, whose absence is then reported
     evaluation, explicit = load_evaluate_config(task, command.overrides)
+    from psy_agents_noaug.report.write import write_report
     from psy_agents_noaug.run.evaluate import evaluate
 
-    return _summary(evaluate(evaluation, task_name=task, explicit=explicit))
+    return _summary(
+        evaluate(evaluation, task_name=task, explicit=explicit, write_report=write_report)
+    )
+
+
+def _predict(command: Command) -> str:
+    from psy_agents_noaug.config.prediction import load_predict_config
+
+    if command.task is not None:
+        raise ConfigError("`task` is that of the checkpoint; leave it out.")
+    config = load_predict_config(command.overrides)
+    from psy_agents_noaug.run.predict import predict
+
+    return predict(config)
+
+
+def _adapt(command: Command) -> str:
+    from psy_agents_noaug.config.adaptation import load_adapt_config
+
+    if command.task is not None:
+        raise ConfigError("An adapted encoder serves every task; leave `task` out.")
+    config = load_adapt_config(command.overrides)
+    from psy_agents_noaug.run.adapt import adapt
+
+    result = adapt(config)
+    return f"{_summary(result)}\nencoder, for model.pretrained_model: {result.model}"
+
+
+def _import(command: Command) -> str:
+    from psy_agents_noaug.config.loading import load_import_config
+
+    if len(command.words) != 2 or command.task:
+        found = " ".join(command.words) or "nothing"
+        raise ConfigError(
+            f"`psy-agents import` must be given a tool and its export, but is given {found}: "
+            "psy-agents import labelstudio|doccano|brat|inception|spacy FILE."
+        )
+    config = load_import_config(command.overrides)
+    tool, path = command.words
+    from psy_agents_noaug.importers.run import import_annotations
+
+    return import_annotations(tool, Path(path), config)
+
+
+def _merge(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given, validate
+    from psy_agents_noaug.config.schema import MergeConfig
+
+    if len(command.words) != 1:
+        found = " ".join(command.words) or "none"
+        raise ConfigError(f"`psy-agents merge` must be given one folder, but is given {found}.")
+    config = validate(MergeConfig, {"output": "???", **given(command.overrides)})
+    from psy_agents_noaug.run.scale.merge import merge
+
+    return merge(Path(command.words[0]), Path(config.output), check_posts=config.check_posts)
+
+
+def _compare(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given, validate
+    from psy_agents_noaug.config.schema import CompareConfig
+
+    if command.task is not None:
+        raise ConfigError("`task` is that of the runs; leave it out.")
+    config = validate(CompareConfig, given(command.overrides))
+    from psy_agents_noaug.comparison.tables import summary
+    from psy_agents_noaug.comparison.write import compare_and_write
+
+    output = None if config.output is None else Path(config.output)
+    comparison, folder = compare_and_write(command.words, split=config.split, output=output)
+    if command.json:
+        return (folder / "comparison.json").read_text(encoding="utf-8").rstrip()
+    return f"{summary(comparison)}\n\ncomparison: {folder / 'comparison.html'}"
+
+
+def _export(command: Command) -> str:
+    from psy_agents_noaug.config.loading import load_export_config
+
+    settings = load_export_config(command.overrides)
+    if settings.format == "labelstudio":
+        if command.task is not None:
+            raise ConfigError("`task` is that of the predictions; leave it out.")
+        from psy_agents_noaug.exports.labelstudio import export_predictions
+
+        return export_predictions(settings)
+    from psy_agents_noaug.exports.export import export
+
+    return export(settings, task=command.task).summary
 
 
 def _tune(command: Command) -> str:
@@ -118,7 +230,7 @@ def _train_best(command: Command) -> str:
         raise ConfigError(
             "`best_config` must be given: best_config=outputs/hpo_stage2/best_config.yaml"
         )
-    return _train(replace(command, task=task))
+    return _trained("train", replace(command, task=task))
 
 
 def _tracking(command: Command) -> str:
@@ -136,23 +248,121 @@ def _tracking(command: Command) -> str:
     return sync_all([Path(word) for word in command.words[1:]], uri=settings.get("tracking.uri"))
 
 
+def _data(command: Command) -> str:
+    if list(command.words) != ["check"]:
+        found = " ".join(command.words) or "nothing"
+        raise ConfigError(
+            f"`psy-agents data` must be followed by check, but is by {found} instead."
+        )
+    from psy_agents_noaug.config.data_check import load_data_check_config
+
+    settings, config = load_data_check_config(command.task or DEFAULT_TASK, command.overrides)
+    from psy_agents_noaug.report.data_check import check_and_write
+
+    done = check_and_write(config, settings, command.overrides)
+    return f"\n{done.summary}\n\npage: {done.page}"
+
+
+def _report(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given, validate
+    from psy_agents_noaug.config.schema import ReportConfig
+
+    if not command.words or command.task:
+        found = f"task={command.task}" if command.task else "nothing"
+        raise ConfigError(
+            "`psy-agents report` must be given the directories of runs, or folders in their "
+            f"evaluations/, but is given {found} instead."
+        )
+    config = validate(ReportConfig, given(command.overrides))
+    from psy_agents_noaug.report.errors import write_errors_page
+    from psy_agents_noaug.report.write import write_report
+
+    pages = []
+    for folder in map(Path, command.words):
+        pages.append(write_report(folder))
+        if config.with_text:
+            pages.append(write_errors_page(folder))
+    return "\n".join(map(str, pages))
+
+
+def _trec(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given, validate
+    from psy_agents_noaug.config.schema import TrecConfig
+
+    config = validate(TrecConfig, given(command.overrides))
+    n_files = len(command.words)
+    if command.task or n_files not in (1, 2) or (n_files == 1 and config.output is None):
+        found = " ".join([*command.words, *command.overrides]) or "nothing"
+        raise ConfigError(
+            "`psy-agents trec` must be given a run and qrels, two files, or a run and output=FILE, but "
+            f"is given {found}."
+        )
+    from psy_agents_noaug.run.trec import trec
+
+    run, *qrels = map(Path, command.words)
+    output = None if config.output is None else Path(config.output)
+    return trec(run, qrels[0] if qrels else None, output, as_json=command.json)
+
+
+def _runs(command: Command) -> str:
+    from psy_agents_noaug.config.loading import given, validate
+    from psy_agents_noaug.run.listing import RunsConfig, runs
+
+    config = validate(RunsConfig, given(command.overrides))
+    return runs(config, task=command.task, as_json=command.json)
+
+
 def _info(command: Command) -> str:
+    if command.overrides or command.task or len(command.words) > 1:
+        settings = [*command.words, *command.overrides]
+        raise ConfigError(
+            f"psy-agents info takes the directory of one run, or nothing, not {' '.join(settings)}."
+        )
+    if command.words:
+        from psy_agents_noaug.run.overview import run_report
+
+        return run_report(Path(command.words[0]), as_json=command.json)
     from psy_agents_noaug.run.system_report import as_text, system_report
 
     report = system_report()
     return json.dumps(report, indent=2) if command.json else as_text(report)
 
 
-def _training_settings(command: Command) -> dict[str, Any]:
+def _composed(name: str, command: Command) -> dict[str, Any]:
     from psy_agents_noaug.config.loading import compose_config
 
-    return compose_config("config", command.overrides, task=command.task or DEFAULT_TASK)
+    return compose_config(name, command.overrides, task=command.task or DEFAULT_TASK)
 
 
-def _evaluation_settings(command: Command) -> dict[str, Any]:
+def _listing_settings(command: Command) -> dict[str, Any]:
+    from psy_agents_noaug.config.loading import given
+    from psy_agents_noaug.run.listing import RunsConfig
+
+    return {**RunsConfig().model_dump(), **given(command.overrides)}
+
+
+def _prediction_settings(command: Command) -> dict[str, Any]:
+    from psy_agents_noaug.config.prediction import predict_settings
+
+    return predict_settings(command.overrides)
+
+
+def _adaptation_settings(command: Command) -> dict[str, Any]:
+    from psy_agents_noaug.config.adaptation import adapt_settings
+
+    return adapt_settings(command.overrides)
+
+
+def _import_settings(command: Command) -> dict[str, Any]:
     from psy_agents_noaug.config.loading import compose_config
 
-    return compose_config("eval", command.overrides, task=command.task or DEFAULT_TASK)
+    return compose_config("import", command.overrides)
+
+
+def _export_settings(command: Command) -> dict[str, Any]:
+    from psy_agents_noaug.config.loading import compose_config
+
+    return compose_config("export", command.overrides)
 
 
 def _tuning_settings(command: Command) -> dict[str, Any]:
@@ -165,7 +375,7 @@ def _tuning_settings(command: Command) -> dict[str, Any]:
     settings = compose_config(f"hpo/{stage}", own)
     return {
         **{f"hpo.{key}": value for key, value in settings.items()},
-        **_training_settings(replace(command, overrides=others)),
+        **_composed("config", replace(command, overrides=others)),
     }
 
 
@@ -182,7 +392,10 @@ def _stage(command: Command, *, default: str | None) -> str | None:
 
 
 def _summary(result: "RunResult") -> str:
-    return f"\n{result.summary}\n\nrun directory: {result.directory}"
+    lines = [f"run directory: {result.directory}"]
+    if (page := result.directory / "report.html").is_file():
+        lines.append(f"report: {page}")
+    return "\n".join(["", result.summary, "", *lines])
 
 
 def _required_task(command: Command) -> str:
@@ -195,19 +408,94 @@ def _required_task(command: Command) -> str:
 VERBS = (
     Verb(
         "train",
-        "train a model, and evaluate it on val",
+        "train a model, or one with each of several seeds, and evaluate it on val",
         usage="[task=TASK] [GROUP=CHOICE | KEY=VALUE]...",
         example="psy-agents train task=evidence data=redsm5 data.dir=DIR training.epochs=3",
-        run=_train,
-        compose=_training_settings,
+        run=partial(_trained, "train"),
+        compose=partial(_composed, "train"),
+    ),
+    Verb(
+        "cv",
+        "train and evaluate on each of several folds, with one or several seeds, or go on with it",
+        usage="[task=TASK] [folds=NUMBER_OR_FILE] [seeds=[1,2,3]] [GROUP=CHOICE | KEY=VALUE]...",
+        example="psy-agents cv task=criteria folds=5 seeds=[1,2,3] training.epochs=4",
+        run=partial(_trained, "cv"),
+        compose=partial(_composed, "cv"),
     ),
     Verb(
         "eval",
-        "evaluate a trained model on a split",
-        usage="checkpoint=RUN_OR_FILE [split=train|val|test] [GROUP=CHOICE | KEY=VALUE]...",
+        "evaluate a trained model on a split, or on another corpus as a whole (split=all)",
+        usage="checkpoint=RUN|FILE|[RUN,...] [split=train|val|test|all] [GROUP=CHOICE | KEY=VALUE]...",
         example="psy-agents eval checkpoint=outputs/checkpoints/best_checkpoint.pt split=val",
         run=_evaluate,
-        compose=_evaluation_settings,
+        compose=partial(_composed, "eval"),
+    ),
+    Verb(
+        "predict",
+        "predict new posts, which need no annotations",
+        usage="checkpoint=RUN|FILE|[RUN,...] data.posts=FILE [output=FILE] [data=CHOICE | KEY=VALUE]...",
+        example="psy-agents predict checkpoint=outputs/checkpoints/best_checkpoint.pt "
+        "data.posts=FILE output=FILE",
+        run=_predict,
+        compose=_prediction_settings,
+        groups=("data",),
+    ),
+    Verb(
+        "merge",
+        "check the predictions of a folder, and merge them into one file",
+        usage="FOLDER output=FILE [check_posts=false]",
+        example="psy-agents merge scores output=predictions.parquet",
+        run=_merge,
+        takes_words=True,
+    ),
+    Verb(
+        "compare",
+        "compare trained systems on the same posts, by figure and criterion",
+        usage="RUN | NAME=RUN,RUN... | baseline:tfidf_lr ... [split=val|test|all] [output=FOLDER] "
+        "[--json]",
+        example="psy-agents compare small=outputs/criteria/small-s* outputs/criteria/RUN",
+        run=_compare,
+        flags=("--json",),
+        takes_words=True,
+        keys=("split", "output"),
+    ),
+    Verb(
+        "trec",
+        "score a TREC run, or predictions, by qrels; or write predictions as a TREC run",
+        usage="RUN|PREDICTIONS.jsonl [QRELS] [output=FILE] [--json]",
+        example="psy-agents trec predictions/test.run predictions/test.qrels",
+        run=_trec,
+        flags=("--json",),
+        takes_words=True,
+        keys=("output",),
+    ),
+    Verb(
+        "export",
+        "write a model in another format, with a model card, or predictions for Label Studio",
+        usage="checkpoint=RUN_OR_FILE format=huggingface|onnx|bundle [KEY=VALUE]... | "
+        "predictions=RUN_OR_FILE format=labelstudio [KEY=VALUE]...",
+        example="psy-agents export checkpoint=outputs/criteria/RUN format=onnx quantize=int8",
+        run=_export,
+        compose=_export_settings,
+    ),
+    Verb(
+        "adapt",
+        "continue the pretraining of an encoder on unlabelled posts",
+        usage="data.posts=FILE [data=CHOICE data.dir=DIR] [model=CHOICE | KEY=VALUE]...",
+        example="psy-agents adapt data.posts=FILE data=redsm5 data.dir=DIR training.epochs=1",
+        run=_adapt,
+        compose=_adaptation_settings,
+        groups=("data", "model", "training", "tracking"),
+    ),
+    Verb(
+        "import",
+        "make tables of posts and annotations from the export of an annotation tool",
+        usage="labelstudio|doccano|brat|inception|spacy FILE [map=FILE] [output=FOLDER] [KEY=VALUE]...",
+        example="psy-agents import labelstudio export.json map=labels.yaml output=corpus",
+        run=_import,
+        compose=_import_settings,
+        groups=(),
+        takes_words=True,
     ),
     Verb(
         "tune",
@@ -220,10 +508,10 @@ VERBS = (
     Verb(
         "train-best",
         "train with the best configuration of a search",
-        usage="task=TASK best_config=FILE [GROUP=CHOICE | KEY=VALUE]...",
+        usage="task=TASK best_config=FILE [refit=train+val] [GROUP=CHOICE | KEY=VALUE]...",
         example="psy-agents train-best task=criteria best_config=outputs/hpo_stage2/best_config.yaml",
         run=_train_best,
-        compose=_training_settings,
+        compose=partial(_composed, "train"),
     ),
     Verb(
         "tracking",
@@ -234,12 +522,40 @@ VERBS = (
         takes_words=True,
     ),
     Verb(
+        "data",
+        "check a corpus before training: faults, lengths, evidence, duplicates, what figures will tell",
+        usage="check [task=TASK] [GROUP=CHOICE | KEY=VALUE]...",
+        example="psy-agents data check data=redsm5 data.dir=DIR",
+        run=_data,
+        compose=partial(_composed, "data_check"),
+        takes_words=True,
+    ),
+    Verb(
+        "report",
+        "write the report of a run again, or with its errors beside their posts (with_text=true)",
+        usage="RUN... [with_text=true]",
+        example="psy-agents report outputs/criteria/RUN",
+        run=_report,
+        takes_words=True,
+    ),
+    Verb(
+        "runs",
+        "list runs: data, status, figures, looks at test, and how to go on with them",
+        usage="[output_dir=DIR] [task=TASK] [status=STATUS] [data=NAME] [kind=KIND] [--json]",
+        example="psy-agents runs status=killed",
+        run=_runs,
+        compose=_listing_settings,
+        groups=(),
+        flags=("--json",),
+    ),
+    Verb(
         "info",
-        "report versions, optional packages, devices, precisions and threads",
-        usage="[--json]",
+        "report versions, packages, devices and precisions; or all that a run has left",
+        usage="[RUN] [--json]",
         example="psy-agents info --json",
         run=_info,
         flags=("--json",),
+        takes_words=True,
     ),
 )
 
@@ -292,16 +608,18 @@ def _answer(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str:
     words.remove(verb.name)
     _check_syntax(verb, [word for word in words if word not in ("-h", "--help", *verb.flags)])
     given = parsed.words[1:]
-    # No key has a slash: such a word is a path.
-    bare = [
-        word
-        for word in given
-        if verb.takes_words and ("=" not in word or "/" in word.partition("=")[0])
-    ]
+    bare = [word for word in given if verb.takes_words and not _is_key(verb, word)]
     command = replace(
         _command([word for word in given if word not in bare]), json=parsed.json, words=bare
     )
     return _help(verb, command) if parsed.help else verb.run(command)
+
+
+def _is_key(verb: Verb, word: str) -> bool:
+    """Return whether a word is a setting of a verb that takes other words too."""
+    key, separator, _ = word.partition("=")
+    # No key has a slash: such a word is a path.
+    return bool(separator) and "/" not in key and (verb.keys is None or key in (*verb.keys, "task"))
 
 
 def _verb(name: str | None) -> Verb:
@@ -333,7 +651,7 @@ def _check_syntax(verb: Verb, words: Sequence[str]) -> None:
         return
     task = _command([word for word in words if word.startswith("task=")]).task
     settings = verb.compose(Command(task))
-    faults = syntax_faults(words, keys=list(flat(settings)), groups=_groups(settings))
+    faults = syntax_faults(words, keys=list(flat(settings)), groups=_groups(verb, settings))
     raise ConfigError(faults_message("The command line must hold key=value pairs:", faults))
 
 
@@ -390,15 +708,19 @@ def _help(verb: Verb, command: Command) -> str:
     import yaml
 
     settings = verb.compose(command)
+    groups = _groups(verb, settings)
     return "\n".join(
         [
             *lines,
-            "Overrides are in Hydra's syntax: data=redsm5 data.dir=DIR training.epochs=3.",
-            "What each key does stands beside it in the files of configs/.",
+            f"Overrides are in Hydra's syntax: {verb.example.split(maxsplit=2)[-1]}.",
+            *(
+                ["What each key does stands beside it in the files of configs/."]
+                * (verb.groups != ())
+            ),
             "",
-            "groups and their choices:",
-            *(f"  {group}: {', '.join(names)}" for group, names in _groups(settings).items()),
-            "",
+            *(["groups and their choices:"] if groups else []),
+            *(f"  {group}: {', '.join(names)}" for group, names in groups.items()),
+            *([""] if groups else []),
             "keys and their values, with the overrides given here:",
             *(f"  {line}" for line in yaml.safe_dump(settings, sort_keys=False).splitlines()),
         ]
@@ -413,11 +735,15 @@ def _started_as(verb: Verb) -> str:
     return sys.argv[0] if program.suffix == ".py" else f"psy-agents {verb.name}"
 
 
-def _groups(settings: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The groups that the settings come from, with their choices."""
+def _groups(verb: Verb, settings: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The groups that the settings of a verb come from, with their choices."""
     from psy_agents_noaug.config.loading import RECIPE, group_choices
 
-    sections = {RECIPE, *(key.partition(".")[0] for key in settings)}
+    sections = {key.partition(".")[0] for key in settings}
+    if "model" in sections:  # which a recipe is of
+        sections.add(RECIPE)
+    if verb.groups is not None:
+        sections = set(verb.groups)
     groups = group_choices()
     return {group: groups[group] for group in sorted(sections & groups.keys())}
 
@@ -437,5 +763,7 @@ def _completions(
         settings = verb.compose(_command(parsed_args.words[1:]))
     except ConfigError:
         return []
-    choices = [f"{group}={name}" for group, names in _groups(settings).items() for name in names]
+    choices = [
+        f"{group}={name}" for group, names in _groups(verb, settings).items() for name in names
+    ]
     return [*choices, *(f"{key}=" for key in flat(settings))]

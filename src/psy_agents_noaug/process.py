@@ -10,13 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
 from psy_agents_noaug.errors import Interrupted, PsyAgentsError, StorageError
 from psy_agents_noaug.utils.files import environment_refusal
-from psy_agents_noaug.utils.shown import PrintableFormatter, printable
+from psy_agents_noaug.utils.shown import PrintableFormatter, discard, printable
 from psy_agents_noaug.utils.signals import STOP_SIGNALS
 
 _STOPPED = (
@@ -140,9 +140,7 @@ def _print(text: str) -> int:
         sys.stdout.write(printable(f"{text}\n"))
         sys.stdout.flush()
     except (OSError, UnicodeEncodeError) as error:
-        # At its end Python would try again to write what is left.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
         _say(
             f"{StorageError.__name__}: Standard output cannot be written: {error}. All else is done."
         )
@@ -161,8 +159,7 @@ def _say(line: str) -> None:
     try:
         sys.stderr.write(f"{printable(line)}\n")
     except OSError:
-        # At its end Python would try again to write what is left, and change the exit code.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        discard(sys.stderr)
 
 
 def _leave_process_group() -> None:

@@ -50,7 +50,7 @@ def test_a_training_needs_the_core_dependencies_alone(
     assert len(list(tmp_path.glob("joint/*/metrics.json"))) == 1
 
 
-@pytest.mark.parametrize("missing", ["optuna", "sqlalchemy", "cmaes", "matplotlib"])
+@pytest.mark.parametrize("missing", ["optuna", "sqlalchemy", "cmaes"])
 def test_a_search_without_its_packages_says_how_to_install_them(
     missing: str, tmp_path: Path
 ) -> None:

@@ -32,7 +32,9 @@ FILES = {
     "history.csv",
     "manifest.json",
     "metrics.json",
+    "predictions/val.baseline_tfidf_lr.jsonl",
     "predictions/val.jsonl",
+    "seen_posts.key",
     "splits.json",
 }
 PREDICTION_KEYS = {
@@ -250,11 +252,16 @@ def test_evaluation_judges_test_by_default_and_counts_the_looks(
     assert {look["weights_sha256"] for look in looks} == {
         read_json(run_dir / "manifest.json")["weights_sha256"]
     }
-    assert files_of(run_dir) == FILES | {"evaluations.jsonl", "predictions/test.jsonl"}
+    assert files_of(run_dir) == FILES | {
+        "evaluations.jsonl",
+        "predictions/test.baseline_tfidf_lr.jsonl",
+        "predictions/test.jsonl",
+    }
     statuses = {run.info.run_name: run.info.status for run in tracked_runs(output_dir)}
     assert statuses == {"one": "FINISHED", "one-test": "FINISHED"}
 
 
+@pytest.mark.slow
 def test_what_only_an_evaluation_needs_is_imported_when_it_comes_to_that(
     overrides: list[str],
 ) -> None:
@@ -291,7 +298,7 @@ def test_help_lists_groups_and_keys_without_loading_a_framework() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stderr.strip() == "0 [] True"
-    for group in ("data: redsm5, redsm5_hub, sample, tables", "tracking: mlflow, none"):
+    for group in ("data: imported, redsm5, redsm5_hub, sample, tables", "tracking: mlflow, none"):
         assert group in done.stdout
     keys = yaml.safe_load(done.stdout.partition("keys and their values")[2].partition(":\n")[2])
     assert keys["seed"] == 5
@@ -321,6 +328,7 @@ def test_best_config_takes_nested_and_dotted_keys_and_the_command_line_wins(
     assert config["seed"] == 11
 
 
+@pytest.mark.slow
 @pytest.mark.faults("SIGTERM, Ctrl-C", "state saved, exit 143 or 130; goes on to the end")
 def test_signals_stop_a_run_after_a_checkpoint_and_it_goes_on_to_the_end(
     overrides: list[str], tmp_path: Path, start_script: Callable[..., Any], own_logging: None

@@ -21,6 +21,8 @@ PREDICTION_KEYS = {
     "criterion_id",
     "evidence",
     "gold_evidence",
+    "exact_match",
+    "token_f1",
     "null_score_diff",
     "null_score_diff_threshold",
 }
@@ -131,7 +133,9 @@ def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
         writer.writerows(rows)
     settings = [*overrides, f"data.dir={corpus}", "training.max_steps=4", "run_name=long"]
     peaks = []
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # a fork would begin with the memory of this process
     for tokens in (256, 100_000):
         argv = [*settings, f"training.micro_batch_tokens={tokens}", f"run_name=held{tokens}"]
         receiver, sender = context.Pipe(duplex=False)

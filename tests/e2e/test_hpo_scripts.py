@@ -101,6 +101,7 @@ def test_four_stages_and_the_best_trained_again(
     assert "test/" in (out / task / "again" / "metrics.json").read_text()
 
 
+@pytest.mark.slow
 def test_a_stage_started_again_does_nothing_but_report(
     settings: Callable[[str], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_stage_started_again_does_nothing_but_report(
     assert (tmp_path / "out/hpo_stage0/criteria/trials.csv").read_text() == trials
 
 
+@pytest.mark.slow
 @pytest.mark.faults("a search is continued with other settings", "refused")
 def test_a_stage_of_other_settings_is_not_gone_on_with(
     settings: Callable[[str], list[str]], capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from psy_agents_noaug.comparison.write import compare_and_write
 from psy_agents_noaug.training.checkpoint import Checkpoint, save_checkpoint
 
 # In no text that the tiny tokenizer was trained on, so that checkpoints can be searched as well.
@@ -28,6 +29,7 @@ from psy_agents_noaug.tasks.criteria.task import CriteriaTask
 plan = json.loads(sys.argv[1])
 codes = [main(["train", f"task={task}", *argv]) for task, argv in plan["train"]]
 codes += [main(["eval", f"task={task}", *argv]) for task, argv in plan["evaluate"]]
+codes += [main(["cv", "task=criteria", *argv]) for argv in plan["cross-validate"]]
 codes += [main(["train", "task=criteria", *argv]) for argv in plan["refuse"]]
 print("exit codes", codes)
 sys.stdout.flush()
@@ -100,6 +102,7 @@ def _places(folder: Path, word: str) -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
     corpora: dict[str, Path], overrides_for: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -120,12 +123,22 @@ def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
             *([task, [*fast(task), planted, "run_name=planted"]] for task in tasks),
             [
                 "criteria",
-                [*fast(), planted, "run_name=sentences", "data.unit=sentence", "tracking=none"],
+                [
+                    *(word for word in fast() if word != "report=false"),
+                    *(planted, "run_name=sentences", "data.unit=sentence", "tracking=none"),
+                ],
             ],
         ],
         "evaluate": [
-            *([task, [f"checkpoint={path}"]] for task, path in best.items()),
+            *([task, [f"checkpoint={best[task]}"]] for task in ("criteria", "evidence")),
+            ["joint", [f"checkpoint={best['joint']}", "report=true"]],
             ["criteria", [f"checkpoint={best['criteria']}", "split=train"]],
+        ],
+        "cross-validate": [
+            [
+                *(word for word in fast() if not word.startswith(("report=", "data.splits="))),
+                *(planted, "folds=2", "data.split_fractions=[0.5,0.25,0.25]"),
+            ]
         ],
         "refuse": [
             [*fast(), f"data.dir={corpora[name]}", f"run_name={name}"]
@@ -142,15 +155,23 @@ def test_no_text_of_a_post_or_annotation_leaves_the_data_files(
         cwd=tmp_path,
     )
     # All of it happened.
-    assert "exit codes [0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2]" in done.stdout, done.stderr
+    assert "exit codes [0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2]" in done.stdout, done.stderr
     assert done.returncode == 1
     assert "ZeroDivisionError: a bug, with" in done.stderr
     assert "The evidence of 10 annotations is not in their posts" in done.stderr
     assert "exact duplicates of a text in different splits" in done.stderr
     assert "not shown>" in done.stderr
     assert "must not hold NUL" in done.stderr
+    for task in tasks:
+        run = str(output_dir / task / "planted")
+        compare_and_write(
+            [run, "baseline:tfidf_lr"], split="test", output=output_dir / f"{task}-compared"
+        )
     searched = {path.name for path in output_dir.rglob("*") if path.is_file()}
     assert searched >= {"mlflow.db", "best_checkpoint.pt", "test.jsonl", "alignment.json"}
+    assert searched >= {"report.html", "labels_test.csv", "roc_test.pdf"}
+    assert searched >= {"out_of_fold.jsonl", "labels_cv.csv", "roc_cv.pdf"}
+    assert searched >= {"test.baseline_tfidf_lr.jsonl", "comparison.html", "posts.csv"}
 
     # The word is where it was planted, and nowhere else, this folder's other files included.
     assert {Path(place).parts[:2] for place in _places(tmp_path, PLANTED)} == {

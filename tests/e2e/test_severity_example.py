@@ -94,6 +94,7 @@ def test_it_trains_evaluates_and_resumes_to_the_same_weights(command, tmp_path):
     lines = (whole / "predictions" / "test.jsonl").read_text().splitlines()
     assert {json.loads(line)["label"] for line in lines} <= {0, 1, 2, 3}
     assert "test/kappa_quadratic" in json.loads((whole / "metrics.json").read_text())
+    assert "On test the mae is" in (whole / "report.html").read_text()
 
     argv, environment = command("train", "run_name=parts", "training.save_steps=1", "resume=auto")
     parts = tmp_path / "outputs" / "severity" / "parts"

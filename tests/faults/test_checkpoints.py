@@ -67,10 +67,31 @@ def test_a_checkpoint_of_another_task_is_refused(
 
 
 def test_a_checkpoint_of_another_division_of_the_corpus_is_refused(
-    refusal_of_evaluation: Refusal, checkpoint: Path
+    refusal_of_evaluation: Refusal, finished: Path
 ) -> None:
-    told = refusal_of_evaluation(f"checkpoint={checkpoint}", "data.splits=null")
+    told = refusal_of_evaluation(f"checkpoint={finished}", "data.splits=null")
     assert "posts of test in training, so figures on it would be too good" in told
+
+
+@pytest.mark.faults(
+    "the secret of a run is absent, damaged or another run's",
+    "another division is refused; on other corpora it says that it cannot check",
+)
+@pytest.mark.parametrize("secret", [None, "", "0" * 63, "0" * 64, "\0\xff"])
+def test_another_division_is_refused_where_the_secret_of_the_run_is_lost(
+    refusal_of_evaluation: Refusal, finished: Path, tmp_path: Path, secret: str | None
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "copy")
+    (run / "seen_posts.key").unlink()
+    if secret is not None:
+        (run / "seen_posts.key").write_text(secret)
+    told = refusal_of_evaluation(f"checkpoint={run}", "data.splits=null")
+    assert "Whether training has seen posts of test cannot be checked" in told
+    assert "divided in another way" in told
+    reason = (
+        "not the one that its hashes were made with" if secret == "0" * 64 else "seen_posts.key is"
+    )
+    assert reason in told
 
 
 @pytest.mark.parametrize("kept", [0, 1, 60, 0.5, -1, -60])

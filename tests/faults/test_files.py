@@ -4,11 +4,10 @@ import errno
 import json
 import os
 import re
-import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import BinaryIO
@@ -23,6 +22,7 @@ from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 from psy_agents_noaug.utils import files
 
 Train = Callable[..., tuple[int, str]]
+FileSizeLimit = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.fixture
@@ -45,17 +45,6 @@ def run_training(
 def runs(tmp_path: Path) -> Path:
     """The folder of the runs of `run_training`."""
     return tmp_path / "outputs" / "criteria"
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Let the operating system refuse files that are larger, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class FailingDisk:
@@ -95,7 +84,7 @@ def status(run: Path) -> str:
     "the disk gets full in a training", "one message with path and space; resumable"
 )
 def test_a_training_on_a_disk_that_gets_full_ends_with_one_message_and_goes_on_later(
-    run_training: Train, runs: Path
+    run_training: Train, runs: Path, file_size_limit: FileSizeLimit
 ) -> None:
     assert run_training("run_name=whole")[0] == 0
     with file_size_limit(300_000):  # the best checkpoint fits, the last one does not
@@ -344,7 +333,9 @@ def test_half_a_line_in_the_log_of_evaluations_is_skipped(tmp_path: Path, caplog
 
 
 @pytest.mark.faults("the disk is full when an evaluation is recorded", "refused; the log is whole")
-def test_an_evaluation_that_cannot_be_recorded_is_refused(tmp_path: Path) -> None:
+def test_an_evaluation_that_cannot_be_recorded_is_refused(
+    tmp_path: Path, file_size_limit: FileSizeLimit
+) -> None:
     directory = RunDirectory(tmp_path)
     directory.record_evaluation("test", weights_sha256="0" * 64)
     before = directory.evaluations.read_bytes()
@@ -359,7 +350,9 @@ def test_an_evaluation_that_cannot_be_recorded_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.faults("a limit on the size of files (`ulimit -f`)", "refused; raise it")
-def test_a_limit_on_the_size_of_files_is_to_be_raised(tmp_path: Path) -> None:
+def test_a_limit_on_the_size_of_files_is_to_be_raised(
+    tmp_path: Path, file_size_limit: FileSizeLimit
+) -> None:
     with file_size_limit(10), pytest.raises(files.StorageError, match="Raise that limit"):
         files.write_bytes(tmp_path / "file", bytes(100))
     assert not list(tmp_path.iterdir())

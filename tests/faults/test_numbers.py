@@ -127,6 +127,7 @@ def test_a_trial_that_is_not_finite_has_failed_and_the_next_one_runs(
         "criteria",
         propose=lambda trial: {
             **base,
+            "report": False,
             **{key: float(base[key]) for key in ("data.negatives",)},
             **{key: int(value) for key, value in base.items() if value.isdigit()},
             "training.learning_rate": float(next(rates)),

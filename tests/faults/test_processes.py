@@ -57,7 +57,7 @@ def send_at(step: int, patch: pytest.MonkeyPatch, number: signal.Signals = signa
     patch.setattr(trainer.Trainer, "_gradients", stopped)
 
 
-@pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 @pytest.mark.parametrize(
     "fault", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )

@@ -14,7 +14,6 @@ from optuna.trial import Trial
 
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.errors import StorageError
-from psy_agents_noaug.hpo.local_workers import gpus_of_workers, other_workers
 from psy_agents_noaug.hpo.settings import SamplerConfig
 from psy_agents_noaug.hpo.storage import (
     StorageDamagedError,
@@ -24,6 +23,7 @@ from psy_agents_noaug.hpo.storage import (
 )
 from psy_agents_noaug.hpo.strategies import build_sampler
 from psy_agents_noaug.hpo.workers import StudyProgress, Worker
+from psy_agents_noaug.run.local_workers import gpus_of_workers, other_workers
 
 SAMPLER = SamplerConfig(name="tpe", seed=3, n_startup_trials=2)
 

@@ -77,7 +77,7 @@ def test_a_hangup_ends_the_other_commands_too(
     prelude = (
         "import signal\n"
         "from psy_agents_noaug.run import evaluate, train\n"
-        "def read(*_):\n"
+        "def read(*_, **__):\n"
         "    signal.raise_signal(signal.SIGHUP)\n"
         "evaluate.prepare_data = train.prepare_data = read\n"
     )

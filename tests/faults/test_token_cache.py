@@ -142,6 +142,7 @@ def test_what_a_killed_process_left_is_swept(tokenizer, tmp_path):
     assert not leftover.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.faults("a training meets a damaged token cache", "the same figures as without a cache")
 def test_a_training_with_a_damaged_cache_has_the_figures_of_one_without(
     overrides: list[str], tmp_path: Path, own_logging: None, capfd: pytest.CaptureFixture[str]

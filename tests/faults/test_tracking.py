@@ -388,6 +388,7 @@ def test_a_trial_is_trained_although_the_server_is_away(
 @pytest.mark.faults(
     "a run is killed between an evaluation and its checkpoint", "no metric is recorded twice"
 )
+@pytest.mark.slow
 def test_a_resumed_run_has_one_value_of_a_metric_per_step(
     tracked: Callable[..., TrainConfig], server: Server
 ) -> None:

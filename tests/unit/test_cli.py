@@ -59,7 +59,7 @@ def imported_by(done: subprocess.CompletedProcess[str]) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["trian"], ["train", "--help"], ["tune", "--help"]],
+    [["--help"], ["trian"], ["train", "--help"], ["predict", "--help"], ["tune", "--help"]],
     ids=" ".join,
 )
 def test_help_and_slips_are_answered_without_importing_a_framework(arguments):
@@ -104,6 +104,32 @@ def test_help_of_a_verb_shows_groups_and_the_values_with_the_overrides_given(out
     assert (keys["seed"], keys["task"]["name"]) == (5, "evidence")
 
 
+def test_help_of_predict_shows_what_it_reads_alone(output):
+    text = output("predict", "--help", "data=redsm5", "threshold=0.4")
+    assert (
+        "\ngroups and their choices:\n  data: imported, redsm5, redsm5_hub, sample, tables\n\n"
+        in text
+    )
+    keys = yaml.safe_load(text.partition("keys and their values")[2].partition(":\n")[2])
+    assert (keys["threshold"], keys["data"].keys()) == (
+        0.4,
+        {"source", "dir", "posts", "columns"},
+    )
+    assert "epochs" not in keys["training"]
+
+
+def test_predict_takes_the_task_of_the_checkpoint(refusal):
+    told = refusal("predict", "task=joint", "checkpoint=run", "data.posts=mine.csv")
+    assert "`task` is that of the checkpoint; leave it out." in told
+
+
+def test_help_of_a_verb_that_reads_no_groups_names_none(output):
+    text = output("export", "--help", "format=onnx")
+    assert "groups and their choices" not in text
+    assert "  format: onnx" in text
+    assert "checkpoint=outputs/criteria/RUN format=onnx" in text
+
+
 def test_help_of_tune_shows_the_settings_of_the_stage_and_of_its_trainings(output):
     text = output("tune", "--help", "hpo=stage1_coarse", "hpo.n_trials=7", "training.epochs=9")
     keys = yaml.safe_load(text.partition("keys and their values")[2].partition(":\n")[2])
@@ -135,7 +161,7 @@ def test_an_unknown_verb_is_answered_with_the_verbs(refusal):
     told = refusal("trian", "task=criteria")
     assert "`trian` is not a verb of psy-agents; did you mean `train`?\n" in told
     assert all(f"  {verb.name:12}{verb.summary}\n" in told for verb in VERBS)
-    assert "did you mean" not in refusal("cv")
+    assert "did you mean" not in refusal("sing")
 
 
 def test_a_setting_in_place_of_the_verb_is_told(refusal):
@@ -302,7 +328,7 @@ def test_info_as_json_holds_the_same(output):
 
 
 def test_info_takes_no_settings(refusal):
-    assert "psy-agents info takes [--json] alone, not seed=1." in refusal("info", "seed=1")
+    assert "takes the directory of one run, or nothing, not seed=1." in refusal("info", "seed=1")
 
 
 # --------------------------------------------------------------------------------------- completion
@@ -326,7 +352,7 @@ def _completing(line):
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("", ["train", "eval", "tune", "train-best", "tracking", "info"]),
+        ("", [verb.name for verb in VERBS]),
         ("ev", ["eval "]),
         ("train task=", ["task=criteria", "task=evidence", "task=joint"]),
         ("train data=sa", ["data=sample "]),
@@ -334,6 +360,9 @@ def _completing(line):
         ("train task=criteria task.str", []),
         ("eval task=joint sp", ["split="]),
         ("tune hpo=stage2_fine hpo.narrow.w", ["hpo.narrow.width="]),
+        ("predict data=red", ["data=redsm5", "data=redsm5_hub"]),
+        ("predict thr", ["threshold="]),
+        ("predict model=mini", []),
         ("train checkpoint=out", []),
         ("train --he", ["--help "]),
         ("info see", []),

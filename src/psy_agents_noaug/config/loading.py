@@ -25,11 +25,17 @@ from psy_agents_noaug.tasks.registry import config_folders, settings_model
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
-    from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+    from psy_agents_noaug.config.schema import (
+        EvaluateConfig,
+        ExportConfig,
+        ImportConfig,
+        TrainConfig,
+    )
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
 _MAX_DEPTH = 50  # of YAML; deeper than any configuration
 RECIPE = "recipe"  # the group without a section: its values are those of other sections
+PROTOCOL = "protocol"  # the group whose section no command line changes
 
 # A wheel carries the tree inside the package; a checkout has it at its root.
 CONFIG_DIR = Path(__file__).parents[1] / "configs"
@@ -51,6 +57,11 @@ def load_train_config(task: str, overrides: Sequence[str]) -> "TrainConfig":
         raise ConfigError(
             f"`task` must be {task} here, but is {other} instead; use `psy-agents train task={other}`."
         )
+    if config.refit is not None:
+        raise ConfigError(
+            "`refit` is of `psy-agents train` and train-best, which cross-validate for it first; leave "
+            "it out here."
+        )
     return config
 
 
@@ -60,6 +71,10 @@ def validate_train_config(values: Mapping[str, Any]) -> "TrainConfig":
 
     task = values.get("task")
     name = task.get("name") if isinstance(task, Mapping) else None
+    if name == "adapt":  # no task of the registry
+        from psy_agents_noaug.config.adaptation import AdaptConfig
+
+        return validate(AdaptConfig, values)
     return validate(train_config_model(settings_model(str(name))), values)
 
 
@@ -83,9 +98,33 @@ def load_evaluate_config(
             raise ConfigError(f"An evaluation replaces settings, it cannot delete one: ~{key}.")
         if key == RECIPE:
             explicit[key] = override.value()
+        elif key == PROTOCOL:
+            explicit |= {key: composed[key], **flat(composed[key].get("fixes") or {})}
         elif key not in EvaluateConfig.model_fields:
             explicit[key] = _lookup(composed, key)
     return evaluation, explicit
+
+
+def load_export_config(overrides: Sequence[str]) -> "ExportConfig":
+    """Compose the settings of an export and check them.
+
+    Raises:
+        ConfigError: with every unknown key, missing value and wrong type in one message.
+    """
+    from psy_agents_noaug.config.schema import ExportConfig
+
+    return validate(ExportConfig, compose_config("export", overrides))
+
+
+def load_import_config(overrides: Sequence[str]) -> "ImportConfig":
+    """Compose the settings of an import and check them.
+
+    Raises:
+        ConfigError: with every unknown key, missing value and wrong type in one message.
+    """
+    from psy_agents_noaug.config.schema import ImportConfig
+
+    return validate(ImportConfig, compose_config("import", overrides))
 
 
 def given(argv: Sequence[str]) -> dict[str, Any]:
@@ -236,6 +275,7 @@ def compose_config(
         task: the choice of the group `task`, where the file has that group.
     """
     parsed = parse_overrides(overrides)
+    _check_protocol_is_whole(parsed)
     best = [override.value() for override in parsed if override.key_or_group == "best_config"]
     from_file: Mapping[str, Any] = {}
     if best and best[-1] is not None:
@@ -279,7 +319,7 @@ def validate(schema: type[ModelT], values: Mapping[str, Any], *, prefix: str = "
     try:
         validated = schema.model_validate(dict(values))
     except ValidationError as error:
-        known = list(_known_keys(schema, values, prefix))
+        known = list(known_keys(schema, values, prefix))
         found = _faults(error, values, known=known, prefix=prefix)
         faults += [fault for fault in found if fault not in faults]
     if faults:
@@ -340,13 +380,13 @@ def _missing(prefix: str, values: Mapping[str, Any]) -> list[str]:
     return keys
 
 
-def _known_keys(annotation: Any, values: Any, prefix: str) -> Iterator[str]:
+def known_keys(annotation: Any, values: Any, prefix: str) -> Iterator[str]:
     """Yield the dotted keys of the models in an annotation; of tasks, those of the one in `values`."""
     from pydantic import BaseModel
 
     if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         for alternative in get_args(annotation):
-            yield from _known_keys(alternative, values, prefix)
+            yield from known_keys(alternative, values, prefix)
         return
     values = values if isinstance(values, Mapping) else {}
     fields = annotation.model_fields
@@ -355,7 +395,7 @@ def _known_keys(annotation: Any, values: Any, prefix: str) -> Iterator[str]:
         return
     for key, field in fields.items():
         yield prefix + key
-        yield from _known_keys(field.annotation, values.get(key), f"{prefix}{key}.")
+        yield from known_keys(field.annotation, values.get(key), f"{prefix}{key}.")
 
 
 def _faults(
@@ -408,6 +448,20 @@ def _unrestricted(override: Override) -> str:
     line = override.input_line or ""
     is_group = (_config_dir() / override.key_or_group).is_dir()
     return line if is_group or line.startswith(("+", "~")) else f"++{line}"
+
+
+def _check_protocol_is_whole(overrides: Sequence[Override]) -> None:
+    """Refuse to change a protocol under its name.
+
+    Raises:
+        ConfigError: naming the keys.
+    """
+    keys = [o.key_or_group for o in overrides if o.key_or_group.startswith(f"{PROTOCOL}.")]
+    if keys:
+        raise ConfigError(
+            f"`{'`, `'.join(keys)}`: a protocol is chosen as it is, protocol=NAME. For another one, "
+            "write a file such as those of configs/protocol/, with a name of its own."
+        )
 
 
 def _recipe(task: str | None, chosen: Mapping[str, Any]) -> list[str]:

@@ -102,9 +102,16 @@ def _quoted(line: str) -> str:
 @functools.cache
 def _text_settings() -> frozenset[str]:
     """Return the dotted keys of the settings that are texts."""
-    from psy_agents_noaug.config.schema import EvaluateConfig, TrainConfig
+    from psy_agents_noaug.config import schema
 
-    return frozenset([*_text_keys(TrainConfig, ""), *_text_keys(EvaluateConfig, "")])
+    schemas = (
+        schema.TrainConfig,
+        schema.EvaluateConfig,
+        schema.PredictConfig,
+        schema.ExportConfig,
+        schema.ImportConfig,
+    )
+    return frozenset(key for schema in schemas for key in _text_keys(schema, ""))
 
 
 def _text_keys(schema: type["BaseModel"], prefix: str) -> Iterator[str]:

@@ -7,7 +7,7 @@ that negates as the evidence does. Evidence that no step finds is lost, and the 
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -161,11 +161,7 @@ def align_corpus(
     """
     texts = {post.post_id: post.text for post in corpus.posts}
     annotations = sorted(corpus.annotations, key=lambda a: (a.post_id, a.row))
-    spans = {
-        annotation.row: Span(annotation.start_char, annotation.end_char)
-        for annotation in annotations
-        if annotation.start_char is not None and annotation.end_char is not None
-    }
+    spans = given_spans(annotations)
     given = [annotation for annotation in annotations if annotation.row in spans]
     matches: dict[int, _Match] = {a.row: _Match("given", (spans[a.row],), 100.0) for a in given}
     repeats: list[tuple[list[Annotation], Sequence[Span]]] = []
@@ -202,6 +198,15 @@ def align_corpus(
         ),
     )
     return spans, report
+
+
+def given_spans(annotations: Iterable[Annotation]) -> dict[int, Span]:
+    """Return the spans of annotations that have offsets, by row."""
+    return {
+        annotation.row: Span(annotation.start_char, annotation.end_char)
+        for annotation in annotations
+        if annotation.start_char is not None and annotation.end_char is not None
+    }
 
 
 def _counts(annotations: Sequence[Annotation], matches: Mapping[int, _Match]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -91,6 +91,19 @@ class Corpus:
     fingerprint: str
     n_missing_evidence: int = 0
 
+    def with_annotations(self, annotations: Iterable[Annotation]) -> "Corpus":
+        """Return the corpus with these annotations in place of its own, in their order."""
+        rows = sorted(annotations, key=lambda annotation: (_content(annotation), annotation.row))
+        content = {
+            "posts": [[post.post_id, post.text, post.group_id] for post in self.posts],
+            "annotations": [_content(annotation) for annotation in rows],
+            "criteria": [
+                [c.criterion_id, c.name, c.text, sorted(c.aliases)] for c in self.criteria
+            ],
+            "ignored": self.ignored,
+        }
+        return replace(self, annotations=tuple(rows), fingerprint=sha256_of_json(content))
+
 
 def load_corpus(
     *,
@@ -174,6 +187,23 @@ def load_hub_corpus(
         subgroups=subgroups,
         held_out_criteria=held_out_criteria,
     )
+
+
+def read_criteria(path: Path, columns: Mapping[str, str]) -> tuple[Criterion, ...]:
+    """Read and check a table of criteria alone.
+
+    Args:
+        path: of the table.
+        columns: our column names to the file's.
+
+    Raises:
+        DataError: lists every fault.
+    """
+    frame = read_table(path, columns_of_file("criteria", columns))
+    table, missing = rename_columns(frame, file=path.name, kind="criteria", columns=columns)
+    cells = [fault for _, _, fault in column_faults(table, BINARY)]
+    raise_faults("The criteria cannot be read:", [*missing, *cells, *criteria_faults(table)])
+    return _criteria(table)
 
 
 def _read_into(
@@ -318,21 +348,15 @@ def _valid_corpus(
             )
         )
     posts.sort(key=lambda post: post.post_id)
-    annotations.sort(key=lambda annotation: (_content(annotation), annotation.row))
-    content = {
-        "posts": [[post.post_id, post.text, post.group_id] for post in posts],
-        "annotations": [_content(annotation) for annotation in annotations],
-        "criteria": [[c.criterion_id, c.name, c.text, sorted(c.aliases)] for c in criteria],
-        "ignored": ignored,
-    }
-    return Corpus(
+    corpus = Corpus(
         posts=tuple(posts),
-        annotations=tuple(annotations),
+        annotations=(),
         criteria=criteria,
         ignored=dict(sorted(ignored.items())),
-        fingerprint=sha256_of_json(content),
+        fingerprint="",
         n_missing_evidence=n_missing_evidence,
     )
+    return corpus.with_annotations(annotations)
 
 
 def _content(annotation: Annotation) -> tuple[str | float, ...]:

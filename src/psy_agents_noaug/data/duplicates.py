@@ -78,7 +78,7 @@ def find_duplicates_across_splits(
 
     Args:
         posts: all posts of the splits.
-        splits: the split of each post.
+        splits: the split of each post; a corpus that is not divided has no such pairs.
         threshold: lowest similarity of near duplicates, above 0 and at most 1.
 
     Raises:
@@ -86,6 +86,8 @@ def find_duplicates_across_splits(
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"`threshold` must be above 0 and at most 1, but is {threshold} instead.")
+    if splits.whole:
+        return DuplicateReport([], [], [])
     split_of = splits.split_of()
     copies: dict[str, list[str]] = defaultdict(list)
     for post in posts:
@@ -134,12 +136,16 @@ class _Index:
     Only shingles that texts of two splits share are kept; the others count in `sizes` alone.
 
     Args:
-        texts: distinct texts.
+        texts: distinct texts, folded.
         masks: a bit per split that a text is in.
     """
 
     def __init__(self, texts: Sequence[str], masks: np.ndarray) -> None:
-        words = word_hashes(texts, lambda known: mix(np.arange(1, len(known) + 1, dtype=np.uint64)))
+        words = word_hashes(
+            texts,
+            lambda known: mix(np.arange(1, len(known) + 1, dtype=np.uint64)),
+            are_folded=True,
+        )
         rows = [shingle_hashes(w, SHINGLE_WORDS if len(w) >= SHINGLE_WORDS else 1) for w in words]
         owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         _, number, counts = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
@@ -148,7 +154,9 @@ class _Index:
         n_unique = np.bincount(owner[~is_repeated], minlength=len(rows))
         rank = np.empty(len(counts), dtype=np.int64)
         rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
-        entries = np.unique(owner[is_repeated] * len(counts) + rank[number[is_repeated]])
+        # np.unique hashes integers, which takes ten times as long as to sort them.
+        entries = np.sort(owner[is_repeated] * len(counts) + rank[number[is_repeated]])
+        entries = entries[np.diff(entries, prepend=-1) != 0]
         owner, column = np.divmod(entries, len(counts))
         n_repeated = np.bincount(owner, minlength=len(rows))
         self.masks = masks

@@ -6,11 +6,13 @@ The label comes from `status`, the evidence from the evidence columns, never one
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from psy_agents_noaug.data.corpus import Annotation, Corpus
+from psy_agents_noaug.data.corpus import Annotation, Corpus, Post
+from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.merging import Panel, Vote
 from psy_agents_noaug.data.sentences import sentences as split_sentences
 from psy_agents_noaug.data.sentences import sentences_of_span
 from psy_agents_noaug.data.span import Span
@@ -44,6 +46,7 @@ class Example:
         sentence: where `text` lies in its post; None if it is the whole post, or the text of an
             annotation, which may differ from the post's.
         subgroups: of its post.
+        votes: of those who have seen the pair, where `data.merge` merges their labels.
     """
 
     example_id: str
@@ -58,6 +61,13 @@ class Example:
     evidence_is_partial: bool = False
     sentence: Span | None = None
     subgroups: tuple[str, ...] = ()
+    votes: tuple[Vote, ...] = ()
+
+    @property
+    def soft_label(self) -> float:
+        """The share of the annotators who say met; the label, if there are no votes."""
+        votes = self.votes
+        return sum(vote.label for vote in votes) / len(votes) if votes else self.label
 
     @property
     def text_id(self) -> str:
@@ -80,6 +90,8 @@ class LabelReport:
             no evidence or it was not found; 0 unless all sentences are paired.
         pairs_of_unknown_label: pairs left out because such a row says that their criterion is met
             somewhere in the post.
+        pairs_not_seen: pairs left out because the annotator of `data.merge=annotator:ID` has not seen
+            them, while others have; None if nothing is merged.
     """
 
     n_posts: int
@@ -93,10 +105,11 @@ class LabelReport:
     posts_without_annotation: int
     annotations_without_sentence: int
     pairs_of_unknown_label: int
+    pairs_not_seen: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain containers, for a JSON file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +139,7 @@ def build_examples(
     unannotated_pairs: UnannotatedPairs,
     spans: Mapping[int, Span],
     labels: LabelScale = BINARY,
+    panel: Panel | None = None,
 ) -> tuple[list[Example], LabelReport]:
     """Merge the annotations of each pair, and add unannotated pairs as negatives or drop them.
 
@@ -140,6 +154,8 @@ def build_examples(
         unannotated_pairs: "negative" or "drop".
         spans: aligned spans by annotation row (`align_corpus`).
         labels: the labels that the task reads.
+        panel: the annotators, whose votes on a pair are merged; evidence is that of the annotators who
+            count and agree with the merged label. None: all rows count as one annotator's.
 
     Returns:
         The examples, sorted by post, sentence and the order of the criteria; the report.
@@ -160,12 +176,14 @@ def build_examples(
             by_criterion = rows_of.setdefault((annotation.post_id, part), {})
             by_criterion.setdefault(annotation.criterion_id, []).append(annotation)
     without_sentence = [row for row in corpus.annotations if not parts[row.row]]
-    unknown = {(row.post_id, row.criterion_id) for row in without_sentence if row.status > 0}
+    unplaced = [row for row in without_sentence if row.status > 0]
+    unknown = {(row.post_id, row.criterion_id) for row in unplaced}
+    unknown_of = {(row.post_id, row.criterion_id, row.annotator_id) for row in unplaced}
 
     aligned = spans if unit == "post" else {}
     examples: list[Example] = []
     contradictions: list[str] = []
-    n_unknown = 0
+    n_unknown = n_not_seen = 0
     for text in texts:
         by_criterion = rows_of.get((text.post_id, text.part), {})
         for criterion in corpus.criteria:
@@ -176,7 +194,22 @@ def build_examples(
             if not rows and (text.post_id, criterion_id) in unknown:
                 n_unknown += 1
                 continue
-            example = _example(text, criterion_id, rows, spans=aligned, labels=labels)
+            votes = (
+                panel.votes(text.post_id, criterion_id, rows, spans=aligned, unknown=unknown_of)
+                if panel
+                else ()
+            )
+            counted: Sequence[Annotation] = rows
+            if panel and votes:
+                label = panel.rule.label(votes)
+                if label is None:
+                    n_not_seen += 1
+                    continue
+                agreeing = panel.rule.agreeing(votes, label)
+                counted = [row for row in rows if row.annotator_id in agreeing]
+            example = _example(text, criterion_id, counted, spans=aligned, labels=labels)
+            if votes:
+                example = _with_votes(example, votes, is_annotated=bool(rows))
             examples.append(example)
             if len({row.status for row in rows}) > 1:
                 contradictions.append(example.example_id)
@@ -187,8 +220,31 @@ def build_examples(
         contradictions,
         n_without_sentence=len(without_sentence),
         n_unknown=n_unknown,
+        n_not_seen=n_not_seen if panel else None,
     )
     return examples, report
+
+
+def unlabelled_examples(
+    posts: Sequence[Post], criteria: Sequence[Criterion], *, unit: Unit
+) -> list[Example]:
+    """Return the pairs of posts that nobody has annotated; their labels mean nothing.
+
+    Args:
+        posts: in the order of the examples.
+        criteria: of each post or sentence, in this order.
+        unit: "post", or "sentence" for every sentence of every post, as in `build_examples`.
+    """
+    texts = [
+        text
+        for post in posts
+        for text in (_sentence_texts(post) if unit == "sentence" else [_post_text(post)])
+    ]
+    return [
+        _example(text, criterion.criterion_id, [], spans={}, labels=BINARY)
+        for text in texts
+        for criterion in criteria
+    ]
 
 
 def pairs_by_text(examples: Sequence[Example]) -> list[list[int]]:
@@ -225,16 +281,37 @@ def _example(
     )
 
 
+def _with_votes(example: Example, votes: tuple[Vote, ...], *, is_annotated: bool) -> Example:
+    """Return an example of merged labels. Words that one of those who agree marks are evidence."""
+    others = [span for span in example.hard_negative_spans if span not in example.evidence]
+    return replace(example, annotated=is_annotated, hard_negative_spans=tuple(others), votes=votes)
+
+
 def _spans_of(rows: Sequence[Annotation], spans: Mapping[int, Span]) -> tuple[Span, ...]:
     # Millions of pairs of sentences have no row.
     return tuple(sorted({spans[row.row] for row in rows if row.row in spans})) if rows else ()
 
 
-def _posts(corpus: Corpus) -> _Texts:
-    texts = [
-        _Text(post.post_id, "", post.group_id, post.text, None, post.subgroups)
-        for post in corpus.posts
+def _post_text(post: Post) -> _Text:
+    return _Text(post.post_id, "", post.group_id, post.text, None, post.subgroups)
+
+
+def _sentence_texts(post: Post) -> list[_Text]:
+    return [
+        _Text(
+            post.post_id,
+            f"{sentence.start_char}-{sentence.end_char}",
+            post.group_id,
+            post.text[sentence.start_char : sentence.end_char],
+            sentence,
+            post.subgroups,
+        )
+        for sentence in split_sentences(post.text)
     ]
+
+
+def _posts(corpus: Corpus) -> _Texts:
+    texts = [_post_text(post) for post in corpus.posts]
     texts.sort(key=lambda text: text.post_id)
     return _Texts(texts, dict.fromkeys((row.row for row in corpus.annotations), ("",)))
 
@@ -247,18 +324,9 @@ def _all_sentences(corpus: Corpus, spans: Mapping[int, Span]) -> _Texts:
     texts: list[_Text] = []
     parts: dict[int, list[str]] = {}
     for post in sorted(corpus.posts, key=lambda post: post.post_id):
-        found = {span: f"{span.start_char}-{span.end_char}" for span in split_sentences(post.text)}
-        texts += [
-            _Text(
-                post.post_id,
-                part,
-                post.group_id,
-                post.text[s.start_char : s.end_char],
-                s,
-                post.subgroups,
-            )
-            for s, part in found.items()
-        ]
+        own = _sentence_texts(post)
+        texts += own
+        found = {text.sentence: text.part for text in own if text.sentence is not None}
         for row in rows_of.get(post.post_id, []):
             labelled = sentences_of_span(spans[row], list(found)) if row in spans else []
             parts[row] = [found[sentence] for sentence in labelled]
@@ -316,6 +384,7 @@ def _report(
     *,
     n_without_sentence: int,
     n_unknown: int,
+    n_not_seen: int | None,
 ) -> LabelReport:
     counts = Counter((e.criterion_id, int(e.label > 0), e.annotated) for e in examples)
     criterion_ids = [criterion.criterion_id for criterion in corpus.criteria]
@@ -332,4 +401,5 @@ def _report(
         posts_without_annotation=sum(p.post_id not in annotated_posts for p in corpus.posts),
         annotations_without_sentence=n_without_sentence,
         pairs_of_unknown_label=n_unknown,
+        pairs_not_seen=n_not_seen,
     )

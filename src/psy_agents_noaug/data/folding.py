@@ -25,7 +25,7 @@ _TO_ASCII = str.maketrans(
     | {"…": "..."}
 )
 # Zero-width space, non-joiner and joiner, word joiner, byte order mark, soft hyphen.
-_ZERO_WIDTH = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+_ZERO_WIDTH = re.compile("[\u200b\u200c\u200d\u2060\ufeff\u00ad]")
 _ENTITY = re.compile(
     "&(?:amp;)*(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});"  # &amp;lt; is <
 )
@@ -66,7 +66,7 @@ class FoldedText:
 def fold(text: str) -> str:
     """Return `text` folded, with single spaces between words and none around them."""
     decoded = _ENTITY.sub(_decode, text) if "&" in text else text
-    return " ".join(_fold(decoded.translate(_ZERO_WIDTH)).split())
+    return " ".join(_fold(_ZERO_WIDTH.sub("", decoded)).split())
 
 
 @lru_cache(maxsize=1)  # the annotations of a post are aligned one after the other
@@ -104,7 +104,7 @@ def _visible(text: str) -> tuple[str, list[int], list[int]]:
     kept = [
         (character, start, end)
         for decoded, start, end in _decoded(text)
-        for character in decoded.translate(_ZERO_WIDTH)
+        for character in _ZERO_WIDTH.sub("", decoded)
     ]
     return (
         "".join(character for character, _, _ in kept),

@@ -1,22 +1,24 @@
-"""What a checkpoint remembers of its posts, to find them again in another corpus with an edit or quoted.
+"""What a checkpoint remembers of its posts, to find them again in another corpus, also edited or quoted.
 
 The runs of five words (shingles, Broder 1997) of all posts are in one Bloom filter (Bloom 1970) with one
-hash function and eight bits per shingle. Up to one in eight of any five words seem to be in it, and it
-does not say in which post. So whoever has a text can find whether most of it was seen; but who guesses a
-text word by word, from a vocabulary of thousands, finds hundreds of words that seem to go on. That is
-a hindrance, not a secret: only a key that is not in the checkpoint would make it one.
+hash function and eight bits per shingle: up to one in eight of any five words seem to be in it, and it
+does not say in which post. Folded texts and authors are there as hashes. All of it is keyed by a secret
+that is not in the checkpoint: without it nobody can find out whether a text was seen, nor guess one word
+by word.
 """
 
 import hashlib
-from collections.abc import Sequence
+import hmac
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from scipy import stats
 
 from psy_agents_noaug.data.corpus import Post
+from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.shingles import shingle_hashes, word_hashes
 
 SHINGLE_WORDS = 5
@@ -30,51 +32,118 @@ _CHANCE = 0.05
 _SIGNIFICANCE = 1e-6
 
 
+class Hashes(Protocol):
+    """How words, texts and authors are hashed."""
+
+    def word(self, word: str) -> bytes:
+        """Return 8 bytes."""
+
+    def text(self, text: str) -> str:
+        """Return the hash of a folded text."""
+
+    def author(self, author: str) -> str:
+        """Return the hash of a `group_id`."""
+
+
+@dataclass(frozen=True)
+class KeyedHashes:
+    """HMAC-SHA256: without the key nobody can compute them.
+
+    Args:
+        key: a secret, 32 bytes.
+    """
+
+    key: bytes
+
+    def word(self, word: str) -> bytes:
+        return self._mac("word", word)[:8]
+
+    def text(self, text: str) -> str:
+        return self._mac("text", text)[:16].hex()
+
+    def author(self, author: str) -> str:
+        return self._mac("author", author)[:16].hex()
+
+    def of_key(self) -> str:
+        """Return a hash that tells whether another key is the same."""
+        return self._mac("key", "")[:16].hex()
+
+    def _mac(self, kind: str, value: str) -> bytes:
+        return hmac.digest(self.key, f"{kind}\0{value}".encode(), "sha256")
+
+
+@dataclass(frozen=True)
+class OpenHashes:
+    """Those of 0.2.0 and earlier, which anybody can compute.
+
+    Args:
+        key: the fingerprint of the corpus, which is in the checkpoint.
+    """
+
+    key: str
+
+    def word(self, word: str) -> bytes:
+        return hashlib.blake2b(word.encode(), digest_size=8, key=self.key.encode()).digest()
+
+    def text(self, text: str) -> str:
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def author(self, author: str) -> str:
+        return self.word(author).hex()
+
+
 @dataclass(frozen=True)
 class SeenPosts:
     """The posts that training and thresholds have seen.
 
     Args:
-        key: of the hashes.
-        n_bits: of the filter.
+        hashes: how what follows was hashed.
+        texts: hashes of the folded texts.
+        authors: hashes of the authors, where they are known.
+        n_bits: of the filter; 0: there is none.
         bits: of the filter, packed; uint8, [ceil(n_bits / 8)].
-        authors: keyed hashes of the authors, where they are known.
     """
 
-    key: str
+    hashes: Hashes
+    texts: frozenset[str]
+    authors: frozenset[str]
     n_bits: int
     bits: torch.Tensor
-    authors: frozenset[str]
 
     @classmethod
-    def of(cls, posts: Sequence[Post], *, key: str) -> "SeenPosts":
-        """Remember posts.
-
-        Args:
-            posts: those that were seen.
-            key: makes hashes of this corpus differ from those of others; at most 64 bytes.
-        """
-        rows = _shingles([post.text for post in posts], key)
+    def of(cls, posts: Sequence[Post], *, hashes: Hashes) -> "SeenPosts":
+        """Remember posts."""
+        rows = _shingles([post.text for post in posts], hashes)
         n_bits = max(64, BITS_PER_SHINGLE * sum(map(len, rows)))
         bits = np.zeros(n_bits, dtype=bool)
         for row in rows:
             bits[row % np.uint64(n_bits)] = True
-        authors = frozenset(_author(post, key) for post in posts if _has_author(post))
-        return cls(key, n_bits, torch.from_numpy(np.packbits(bits)), authors)
+        return cls(
+            hashes,
+            frozenset(hashes.text(fold(post.text)) for post in posts),
+            frozenset(hashes.author(post.group_id) for post in posts if _has_author(post)),
+            n_bits,
+            torch.from_numpy(np.packbits(bits)),
+        )
 
     @classmethod
-    def from_metadata(cls, values: dict[str, Any]) -> "SeenPosts":
+    def from_metadata(cls, values: Mapping[str, Any], *, hashes: Hashes) -> "SeenPosts":
         """Return what `to_metadata` made a mapping of."""
-        return cls(values["key"], values["n_bits"], values["bits"], frozenset(values["authors"]))
+        texts, authors = frozenset(values["texts"]), frozenset(values["authors"])
+        return cls(hashes, texts, authors, values["n_bits"], values["bits"])
 
     def to_metadata(self) -> dict[str, Any]:
-        """Return plain values and a tensor, for a checkpoint."""
+        """Return plain values and a tensor, for a checkpoint. The key is not among them."""
         return {
-            "key": self.key,
+            "texts": sorted(self.texts),
+            "authors": sorted(self.authors),
             "n_bits": self.n_bits,
             "bits": self.bits,
-            "authors": sorted(self.authors),
         }
+
+    def same_texts(self, posts: Sequence[Post]) -> list[str]:
+        """Return the ids of posts whose folded text was seen."""
+        return [post.post_id for post in posts if self.hashes.text(fold(post.text)) in self.texts]
 
     def near_duplicates(self, posts: Sequence[Post]) -> list[str]:
         """Return the ids of posts that were seen with an edit, are quoted in a seen one, or quote one.
@@ -83,7 +152,7 @@ class SeenPosts:
         """
         bits = np.unpackbits(self.bits.numpy(), count=self.n_bits).astype(bool)
         filled = float(bits.mean())
-        rows = _shingles([post.text for post in posts], self.key)
+        rows = _shingles([post.text for post in posts], self.hashes)
         return [
             post.post_id
             for post, row in zip(posts, rows, strict=True)
@@ -95,7 +164,7 @@ class SeenPosts:
         return [
             post.post_id
             for post in posts
-            if _has_author(post) and _author(post, self.key) in self.authors
+            if _has_author(post) and self.hashes.author(post.group_id) in self.authors
         ]
 
 
@@ -116,20 +185,12 @@ def _is_seen(found: np.ndarray, filled: float) -> bool:
     return bool((sums[QUOTED_RUN:] - sums[:-QUOTED_RUN] >= QUOTED_SEEN).any())
 
 
-def _shingles(texts: Sequence[str], key: str) -> list[np.ndarray]:
+def _shingles(texts: Sequence[str], hashes: Hashes) -> list[np.ndarray]:
     def keyed(words: list[str]) -> np.ndarray:
-        hashes = (
-            hashlib.blake2b(word.encode(), digest_size=8, key=key.encode()).digest()
-            for word in words
-        )
-        return np.frombuffer(b"".join(hashes), dtype="<u8")
+        return np.frombuffer(b"".join(map(hashes.word, words)), dtype="<u8")
 
     return [shingle_hashes(row, SHINGLE_WORDS) for row in word_hashes(texts, keyed)]
 
 
 def _has_author(post: Post) -> bool:
     return post.group_id != post.post_id
-
-
-def _author(post: Post, key: str) -> str:
-    return hashlib.blake2b(post.group_id.encode(), digest_size=8, key=key.encode()).hexdigest()

@@ -7,29 +7,34 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from psy_agents_noaug.data.folding import fold
-from psy_agents_noaug.utils.words import split_words
+from psy_agents_noaug.utils.words import has_unspaced_script, split_words
 
 _WORD = re.compile(r"\w+(?:'\w+)*")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 def word_hashes(
-    texts: Sequence[str], hash_words: Callable[[list[str]], np.ndarray]
+    texts: Sequence[str],
+    hash_words: Callable[[list[str]], np.ndarray],
+    *,
+    are_folded: bool = False,
 ) -> list[np.ndarray]:
     """Return a uint64 hash of each word of each text, after folding case and punctuation.
 
     Args:
         texts: of posts; one without words counts by what stands between its spaces.
         hash_words: gives the distinct words their hashes.
+        are_folded: whether the texts are folded already.
     """
     numbers: defaultdict[str, int] = defaultdict()
     numbers.default_factory = numbers.__len__
     rows = []
     for text in texts:
-        folded = fold(text)
+        folded = text if are_folded else fold(text)
         runs = _WORD.findall(folded) or folded.split()
-        words = [word for run in runs for word in split_words(run)]
-        rows.append(np.fromiter(map(numbers.__getitem__, words), np.int32, len(words)))
+        if has_unspaced_script(folded):
+            runs = [word for run in runs for word in split_words(run)]
+        rows.append(np.fromiter(map(numbers.__getitem__, runs), np.int32, len(runs)))
     hashes = hash_words(list(numbers))
     return [hashes[row] for row in rows]
 

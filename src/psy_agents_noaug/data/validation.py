@@ -28,6 +28,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "posts": ("post_id", "text"),
     "annotations": ("post_id", "criterion_id", "status"),
     "criteria": ("criterion_id", "name", "text"),
+    "corrections": ("post_id", "criterion_id"),
 }
 OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "posts": ("group_id",),
@@ -40,6 +41,7 @@ OPTIONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {
         "explanation",
     ),
     "criteria": ("aliases",),
+    "corrections": ("label", "start_char", "end_char", "note"),
 }
 _CONTRACT = frozenset(
     name
@@ -62,7 +64,9 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}(\.0*)?")
 _IDENTIFIER = re.compile(r"[!-~]{1,64}")
 # How programs write an empty cell, casefolded.
 _NO_EVIDENCE = frozenset({"nan", "none", "null", "n/a", "na", "<na>", "#n/a", "-", "--", "–", "—"})
-_UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
+UNREADABLE = re.compile(r"[\x00\ud800-\udfff]")
+# Zero-width spaces are what editors of posts leave in an empty one; a model judges it all the same.
+VISIBLE = regex.compile(r"[^\s\p{Cc}\p{Default_Ignorable_Code_Point}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +92,27 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table as read: `frame` has our column names, and its cells are str or None."""
+    """A table as read, or a part of one.
+
+    Attributes:
+        file: its name.
+        kind: posts, annotations or criteria.
+        frame: has our column names, and its cells are str or None.
+        first_row: number of the first row in the file, from 1.
+    """
 
     file: str
     kind: str
     frame: pd.DataFrame
+    first_row: int = 1
 
     def place(self, row: int, column: str) -> str:
-        """Name the cell in the 0-based `row`, counting records from 1 as messages do."""
-        return f"{self.file}, row {row + 1}, column {column}"
+        """Name the cell in the 0-based `row`, as messages do."""
+        return f"{self.file}, row {self.number(row)}, column {column}"
+
+    def number(self, row: int) -> int:
+        """Return the number in the file of the 0-based `row`."""
+        return row + self.first_row
 
     def values(self, column: str) -> list[str | None]:
         """Return a column's cells, all None where the file does not have it."""
@@ -290,7 +306,7 @@ def criteria_faults(criteria: Table) -> list[Fault]:
         for alias in split_aliases(aliases):
             owner = owners.setdefault(alias.casefold(), row)
             if owner != row:
-                detail = f"{quote_label(alias)} is also a name of row {owner + 1}"
+                detail = f"{quote_label(alias)} is also a name of row {criteria.number(owner)}"
                 rule = "must be no name of another criterion"
                 faults.append(Fault(criteria.place(row, "aliases"), rule, detail))
     return faults
@@ -304,12 +320,14 @@ def annotation_faults(
     names: Mapping[str, str] | None,
     ignored: Sequence[str],
     offsets: OffsetStyle,
+    suggests_style: bool = True,
 ) -> list[Fault]:
     """Check annotations against posts and criteria, and their offsets against the text.
 
     `bad` are the cells already faulted; `texts` the posts by identifier, `names` the criterion
     identifiers by every name (aliases casefolded), each None where that table could not be read.
-    `offsets` is how the offsets are counted; if another way fits most wrong ones, a fault names it.
+    `offsets` is how the offsets are counted; if another way fits most wrong ones, a fault names it, if
+    it `suggests_style`.
     """
     faults: list[Fault] = []
     doubtful: list[GivenSpan] = []
@@ -366,7 +384,7 @@ def annotation_faults(
         else:
             continue
         doubtful.append(GivenSpan(text, start, end, given))
-    if doubtful and (suggested := suggest_style(doubtful, current=offsets)):
+    if suggests_style and doubtful and (suggested := suggest_style(doubtful, current=offsets)):
         style, mended = suggested
         place = f"{annotations.file}, columns start_char and end_char"
         detail = (
@@ -446,7 +464,7 @@ def _duplicate_faults(table: Table, column: str) -> list[Fault]:
     faults = []
     for row, value in enumerate(table.values(column)):
         if value is not None and first.setdefault(value, row) != row:
-            detail = f"{quote_identifier(value)} is in row {first[value] + 1} too"
+            detail = f"{quote_identifier(value)} is in row {table.number(first[value])} too"
             faults.append(Fault(table.place(row, column), "must be unique", detail))
     return faults
 
@@ -455,7 +473,7 @@ def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) 
     """Return the rule that a cell breaks, or None."""
     if value is None:
         return "must not be missing" if column in REQUIRED_COLUMNS[kind] else None
-    if _UNREADABLE.search(value):
+    if UNREADABLE.search(value):
         return "must not hold NUL or unpaired surrogates"
     if column in ("start_char", "end_char"):
         return None if _INTEGER.fullmatch(value) else "must be an integer"
@@ -466,8 +484,8 @@ def _broken_rule(kind: str, column: str, value: str | None, labels: LabelScale) 
         )
     if column in _SHOWN and not value.isprintable():
         return "must be printable, without control characters, as it stands in tables and logs"
-    if column == "status":
+    if column in ("status", "label"):
         return labels.rule if labels.parse(value) is None else None
-    if column in ("explanation", "aliases") or value.strip():
+    if column in ("explanation", "aliases", "note") or VISIBLE.search(value):
         return None
-    return "must not be only whitespace"
+    return "must not be only whitespace or invisible characters"

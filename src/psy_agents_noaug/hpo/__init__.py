@@ -3,5 +3,5 @@
 from psy_agents_noaug.utils.extras import require
 
 # Before any module here imports them, and before a search has run for hours without its plots.
-for _module in ("optuna", "sqlalchemy", "cmaes", "matplotlib"):
+for _module in ("optuna", "sqlalchemy", "cmaes"):
     require(_module, extra="hpo", purpose="A search for hyperparameters")

@@ -132,6 +132,7 @@ class Objective:
         directory.last_checkpoint.unlink(missing_ok=True)
         if not self._keep_checkpoints:
             shutil.rmtree(directory.checkpoints, ignore_errors=True)
+            directory.seen_posts_key.unlink(missing_ok=True)
             drop_lost_link(self._output.runs_folder)
 
 

@@ -5,7 +5,6 @@ configurations are trained with several seeds that the search has not used. Each
 once.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -34,11 +33,10 @@ from psy_agents_noaug.hpo.workers import StudyProgress
 from psy_agents_noaug.metrics.comparison import (
     MIN_TRAININGS,
     Comparison,
-    Line,
-    comparable_metrics,
     compare,
     mean_interval,
 )
+from psy_agents_noaug.metrics.lines import Line, comparable_metrics
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.run.directory import RunDirectory
 from psy_agents_noaug.run.evaluate import RunResult, evaluate
@@ -261,20 +259,14 @@ class Refit(Plan):
 
     def _predictions(self, trial: FrozenTrial) -> list[dict[str, Any]]:
         """Return the prediction lines of a trial on test."""
-        directory = self._runs_folder / self._task / trial.user_attrs["run"]
-        path = directory / "predictions" / "test.jsonl"
+        directory = RunDirectory(self._runs_folder / self._task / trial.user_attrs["run"])
+        path = directory.predictions_of("test")
         if not path.is_file():
             raise ConfigError(
                 f"{path} does not exist: {trial.user_attrs['worker']} trained trial {trial.number}. All "
                 "workers must share `output_dir`; copy the run here and start the stage again."
             )
-        try:
-            with path.open(encoding="utf-8") as file:
-                return [json.loads(line) for line in file]
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(
-                f"{path} is damaged ({type(error).__name__}): evaluate that run on test again."
-            ) from error
+        return directory.read_predictions("test")
 
     def _summary(
         self,

@@ -4,9 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from psy_agents_noaug.config.schema import Fraction, Positive, Section
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+from psy_agents_noaug.config.schema import Fraction, Positive, Section, Seed
 
 
 class SamplerConfig(Section):

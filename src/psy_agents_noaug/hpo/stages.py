@@ -27,9 +27,8 @@ from psy_agents_noaug.config.loading import (
     validate,
 )
 from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.errors import ConfigError, faults_message, not_one_of
+from psy_agents_noaug.errors import ConfigError, not_one_of
 from psy_agents_noaug.hpo.best_config import BestConfig, read_best_config
-from psy_agents_noaug.hpo.local_workers import other_workers
 from psy_agents_noaug.hpo.objective import Objective, OutputSettings
 from psy_agents_noaug.hpo.plans import Plan
 from psy_agents_noaug.hpo.refit import Refit
@@ -38,13 +37,15 @@ from psy_agents_noaug.hpo.settings import StageConfig
 from psy_agents_noaug.hpo.storage import StudyLock, StudyStorage, open_storage, storage_url
 from psy_agents_noaug.hpo.strategies import build_pruner, build_sampler
 from psy_agents_noaug.hpo.workers import Worker
-from psy_agents_noaug.run.directory import differences
+from psy_agents_noaug.run.directory import check_same_settings
+from psy_agents_noaug.run.local_workers import other_workers
 from psy_agents_noaug.run.records import tracking_status
 from psy_agents_noaug.run.train import RunPreview, preview
 from psy_agents_noaug.tasks.registry import task_names
 from psy_agents_noaug.tracking.base import NullTracker, Tracker
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.utils.files import make_folder, remove_empty
+from psy_agents_noaug.utils.logs import log_level
 
 # Settings of a single run, which a study sets for each trial.
 _SET_BY_THE_STUDY = ("run_name", "resume", "best_config")
@@ -102,8 +103,8 @@ def run_stage(argv: Sequence[str]) -> str:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # Each trial is logged in one line, without the log of its training.
     with (
-        _log_level("psy_agents_noaug", logging.WARNING),
-        _log_level("psy_agents_noaug.hpo", logging.INFO),
+        log_level("psy_agents_noaug", logging.WARNING),
+        log_level("psy_agents_noaug.hpo", logging.INFO),
     ):
         # Before anything is made, as it may find the data or the settings at fault.
         run_preview = preview(request.config)
@@ -117,7 +118,7 @@ def run_stage(argv: Sequence[str]) -> str:
                     patience_seconds=stage.patience_seconds,
                 )
             ) as storage,
-            _log_level("psy_agents_noaug.run.data", logging.ERROR),
+            log_level("psy_agents_noaug.run.data", logging.ERROR),
         ):
             # `preview` has logged the data reports, which are the same for every trial.
             return _work(request, plan, storage, run_preview)
@@ -152,7 +153,7 @@ def _work(request: Request, plan: Plan, storage: StudyStorage, run_preview: RunP
             maximise=run_preview.maximise,
         )
         with other_workers(
-            request.argv,
+            ["tune", *request.argv, "hpo.workers=1", "hpo.reports=false"],
             request.folder,
             count=stage.workers,
             num_threads=request.config.training.num_threads,
@@ -271,18 +272,6 @@ def _check_workers(stage: StageConfig, url: str) -> None:
 
 
 @contextmanager
-def _log_level(name: str, level: int) -> Iterator[None]:
-    """Set the level of a logger, and put it back at the end."""
-    log = logging.getLogger(name)
-    before = log.level
-    log.setLevel(level)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
-@contextmanager
 def _sqlite_lock(url: str) -> Iterator[None]:
     """Keep a second process out of a SQLite database; do nothing for PostgreSQL."""
     if not url.startswith("sqlite"):
@@ -323,20 +312,13 @@ def _open_study(
     if recorded is None:
         study.set_user_attr("settings", settings)
         recorded = settings
-    changes = [
-        f"`{key}` was {recorded.get(key)!r}, but is {settings.get(key)!r} now"
-        for key in settings
-        if key != "config" and settings[key] != recorded.get(key)
-    ]
-    changes += differences(recorded["config"], request.config)
-    if changes:
-        raise ConfigError(
-            faults_message(
-                f"The study {name} was started with other settings; use those, or start another study "
-                "with `hpo.study=NAME`:",
-                changes,
-            )
-        )
+    check_same_settings(
+        recorded,
+        {key: value for key, value in settings.items() if key != "config"},
+        config=request.config,
+        headline=f"The study {name} was started with other settings; use those, or start another "
+        "study with `hpo.study=NAME`:",
+    )
     if request.stage.reports or "budget" not in study.user_attrs:
         # Read by all workers, those of earlier commands and of other machines too.
         budget = {"n_trials": plan.n_trials, "max_retries": request.stage.max_retries}

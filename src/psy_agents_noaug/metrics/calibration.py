@@ -11,7 +11,7 @@ criteria share the slope; each has an intercept of its own, with a normal prior 
 the common one, so that a rare criterion is not fitted to a few labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -25,7 +25,7 @@ from psy_agents_noaug.metrics.classification import (
     criterion_index,
     expected_calibration_error,
 )
-from psy_agents_noaug.metrics.values import NO_PAIRS, Floats, Ints, ValueOrReason
+from psy_agents_noaug.metrics.values import NO_PAIRS, NO_TRAINING_PAIRS, Floats, Ints, ValueOrReason
 
 _N_FOLDS = 5
 _TOLERANCE = 1e-8
@@ -98,6 +98,22 @@ def fit_calibration(predictions: PairPredictions, *, criteria: Sequence[str]) ->
     )
 
 
+def at_prevalence(probabilities: Floats, *, fitted: Floats, wanted: Floats) -> Floats:
+    """Return calibrated probabilities as they are where a criterion is met more or less often.
+
+    The odds are multiplied by the ratio of the prior odds: Saerens, Latinne & Decaestecker 2002,
+    "Adjusting the outputs of a classifier to new a priori probabilities", eq. 2.4. It supposes that
+    posts that meet a criterion are alike in both places, and so are those that do not.
+
+    Args:
+        probabilities: calibrated where the criterion's prevalence is `fitted`, `[pairs]`.
+        fitted: the prevalence there, `[pairs]`.
+        wanted: the prevalence here, `[pairs]`.
+    """
+    shift = _log_odds(wanted) - _log_odds(fitted)
+    return _from_log_odds(_log_odds(probabilities) + shift)
+
+
 def cross_fitted(
     predictions: PairPredictions, *, criteria: Sequence[str]
 ) -> PairPredictions | None:
@@ -126,8 +142,29 @@ def group_folds(group_ids: NDArray[Any]) -> Ints | None:
     return folds
 
 
+def by_folds(
+    group_ids: NDArray[Any], predict: Callable[[Ints, Ints], Mapping[str, NDArray[Any]]]
+) -> dict[str, NDArray[Any]]:
+    """Return predictions of each fold of `group_folds` by what learns from the other folds.
+
+    Args:
+        group_ids: of each pair, `[pairs]`; of two groups or more.
+        predict: returns arrays, `[own]` or `[own, n]`, by name, of the pairs `own` (indices) by what has
+            learned the pairs `others`; called as `predict(own, others)`.
+    """
+    folds = group_folds(group_ids)
+    assert folds is not None
+    found: dict[str, NDArray[Any]] = {}
+    for fold in np.unique(folds):
+        own, others = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        for name, values in predict(own, others).items():
+            whole = found.setdefault(name, np.zeros((len(folds), *values.shape[1:]), values.dtype))
+            whole[own] = values
+    return found
+
+
 def calibration_metrics(
-    predictions: PairPredictions, *, reference: Floats
+    predictions: PairPredictions, *, reference: Floats | None
 ) -> dict[str, ValueOrReason]:
     """Return the measures of this module's docstring.
 
@@ -136,15 +173,20 @@ def calibration_metrics(
 
     Args:
         predictions: of one split.
-        reference: p(met) of the reference whose Brier score the skill is measured against, `[pairs]`.
+        reference: p(met) of the reference whose Brier score the skill is measured against, `[pairs]`;
+            None where there is none.
     """
     labels, probabilities = predictions.labels, predictions.probabilities
     if not len(labels):
         return dict.fromkeys(CALIBRATION_METRICS, NO_PAIRS)
-    brier, worst = brier_score(labels, probabilities), brier_score(labels, reference)
+    brier = brier_score(labels, probabilities)
+    skill: ValueOrReason = NO_TRAINING_PAIRS
+    if reference is not None:
+        worst = brier_score(labels, reference)
+        skill = 1 - brier / worst if worst else "the reference is never wrong"
     return {
         "brier": brier,
-        "brier_skill": 1 - brier / worst if worst else "the reference is never wrong",
+        "brier_skill": skill,
         "ece": expected_calibration_error(labels, probabilities),
         "ece_if_calibrated": _ece_if_calibrated(probabilities),
         **_slope_and_intercept(labels, probabilities),

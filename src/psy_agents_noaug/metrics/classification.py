@@ -157,7 +157,7 @@ def _best_threshold(predictions: PairPredictions, index: Ints, positions: Ints) 
     sums, counts = np.zeros((2, len(candidates), _N_BOOTSTRAPS))
     for position in positions:
         own = index == position
-        f1 = _f1_at(
+        f1 = f1_at(
             predictions.labels[own], predictions.probabilities[own], times[groups[own]], candidates
         )
         defined = ~np.isnan(f1)
@@ -182,7 +182,7 @@ def _candidates(probabilities: Floats) -> Floats:
     return np.concatenate([distinct[:1], middle, [FIXED_THRESHOLD]])
 
 
-def _f1_at(labels: Ints, probabilities: Floats, times: Ints, thresholds: Floats) -> Floats:
+def f1_at(labels: Ints, probabilities: Floats, times: Ints, thresholds: Floats) -> Floats:
     """Return the F1 of each threshold in each sample, `[thresholds, samples]`.
 
     Args:

@@ -10,7 +10,13 @@ from psy_agents_noaug.metrics.intervals import Samples, classification_samples
 from psy_agents_noaug.metrics.jackknife import intervals
 from psy_agents_noaug.metrics.spans import SpanPredictions, span_metrics, span_samples
 from psy_agents_noaug.metrics.tables import beaten_line, render_table, with_interval
-from psy_agents_noaug.metrics.values import Floats, Metrics, ValueOrReason, metrics_of
+from psy_agents_noaug.metrics.values import (
+    NO_TRAINING_PAIRS,
+    Floats,
+    Metrics,
+    ValueOrReason,
+    metrics_of,
+)
 
 BASELINE = "tfidf_similarity"
 _SHOWN_BASELINE = "TF-IDF similarity"
@@ -32,17 +38,17 @@ _Found = tuple[dict[str, ValueOrReason], Mapping[str, Floats]]
 
 def held_out_labels(
     model: PairPredictions,
-    baseline: PairPredictions,
+    baseline: PairPredictions | None,
     *,
     criteria: Sequence[str],
     threshold: float,
-    baseline_threshold: float,
+    baseline_threshold: float = 0.0,
 ) -> Metrics:
     """Return `<id>/<figure>` of the decisions, and the same of the baseline, with intervals.
 
     Args:
         model: the predictions of the pairs with held-out criteria.
-        baseline: those of the baseline, of the same pairs in the same order.
+        baseline: those of the baseline, of the same pairs in the same order; None where there is none.
         criteria: the held-out ones.
         threshold: of the model, fitted without them.
         baseline_threshold: likewise.
@@ -58,7 +64,7 @@ def held_out_labels(
         metrics |= _beside_baseline(
             criterion,
             _label_figures(model.take(own), criterion, threshold),
-            _label_figures(baseline.take(own), criterion, baseline_threshold),
+            _label_figures(baseline.take(own), criterion, baseline_threshold) if baseline else None,
             compared=("auroc", "average_precision"),
         )
     return metrics_of(metrics)
@@ -66,7 +72,7 @@ def held_out_labels(
 
 def held_out_spans(
     model: SpanPredictions,
-    baseline: SpanPredictions,
+    baseline: SpanPredictions | None,
     *,
     criteria: Sequence[str],
     threshold: float,
@@ -76,7 +82,8 @@ def held_out_spans(
 
     Args:
         model: the predictions of the pairs with held-out criteria.
-        baseline: the sentences that are most similar to the criterion, of the same pairs.
+        baseline: the sentences that are most similar to the criterion, of the same pairs; None where
+            there is none.
         criteria: the held-out ones.
         threshold: of the model's spans, fitted without them.
         baseline_threshold: likewise.
@@ -87,7 +94,7 @@ def held_out_spans(
         metrics |= _beside_baseline(
             criterion,
             _span_figures(model.take(own), criterion, threshold),
-            _span_figures(baseline.take(own), criterion, baseline_threshold),
+            _span_figures(baseline.take(own), criterion, baseline_threshold) if baseline else None,
             compared=("evidence_iou_f1",),
         )
     return metrics_of(metrics)
@@ -102,6 +109,7 @@ def held_out_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """
     first = next(iter(names))
     shown = {title: key for title, key in _SHOWN.items() if f"{first}/{key}" in metrics}
+    has_baseline = any(f"/baseline_{BASELINE}/" in key for key in metrics)
     counts = ("n_positive", "n_pairs"), ("n_answerable", "evidence_n_pairs")
     part, whole = counts[0] if f"{first}/n_pairs" in metrics else counts[1]
     rows = [["held out of training", "name", "system", "met", *shown]]
@@ -114,6 +122,8 @@ def held_out_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> str:
         }
         cells = [with_interval(own, key) for key in shown.values()]
         rows.append([criterion, name, "model", f"{own[part]}/{own[whole]}", *cells])
+        if not has_baseline:
+            continue
         cells = [with_interval(own, f"baseline_{BASELINE}/{key}") for key in shown.values()]
         rows.append(["", "", _SHOWN_BASELINE, "", *cells])
         lines += [
@@ -121,6 +131,8 @@ def held_out_table(metrics: Mapping[str, Any], names: Mapping[str, str]) -> str:
             for key, title in _COMPARED.items()
             if key in own
         ]
+    if not has_baseline:
+        lines.append(f"Left out, as {NO_TRAINING_PAIRS}: {_SHOWN_BASELINE}.")
     return "\n".join([render_table(rows, left=3, rules=(1,)), *lines])
 
 
@@ -162,10 +174,14 @@ def _with_intervals(
 
 
 def _beside_baseline(
-    criterion: str, model: _Found, baseline: _Found, *, compared: Sequence[str]
+    criterion: str, model: _Found, baseline: _Found | None, *, compared: Sequence[str]
 ) -> dict[str, ValueOrReason]:
     """Return the figures of both, and the paired differences of the compared ones."""
-    (figures, samples), (others, other_samples) = model, baseline
+    figures, samples = model
+    own = {f"{criterion}/{name}": value for name, value in figures.items()}
+    if baseline is None:
+        return own
+    others, other_samples = baseline
     gains = {f"{name}_gain": samples[name] - other_samples[name] for name in compared}
     of_gains = intervals(gains, bounded=False)
     found: dict[str, ValueOrReason] = {
@@ -177,6 +193,6 @@ def _beside_baseline(
         **_values(of_gains, "", list(of_gains.values)),
     }
     return {
-        **{f"{criterion}/{name}": value for name, value in figures.items()},
+        **own,
         **{f"{criterion}/baseline_{BASELINE}/{name}": value for name, value in found.items()},
     }

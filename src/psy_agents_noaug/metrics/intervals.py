@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from psy_agents_noaug.metrics.classification import (
     PairPredictions,
@@ -86,9 +87,35 @@ def classification_samples(
     Raises:
         ValueError: as for `classification_metrics`.
     """
+    cutoffs = criterion_cutoffs(criteria, thresholds)
+    decisions = predictions.probabilities >= cutoffs[criterion_index(predictions, criteria)]
+    return decided_samples(predictions, decisions, criteria=criteria)
+
+
+def decided_samples(
+    predictions: PairPredictions,
+    decisions: NDArray[np.bool_],
+    *,
+    criteria: Sequence[str],
+    folds: Ints | None = None,
+) -> Samples:
+    """Return the figures of `classification_samples` of pairs that are decided already.
+
+    Scores of different folds are of different models and not comparable. So AUROC and average precision
+    are computed within each fold and averaged, while decisions are counted over all folds: Forman and
+    Scholz 2010, "Apples-to-apples in cross-validation studies" (AUC_avg and F_tp,fp). Both rankings are
+    means over met pairs, so a fold has the weight of its met pairs; theirs have equal weights, which
+    differ where a criterion is rare.
+
+    Args:
+        predictions: labels and probabilities.
+        decisions: whether each pair is decided met, `[pairs]`.
+        criteria: as for `classification_metrics`.
+        folds: the fold of each pair, `[pairs]`; None: all are of one.
+    """
     labels, probabilities = predictions.labels, predictions.probabilities
     index = criterion_index(predictions, criteria)
-    decisions = probabilities >= criterion_cutoffs(criteria, thresholds)[index]
+    folds = np.zeros(len(labels), dtype=np.int64) if folds is None else folds
     blocks, n_blocks = jackknife_blocks(predictions.group_ids)
     counts = count_outcomes(
         index * n_blocks + blocks, pair_outcomes(labels, decisions), len(criteria) * n_blocks
@@ -96,8 +123,8 @@ def classification_samples(
     confusion = leave_blocks_out(counts.reshape(len(criteria), n_blocks, 4))
     of_criteria = [index == position for position in range(len(criteria))]
     pooled, *rankings = [
-        _ranking_figures(labels[of], probabilities[of], blocks[of], n_blocks)
-        for of in (slice(None), *of_criteria)
+        _rankings_within(folds[of], labels[of], probabilities[of], blocks[of], n_blocks)
+        for of in (np.ones(len(labels), dtype=bool), *of_criteria)
     ]
     values = _overall(confusion, pooled, rankings)
     shares = {"accuracy": len(np.unique(predictions.group_ids))}
@@ -117,6 +144,23 @@ def classification_samples(
     n_effective = effective_groups(predictions.group_ids)
     f1 = [f"per_criterion/{criterion}/f1" for criterion in criteria]
     return Samples(values, shares, ratios=dict.fromkeys(["f1_macro", "f1_micro", *f1], n_effective))
+
+
+def _rankings_within(
+    folds: Ints, labels: Ints, probabilities: Floats, blocks: Ints, n_blocks: int
+) -> Floats:
+    """Return the mean of `_ranking_figures` over folds, weighted by their met pairs in each sample."""
+    names = np.unique(folds)
+    if len(names) <= 1:
+        return _ranking_figures(labels, probabilities, blocks, n_blocks)
+    sums, weights = np.zeros((2, 2, 1 + n_blocks))
+    for own in (folds == name for name in names):
+        figures = _ranking_figures(labels[own], probabilities[own], blocks[own], n_blocks)
+        met = np.bincount(blocks[own], labels[own], minlength=n_blocks).astype(np.float64)
+        n_met = leave_blocks_out(met[:, None])[:, 0] * ~np.isnan(figures)
+        sums += np.nan_to_num(figures) * n_met
+        weights += n_met
+    return divide(sums, weights)
 
 
 def _ranking_figures(labels: Ints, probabilities: Floats, blocks: Ints, n_blocks: int) -> Floats:

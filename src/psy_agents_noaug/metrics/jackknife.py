@@ -22,6 +22,7 @@ measures the coverage.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import fsum
 from typing import Any
 
 import numpy as np
@@ -143,8 +144,9 @@ def add_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     Args:
         parts: variances, each with its degrees of freedom.
     """
-    total = sum(variance for variance, _ in parts)
-    below = sum(variance**2 / df for variance, df in parts if variance)
+    # `fsum` gives the same in any order of the systems.
+    total = fsum(variance for variance, _ in parts)
+    below = fsum(variance**2 / df for variance, df in parts if variance)
     return total, total**2 / below if below else float("inf")
 
 

@@ -83,14 +83,14 @@ def joint_metrics(
     whole = counts.sum(axis=1, keepdims=True)
     metrics: dict[str, ValueOrReason] = {}
     reason = "no met pair" if n_blocks else NO_PAIRS
-    for name, values in _supported(whole).items():
+    for name, values in supported_figures(whole).items():
         metrics[name] = _value_or_reason(
             macro(np.where(whole[..., 2] > 0, values, np.nan))[0], reason
         )
-    for name, values in _supported(whole.sum(axis=0, keepdims=True)).items():
+    for name, values in supported_figures(whole.sum(axis=0, keepdims=True)).items():
         metrics[f"{name}_micro"] = _value_or_reason(values[0, 0], reason)
     for position, criterion in enumerate(criteria):
-        value = _supported(whole)["supported_f1"][position, 0]
+        value = supported_figures(whole)["supported_f1"][position, 0]
         metrics[f"per_criterion/{criterion}/supported_f1"] = _value_or_reason(value, reason)
     decided, predicted = decisions.decisions, decisions.predicted
     metrics["positive_without_evidence"] = (
@@ -106,7 +106,7 @@ def joint_metrics(
     point = metrics_of(metrics)
     if not with_interval:
         return point
-    values = macro(_supported(leave_blocks_out(counts))["supported_f1"])
+    values = macro(supported_figures(leave_blocks_out(counts))["supported_f1"])
     ratios = {"supported_f1": effective_groups(decisions.group_ids)}
     interval = intervals({"supported_f1": values}, ratios=ratios)
     return Metrics(point.values | interval.values, point.undefined | interval.undefined)
@@ -160,7 +160,7 @@ def faithfulness(found: ReducedProbabilities) -> Metrics:
     return Metrics({"n_faithfulness": len(found.full), **values, **ends.values}, ends.undefined)
 
 
-def _supported(counts: Floats) -> dict[str, Floats]:
+def supported_figures(counts: Floats) -> dict[str, Floats]:
     """Return metrics, [criteria, samples], from [criteria, samples, 3]; NaN without a met pair."""
     supported, predicted, met = np.moveaxis(counts, -1, 0)
     precision = np.nan_to_num(divide(supported, predicted))

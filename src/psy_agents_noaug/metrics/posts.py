@@ -14,11 +14,12 @@ from psy_agents_noaug.metrics.classification import PairPredictions, classificat
 from psy_agents_noaug.metrics.intervals import PER_CRITERION, classification_samples
 from psy_agents_noaug.metrics.jackknife import intervals, jackknife_blocks, leave_blocks_out
 from psy_agents_noaug.metrics.ratios import divide
-from psy_agents_noaug.metrics.values import Ints, Metrics, ValueOrReason, metrics_of
+from psy_agents_noaug.metrics.values import Floats, Ints, Metrics, ValueOrReason, metrics_of
 
 # DSM-5: a major depressive episode has at least five of the nine criteria, one of these two among them.
 EPISODE_COUNT = 5
 EPISODE_CORE = ("A.1", "A.2")
+NOT_JUDGED = "no post was judged by every criterion"
 _EPISODE = "episode"
 _NO_RANKING = ("auroc", "average_precision")  # an episode is a decision without a score
 
@@ -66,6 +67,40 @@ def by_post(
     return PostDecisions(labels[whole], decided[whole], pairs.group_ids[first][whole])
 
 
+def pairs_of_posts(
+    pairs: PairPredictions, post_ids: NDArray[Any]
+) -> tuple[PairPredictions, NDArray[Any]]:
+    """Return the pairs of posts and criteria, from those of the posts' sentences.
+
+    A pair is met if one of its sentences is, and its probability is that of the most probable one. A
+    pair with fewer judged sentences than others of its post is left out: its label is not known.
+
+    Args:
+        pairs: of sentences.
+        post_ids: of each pair, `[pairs]`.
+
+    Returns:
+        The pairs, sorted by post and criterion, and the post of each.
+    """
+    posts, post = np.unique(post_ids, return_inverse=True)
+    criteria, criterion = np.unique(pairs.criterion_ids, return_inverse=True)
+    keys, first, index = np.unique(
+        post * len(criteria) + criterion, return_index=True, return_inverse=True
+    )
+    labels = np.zeros(len(keys), dtype=np.int64)
+    probabilities = np.zeros(len(keys))
+    np.maximum.at(labels, index, pairs.labels)
+    np.maximum.at(probabilities, index, pairs.probabilities)
+    n_judged = np.bincount(index, minlength=len(keys))
+    most = np.zeros(len(posts), dtype=np.int64)
+    np.maximum.at(most, post[first], n_judged)
+    found = PairPredictions(
+        labels, probabilities, pairs.criterion_ids[first], pairs.group_ids[first]
+    )
+    whole = n_judged == most[post[first]]
+    return found.take(whole), post_ids[first][whole]
+
+
 def post_metrics(posts: PostDecisions, *, episode: tuple[str, ...] | None) -> Metrics:
     """Return the figures of posts with their intervals.
 
@@ -77,22 +112,15 @@ def post_metrics(posts: PostDecisions, *, episode: tuple[str, ...] | None) -> Me
         episode: the ids of the nine criteria, if the rule of the major depressive episode applies.
     """
     metrics: dict[str, ValueOrReason] = {"n_judged": len(posts.labels)}
-    errors = (posts.decisions - posts.labels).sum(axis=1).astype(np.float64)
-    reason = "no post was judged by every criterion"
-    metrics["n_met_mae"] = float(np.abs(errors).mean()) if len(errors) else reason
-    metrics["n_met_bias"] = float(errors.mean()) if len(errors) else reason
+    samples = count_error_samples(posts) if len(posts.labels) else {}
+    metrics |= {
+        key: float(samples[key][0]) if samples else NOT_JUDGED
+        for key in ("n_met_mae", "n_met_bias")
+    }
     found = metrics_of(metrics)
     values, undefined = dict(found.values), dict(found.undefined)
-    if len(errors):
-        blocks, n_blocks = jackknife_blocks(posts.group_ids)
-        sums = np.zeros((n_blocks, 3))
-        rows = np.stack([np.abs(errors), errors, np.ones_like(errors)], axis=1)
-        np.add.at(sums, blocks, rows)
-        absolute, signed, count = np.moveaxis(leave_blocks_out(sums), -1, 0)
-        own = intervals(
-            {"n_met_mae": divide(absolute, count), "n_met_bias": divide(signed, count)},
-            bounded=False,
-        )
+    if samples:
+        own = intervals(samples, bounded=False)
         values |= own.values
         undefined |= own.undefined
         if (low := values["n_met_mae_ci_low"]) is not None:
@@ -102,6 +130,21 @@ def post_metrics(posts: PostDecisions, *, episode: tuple[str, ...] | None) -> Me
         values |= own.values
         undefined |= own.undefined
     return Metrics(values, undefined)
+
+
+def count_error_samples(posts: PostDecisions) -> dict[str, Floats]:
+    """Return the mean absolute and the mean error of the number of criteria met, `[1 + blocks]` each.
+
+    Args:
+        posts: at least one.
+    """
+    errors = (posts.decisions - posts.labels).sum(axis=1).astype(np.float64)
+    blocks, n_blocks = jackknife_blocks(posts.group_ids)
+    sums = np.zeros((n_blocks, 3))
+    rows = np.stack([np.abs(errors), errors, np.ones_like(errors)], axis=1)
+    np.add.at(sums, blocks, rows)
+    absolute, signed, count = np.moveaxis(leave_blocks_out(sums), -1, 0)
+    return {"n_met_mae": divide(absolute, count), "n_met_bias": divide(signed, count)}
 
 
 def has_episode(met: Ints, criteria: tuple[str, ...]) -> NDArray[np.bool_]:

@@ -24,7 +24,7 @@ alone. In such a mean, precision is 0 where nothing is predicted. `_micro` pools
 criteria. An undefined metric is None, with a reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -172,9 +172,9 @@ def span_metrics(
         _detection(predictions), criteria=criteria, thresholds=dict.fromkeys(criteria, 0.5)
     )
     index = criterion_index(_detection(predictions), criteria)
-    counts = np.zeros((len(criteria), 1, _N_COUNTS))
+    counts = np.zeros((len(criteria), 1, N_COUNTS))
     np.add.at(counts[:, 0], index, _pair_counts(predictions, threshold))
-    by_criterion = _metrics(counts)
+    by_criterion = span_figures(counts)
     metrics: dict[str, ValueOrReason] = {
         "evidence_n_pairs": len(predictions.texts),
         "n_answerable": int(counts[:, 0, _N_ANSWERABLE].sum()),
@@ -191,7 +191,7 @@ def span_metrics(
             values = np.where(np.isnan(values) & counted, 0.0, values)
         metrics[name] = _value_or_reason(name, macro(values)[0], pooled[0, 0])
     metrics[_AVERAGE_PRECISION] = _lookup(detection, "average_precision_macro")
-    for name, values in _metrics(pooled).items():
+    for name, values in span_figures(pooled).items():
         if "iou" in name or "set_token" in name or "detection" in name:
             metrics[f"{name}_micro"] = _value_or_reason(name, values[0, 0], pooled[0, 0])
     for name, values in _eraser_metrics(pooled).items():
@@ -221,10 +221,10 @@ def span_samples(
     detection = _detection(predictions)
     index = criterion_index(detection, criteria)
     blocks, n_blocks = jackknife_blocks(predictions.group_ids)
-    counts = np.zeros((len(criteria), n_blocks, _N_COUNTS))
+    counts = np.zeros((len(criteria), n_blocks, N_COUNTS))
     np.add.at(counts, (index, blocks), _pair_counts(predictions, threshold))
     samples = leave_blocks_out(counts)
-    figures = _metrics(samples)
+    figures = span_figures(samples)
     ranking = classification_samples(
         detection, criteria=criteria, thresholds=dict.fromkeys(criteria, 0.5)
     )
@@ -302,49 +302,85 @@ def fit_null_threshold(predictions: SpanPredictions, *, criteria: Sequence[str])
     _SHARE_OF_PREDICTED,
     _SHARE_OF_GOLD,
 ) = range(21)
-_N_COUNTS = 21
+N_COUNTS = 21
 
 
 def _pair_counts(predictions: SpanPredictions, threshold: float) -> Floats:
     """Return the counts of each pair, [pairs, counts]."""
-    counts = np.zeros((len(predictions.texts), _N_COUNTS))
-    for row, text, gold, kept, overlaps in zip(
-        counts,
-        predictions.texts,
-        predictions.gold,
-        predictions.kept(threshold),
-        predictions.overlaps,
-        strict=True,
+    counts = np.zeros((len(predictions.texts), N_COUNTS))
+    for index, (text, gold, kept, overlaps) in enumerate(
+        zip(
+            predictions.texts,
+            predictions.gold,
+            predictions.kept(threshold),
+            predictions.overlaps,
+            strict=True,
+        )
     ):
-        answerable = bool(gold)
-        row[_N], row[_N_ANSWERABLE] = 1, answerable
-        row[_CORRECT_NONE] = not gold and not kept
-        if gold and kept:
-            answer, golds = text[slice(*kept[0])], [text[start:end] for start, end in gold]
-            row[_EXACT], row[_F1] = exact_match(answer, golds), token_f1(answer, golds)
         fits = overlaps[: len(kept)]
-        row[_PREDICTED], row[_RIGHT] = len(kept), fits.any(axis=1).sum()
-        row[_GOLD], row[_FOUND] = len(gold), fits.any(axis=0).sum()
-        row[_DETECTED] = answerable and bool(kept)
-        row[_FALSE_ALARM] = bool(kept) and not answerable
-        row[_MISSED] = answerable and not kept
-        row[_PREDICTING] = bool(kept)
-        row[_SHARE_OF_PREDICTED] = row[_RIGHT] / len(kept) if kept else 0.0
-        row[_SHARE_OF_GOLD] = row[_RIGHT] / len(gold) if gold else 0.0
+        exact, own_f1 = best_answer(text, kept, gold)
+        counts[index] = matched_counts(
+            [bool(row.any()) for row in fits],
+            [bool(column.any()) for column in fits.T],
+            exact=exact,
+            token_f1=own_f1,
+        )
         if gold or kept:
             words = _words(text)
-            row[_WORDS_BOTH : _WORDS_GOLD + 1] = _overlap_counts(
+            counts[index, _WORDS_BOTH : _WORDS_GOLD + 1] = _overlap_counts(
                 _union([_words_in(words, span) for span in kept], len(words)),
                 _union([_words_in(words, span) for span in gold], len(words)),
             )
-            row[_CHARS_BOTH : _CHARS_GOLD + 1] = _overlap_counts(
+            counts[index, _CHARS_BOTH : _CHARS_GOLD + 1] = _overlap_counts(
                 _union([_code_points_in(len(text), span) for span in kept], len(text)),
                 _union([_code_points_in(len(text), span) for span in gold], len(text)),
             )
     return counts
 
 
-def _metrics(counts: Floats) -> dict[str, Floats]:
+def best_answer(text: str, kept: Spans, gold: Spans) -> tuple[float, float]:
+    """Return exact match and token F1 of a pair's best predicted span, by SQuAD 2.0's rules.
+
+    Args:
+        text: of the post.
+        kept: the predicted spans, best first.
+        gold: the gold spans.
+    """
+    if not kept or not gold:
+        return float(not kept and not gold), float(not kept and not gold)
+    answer, golds = text[slice(*kept[0])], [text[start:end] for start, end in gold]
+    return exact_match(answer, golds), token_f1(answer, golds)
+
+
+def matched_counts(
+    right: Iterable[bool], found: Iterable[bool], *, exact: float, token_f1: float
+) -> Floats:
+    """Return the counts of a pair, [N_COUNTS]; those of its words and code points are 0.
+
+    Args:
+        right: whether each predicted span is right, best first.
+        found: whether each gold span is found.
+        exact: exact match of the best span, from `best_answer`.
+        token_f1: likewise.
+    """
+    row = np.zeros(N_COUNTS)
+    right, found = list(right), list(found)
+    n_predicted, n_gold = len(right), len(found)
+    row[_N], row[_N_ANSWERABLE] = 1, n_gold > 0
+    row[_EXACT], row[_F1] = (exact, token_f1) if n_gold else (0.0, 0.0)
+    row[_CORRECT_NONE] = not n_gold and not n_predicted
+    row[_PREDICTED], row[_RIGHT] = n_predicted, sum(right)
+    row[_GOLD], row[_FOUND] = n_gold, sum(found)
+    row[_DETECTED] = n_gold > 0 and n_predicted > 0
+    row[_FALSE_ALARM] = n_predicted > 0 and not n_gold
+    row[_MISSED] = n_gold > 0 and not n_predicted
+    row[_PREDICTING] = n_predicted > 0
+    row[_SHARE_OF_PREDICTED] = row[_RIGHT] / n_predicted if n_predicted else 0.0
+    row[_SHARE_OF_GOLD] = row[_RIGHT] / n_gold if n_gold else 0.0
+    return row
+
+
+def span_figures(counts: Floats) -> dict[str, Floats]:
     """Return metrics, [criteria, samples], from [criteria, samples, counts]; NaN if undefined."""
     c = np.moveaxis(counts, -1, 0)
     metrics: dict[str, Floats] = {}
@@ -438,15 +474,31 @@ def _code_points_in(size: int, span: tuple[int, int]) -> NDArray[np.bool_]:
     return inside
 
 
-def _detection(predictions: SpanPredictions) -> PairPredictions:
+def detection_pairs(
+    has_evidence: Sequence[bool],
+    best_scores: Floats,
+    *,
+    criterion_ids: NDArray[Any],
+    group_ids: NDArray[Any],
+) -> PairPredictions:
     """Return "has evidence" as labels and the rank of each best span, in [0, 1], as probabilities.
 
-    Equal scores share a rank. Pairs without a span have rank 0.
+    Equal scores share a rank. Pairs without a span, whose score is -inf, have rank 0. All arguments
+    are `[pairs]`.
     """
-    distinct, ranks = np.unique(predictions.best_scores, return_inverse=True)
+    distinct, ranks = np.unique(best_scores, return_inverse=True)
     return PairPredictions(
-        labels=np.array([int(bool(gold)) for gold in predictions.gold], dtype=np.int64),
+        labels=np.array(has_evidence, dtype=np.int64),
         probabilities=ranks / max(len(distinct) - 1, 1),
+        criterion_ids=criterion_ids,
+        group_ids=group_ids,
+    )
+
+
+def _detection(predictions: SpanPredictions) -> PairPredictions:
+    return detection_pairs(
+        [bool(gold) for gold in predictions.gold],
+        predictions.best_scores,
         criterion_ids=predictions.criterion_ids,
         group_ids=predictions.group_ids,
     )

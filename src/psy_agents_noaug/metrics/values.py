@@ -11,6 +11,7 @@ Ints = NDArray[np.int64]
 ValueOrReason = float | int | str  # a str is the reason why the metric is undefined
 
 NO_PAIRS = "no pairs"
+NO_TRAINING_PAIRS = "there are no training pairs where a corpus is evaluated whole"
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Metrics:
 
     values: dict[str, float | int | None]
     undefined: dict[str, str]
+
+
+def value_of(samples: Floats) -> float | None:
+    """Return a figure, the first of its values over samples; None where it is undefined (NaN)."""
+    return None if np.isnan(samples[0]) else float(samples[0])
 
 
 def metrics_of(metrics: Mapping[str, ValueOrReason]) -> Metrics:

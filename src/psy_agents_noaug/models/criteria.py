@@ -58,5 +58,15 @@ class CriteriaModel(nn.Module):
             max_tokens=self.max_tokens,
             first_only=self.pooling.kind == "cls",
         )
-        logits = self.head(self.pooling(hidden, inputs["attention_mask"])).float()
+        logits = self.window_logits(hidden, inputs["attention_mask"])
         return pool_windows(logits[:, 1] - logits[:, 0], pairs, n_pairs, kind=self.window_pooling)
+
+    def window_logits(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the logits of each window, float32 `[V, 2]`: not met, met.
+
+        Args:
+            tokens: vectors of the encoder, `[V, T, H]`.
+            attention_mask: `[V, T]`.
+        """
+        logits: Tensor = self.head(self.pooling(tokens, attention_mask)).float()
+        return logits

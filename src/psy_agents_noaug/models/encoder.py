@@ -65,16 +65,55 @@ def load_encoder(
     Raises:
         ConfigError: where the weights cannot be had, and what to do.
     """
+    with _loading(pretrained_model) as source:
+        options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(source, **options)
+        _set_dropout(config, dropout)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model, loaded = AutoModel.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
+    _require_fast(tokenizer, pretrained_model)
+    _require_all_weights(loaded, pretrained_model)
+    encoder = _encoder(model, tokenizer, _text_files(config, tokenizer))
+    _require_bidirectional(encoder, pretrained_model)
+    return encoder
+
+
+def load_pretrained(
+    kind: Any, pretrained_model: str, *, revision: str | None = None
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Load the model of another auto class of transformers in fp32, as `load_encoder` does.
+
+    Args:
+        kind: such as `AutoModelForMaskedLM`.
+        pretrained_model: see `load_encoder`.
+        revision: see `load_encoder`.
+
+    Returns:
+        The model, and what transformers says of the weights that were and were not found.
+
+    Raises:
+        ConfigError: as `load_encoder`.
+    """
+    with _loading(pretrained_model) as source:
+        model, loaded = kind.from_pretrained(
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            revision=revision,
+            trust_remote_code=False,
+        )
+    return model, loaded
+
+
+@contextmanager
+def _loading(pretrained_model: str) -> Iterator[str]:
+    """Give what transformers loads, and turn whatever it raises into an error of ours."""
     source = _resolve(pretrained_model)
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(source, **options)
-            _set_dropout(config, dropout)
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model, loaded = AutoModel.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True, **options
-            )
+        with quiet_transformers():
+            yield source
     except Exception as error:  # tokenizers and safetensors raise bare ones
         raise ConfigError(
             f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {_reason(error)}\n"
@@ -82,11 +121,6 @@ def load_encoder(
             "Give a Hugging Face name (gated ones need `hf auth login`), a folder written by "
             "`save_pretrained`, or `model=minilm` for the weights that need no hub."
         ) from error
-    _require_fast(tokenizer, pretrained_model)
-    _require_all_weights(loaded, pretrained_model)
-    encoder = _encoder(model, tokenizer, _text_files(config, tokenizer))
-    _require_bidirectional(encoder, pretrained_model)
-    return encoder
 
 
 def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
@@ -101,7 +135,7 @@ def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
                 raise CheckpointError(f"The checkpoint names a file outside its folder: {name!r}.")
             (Path(folder) / name).write_text(content, encoding="utf-8")
         try:
-            with _quiet():
+            with quiet_transformers():
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
                 model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
@@ -324,8 +358,8 @@ def _text_files(config: Any, tokenizer: PreTrainedTokenizerBase) -> dict[str, st
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' loading report (unused pretraining heads) off the console."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep reports of transformers (unused pretraining heads, progress) off the console."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

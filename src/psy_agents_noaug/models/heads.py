@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from psy_agents_noaug.models.invariance import in_blocks
+
 
 class Pooling(nn.Module):
     """Pools token vectors `[B, T, H]` with mask `[B, T]` to one vector per sequence, `[B, H]`.
@@ -67,5 +69,5 @@ class ClassificationHead(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Dropout(dropout), nn.Linear(widths[-1], classes))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        logits: Tensor = self.layers(pooled)
+        logits: Tensor = self.layers(pooled) if self.training else in_blocks(self.layers, pooled)
         return logits

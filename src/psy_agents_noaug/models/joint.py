@@ -99,25 +99,47 @@ class JointModel(nn.Module):
                 first_only=self.pooling.kind == "cls",
             )
             mask = criteria["attention_mask"]
-        pooled = self.pooling(label_tokens, mask)
+        fused = None
         if self.fusion != "none":
-            fused = self._fused(tokens, spans, evidence["attention_mask"], evidence_pairs, n_pairs)
-            pooled = torch.cat([pooled, fused[criteria_pairs]], dim=-1)
-        logits = self.head(pooled).float()
+            by_window = self.fused(tokens, spans, evidence["attention_mask"])
+            fused = _mean_by_pair(by_window, evidence_pairs, n_pairs)[criteria_pairs]
         log_odds = pool_windows(
-            logits[:, 1] - logits[:, 0], criteria_pairs, n_pairs, kind=self.window_pooling
+            self.window_odds(label_tokens, mask, fused),
+            criteria_pairs,
+            n_pairs,
+            kind=self.window_pooling,
         )
         log_variances = spans.new_zeros(2) if self.log_variances is None else self.log_variances
         return log_odds, spans, log_variances
 
-    def _fused(
-        self, tokens: Tensor, spans: Tensor, mask: Tensor, pairs: Tensor, n_pairs: int
-    ) -> Tensor:
-        """Return the vector of each pair from the evidence encoder, `[B, H]`."""
+    def window_odds(self, tokens: Tensor, mask: Tensor, fused: Tensor | None) -> Tensor:
+        """Return the log odds of "met" of each window of the label, float32 `[V]`.
+
+        Args:
+            tokens: vectors of the label's encoder, `[V, T, H]`.
+            mask: its attention mask, `[V, T]`.
+            fused: what the head reads from the evidence encoder, `[V, H]`; None with `fusion` none.
+        """
+        pooled = self.pooling(tokens, mask)
+        if fused is not None:
+            pooled = torch.cat([pooled, fused], dim=-1)
+        logits = self.head(pooled).float()
+        odds: Tensor = logits[:, 1] - logits[:, 0]
+        return odds
+
+    def fused(self, tokens: Tensor, spans: Tensor, mask: Tensor) -> Tensor:
+        """Return the vector of each window of the evidence that `fusion` asks for, `[W, H]`.
+
+        Args:
+            tokens: vectors of the evidence encoder, `[W, T, H]`.
+            spans: span logits, `[W, T, 2]`.
+            mask: its attention mask, `[W, T]`.
+        """
         if self.evidence_pooling is not None:
-            return _mean_by_pair(self.evidence_pooling(tokens, mask), pairs, n_pairs)
+            pooled: Tensor = self.evidence_pooling(tokens, mask)
+            return pooled
         weights = span_attention(spans).to(tokens.dtype)
-        return _mean_by_pair((tokens * weights.unsqueeze(-1)).sum(dim=1), pairs, n_pairs)
+        return (tokens * weights.unsqueeze(-1)).sum(dim=1)
 
 
 def span_attention(logits: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from psy_agents_noaug.models.encoder import encode_rows
 from psy_agents_noaug.models.evidence import in_context
 from psy_agents_noaug.models.execution import run_encoder
 from psy_agents_noaug.models.heads import ClassificationHead, Pooling
+from psy_agents_noaug.models.invariance import elementwise
 from psy_agents_noaug.models.windows import WindowPooling, pool_windows
 
 _FIRST_ATTENTION_BIAS = -3.0  # few tokens are evidence
@@ -123,18 +124,10 @@ class LabelAttentionModel(nn.Module):
             if self.vectors is None
             else self.vectors
         )
-        n_criteria, width = vectors.shape
-        keys = nn.functional.gelu(self.key(tokens))
-        queries = self.query(vectors).view(n_criteria * 3, width)
-        scores = (keys @ (queries.T / width**0.5)).float()
-        # [W, T, C * 3] to [3, W * C, T]
-        scores = scores.unflatten(-1, (n_criteria, 3)).permute(3, 0, 2, 1).flatten(1, 2)
-        mask = inputs["attention_mask"].bool()
-        attention = (scores[0] + self.attention_bias).unflatten(0, (-1, n_criteria))
-        attention = attention.masked_fill(~mask.unsqueeze(1), float("-inf"))
-        odds = self._label_odds(tokens, attention, vectors)
+        n_criteria = len(vectors)
+        odds, attention, borders = self.score(tokens, inputs["attention_mask"], vectors)
         read = windows * n_criteria + criteria
-        spans = scores[1:].index_select(1, read).permute(1, 2, 0)
+        spans = borders.index_select(1, read).permute(1, 2, 0)
         if context_mask is not None:
             spans = in_context(spans, context_mask)
         label_odds = pool_windows(
@@ -145,11 +138,40 @@ class LabelAttentionModel(nn.Module):
         )
         return Outputs(label_odds, spans, attention.flatten(0, 1).index_select(0, read))
 
+    def score(
+        self, tokens: Tensor, attention_mask: Tensor, vectors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what every criterion finds in every window, float32.
+
+        Args:
+            tokens: vectors of the encoder, `[W, T, H]`.
+            attention_mask: `[W, T]`.
+            vectors: of the criteria, `[C, H]`.
+
+        Returns:
+            Log odds of "met" `[W, C]`; scores of the tokens `[W, C, T]`, -inf for padding; logits of
+            starts and ends `[2, W * C, T]`.
+        """
+        n_criteria, width = vectors.shape
+        keys = nn.functional.gelu(self.key(tokens))
+        queries = self.query(vectors).view(n_criteria * 3, width)
+        scores = (keys @ (queries.T / width**0.5)).float()
+        # [W, T, C * 3] to [3, W * C, T]
+        scores = scores.unflatten(-1, (n_criteria, 3)).permute(3, 0, 2, 1).flatten(1, 2)
+        mask = attention_mask.bool()
+        attention = (scores[0] + self.attention_bias).unflatten(0, (-1, n_criteria))
+        attention = attention.masked_fill(~mask.unsqueeze(1), float("-inf"))
+        return self._label_odds(tokens, attention, vectors), attention, scores[1:]
+
     def _label_odds(self, tokens: Tensor, attention: Tensor, vectors: Tensor) -> Tensor:
         """Return the log odds of "met" in each window, `[W, C]`, from the attention `[W, C, T]`."""
-        found = attention.softmax(dim=-1).to(tokens.dtype) @ tokens
+        shares = attention.softmax(dim=-1)
+        found = shares.to(tokens.dtype) @ tokens
         own = vectors.expand_as(found)
-        pointed = torch.stack([attention.amax(dim=-1), attention.logsumexp(dim=-1)], dim=-1)
+        highest = attention.amax(dim=-1)
+        # The logarithm of the summed attention: a share is a token's part of it.
+        total = highest - elementwise(torch.log, shares.amax(dim=-1))
+        pointed = torch.stack([highest, total], dim=-1)
         read = torch.cat([found, own, found * own, pointed.to(found.dtype)], dim=-1)
         odds: Tensor = self.head(read).squeeze(-1).float()
         return odds

@@ -7,18 +7,14 @@ from typing import Any, Literal
 
 import torch
 
-from psy_agents_noaug.config.loading import RECIPE, read_overrides_file
-from psy_agents_noaug.config.schema import TrainConfig
-from psy_agents_noaug.data.seen import SeenPosts
-from psy_agents_noaug.errors import (
-    CheckpointError,
-    ConfigError,
-    StorageError,
-    faults_message,
-    first_of,
-)
+from psy_agents_noaug.config.loading import PROTOCOL, RECIPE, read_overrides_file
+from psy_agents_noaug.config.schema import ProtocolConfig, TrainConfig
+from psy_agents_noaug.data.splits import WHOLE
+from psy_agents_noaug.errors import CheckpointError, ConfigError, StorageError, faults_message
 from psy_agents_noaug.run.data import PreparedData
-from psy_agents_noaug.run.directory import RunDirectory, differences
+from psy_agents_noaug.run.directory import RunDirectory, differences, directory_of
+from psy_agents_noaug.run.refits import LEARNED_VAL, REFIT
+from psy_agents_noaug.run.seen import is_shared, on_training_data
 from psy_agents_noaug.tasks.base import Task
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import (
@@ -31,6 +27,9 @@ from psy_agents_noaug.training.optim import trainable
 from psy_agents_noaug.utils.files import free_bytes, megabytes, sha256_of_json
 
 logger = logging.getLogger(__name__)
+
+# Settings that an evaluation may replace, although they are of the model or its decisions.
+OF_THE_MODEL = ("model.max_length", "task.decoding")
 
 
 def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
@@ -51,18 +50,54 @@ def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
     return known[monitor]
 
 
-def check_resumed_data(checkpoint: Checkpoint, data: PreparedData, path: Path) -> None:
+def check_resumed_data(checkpoint: Checkpoint, fingerprints: Mapping[str, str], path: Path) -> None:
     """Refuse to go on with other data than a run began with.
 
     Raises:
         CheckpointError: the corpus or its division has changed.
     """
-    began_with, now = checkpoint.metadata["fingerprints"], data.fingerprints()
-    changed = [name for name in now if now[name] != began_with[name]]
+    began_with = checkpoint.metadata["fingerprints"]
+    changed = [name for name, now in fingerprints.items() if now != began_with[name]]
     if changed:
         raise CheckpointError(
             f"The run in {path} began with other data ({' and '.join(changed)} changed since): going on "
             "would mix them. Start a new run, or bring the data back."
+        )
+
+
+def check_resumed_refit(
+    checkpoint: Checkpoint, origin: Mapping[str, Any] | None, path: Path
+) -> None:
+    """Refuse to go on with a refit by another cross-validation than it began with.
+
+    Args:
+        checkpoint: the last one.
+        origin: of the refit now; None: there is none.
+        path: of the run.
+
+    Raises:
+        CheckpointError: what was decided has changed.
+    """
+    if checkpoint.metadata.get(REFIT) != origin:
+        raise CheckpointError(
+            f"The run in {path} began with other decisions than those of the cross-validation beside "
+            "it. Choose another `run_name`, or remove this run."
+        )
+
+
+def check_val_is_unlearned(
+    checkpoint: Checkpoint, data: PreparedData, split: str, path: Path
+) -> None:
+    """Refuse val of the training's corpus where training has learned it.
+
+    Raises:
+        CheckpointError: with what can be evaluated.
+    """
+    is_refit = checkpoint.metadata.get(REFIT) is not None
+    if is_refit and split == "val" and on_training_data(checkpoint, data) is not False:
+        raise CheckpointError(
+            f"{path} cannot be evaluated on val: {LEARNED_VAL}. Evaluate it on test; what its "
+            "configuration is worth on train and val is in the metrics.json of its cross-validation."
         )
 
 
@@ -214,8 +249,12 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
             logger.warning("%s was found %s: %s.", path, headline, ", ".join(changes))
 
 
-def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
-    """Refuse settings that would make another model of the checkpoint's weights.
+def check_evaluation_settings(explicit: Mapping[str, Any], *, split: str = "test") -> None:
+    """Refuse settings that would make another model of the checkpoint's weights, or have no effect.
+
+    Args:
+        explicit: the settings that are given, by dotted keys.
+        split: to be evaluated.
 
     Raises:
         ConfigError: naming them all.
@@ -223,8 +262,7 @@ def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
     fixed = [
         key
         for key in explicit
-        if key.split(".")[0] in ("model", "task", RECIPE)
-        and key not in ("model.max_length", "task.decoding")
+        if key.split(".")[0] in ("model", "task", RECIPE, REFIT) and key not in OF_THE_MODEL
     ]
     if fixed:
         raise ConfigError(
@@ -233,78 +271,65 @@ def check_evaluation_settings(explicit: Mapping[str, Any]) -> None:
                 [f"`{key}`" for key in fixed],
             )
         )
+    names = ("splits", "division", "split_fractions", "split_seed", "duplicates")
+    unused = [f"data.{key}" for key in names if explicit.get(f"data.{key}") is not None]
+    if split == WHOLE and unused and PROTOCOL not in explicit:
+        raise ConfigError(
+            faults_message(
+                f"`split={WHOLE}` evaluates all posts of a corpus, which is not divided; leave out:",
+                [f"`{key}`" for key in unused],
+            )
+        )
 
 
-def check_unseen(
-    checkpoint: Checkpoint, data: PreparedData, split: str, path: Path
-) -> dict[str, int]:
-    """Refuse a split of other data with posts that training or the thresholds have seen.
-
-    Posts of the same text are known by their hashes. Warns of posts that were seen with an edit or in a
-    quotation, and of authors whose posts were seen. This holds for any corpus. On the training's own
-    corpus and division, duplicates across splits have been reported, and train and val are judged under
-    these names.
-
-    Returns:
-        Figures on the split: how many posts there are warnings of; none on the training's own data.
+def check_protocol_split(protocol: ProtocolConfig, split: str) -> None:
+    """Refuse to report a protocol that divides the corpus on all of it.
 
     Raises:
-        CheckpointError: with the ids of the posts.
+        ConfigError: what to do instead.
     """
-    if checkpoint.metadata["fingerprints"] == data.fingerprints():
-        return {}
-    seen = set(checkpoint.metadata["seen_texts"])
-    known = [post_id for post_id, text in data.text_hashes(split).items() if text in seen]
-    if known:
-        raise CheckpointError(
-            f"{path} has seen {len(known)} posts of {split} in training, so figures on it would be too "
-            "good. Divide the data as in training, or leave these posts out by `data.splits`: "
-            f"{first_of(known)}."
+    if split == WHOLE and protocol.divides:
+        raise ConfigError(
+            f"`split={WHOLE}` evaluates all posts, but protocol={protocol.name} is about a part of "
+            "them; use split=test, or add protocol=none."
         )
-    if "seen_posts" not in checkpoint.metadata:
-        logger.warning(
-            "%s is of a version that kept hashes of whole posts alone: posts of %s that training has "
-            "seen with an edit, in a quotation, or with other HTML entities or invisible characters, "
-            "are not found.",
-            path,
-            split,
+
+
+def check_needs_no_training_pairs(task: Task) -> None:
+    """Refuse a corpus that is not divided where the task's report needs pairs to train baselines on.
+
+    Raises:
+        ConfigError: what to do instead.
+    """
+    if task.evaluation.needs_training_pairs:
+        raise ConfigError(
+            f"`split={WHOLE}` is not possible with the task {task.name}, whose report needs training "
+            "pairs of the same corpus. Use split=test."
         )
-        return {}
-    remembered = SeenPosts.from_metadata(checkpoint.metadata["seen_posts"])
-    posts = data.posts(split)
-    near, by_authors = remembered.near_duplicates(posts), remembered.by_seen_authors(posts)
-    relations = {
-        "are near duplicates of posts that training has seen, or quote them or are quoted there": near,
-        "have authors (group_id) of posts that training has seen": by_authors,
-    }
-    for relation, ids in relations.items():
-        if ids:
-            logger.warning(
-                "%d of %d posts of %s %s, so figures on them are too good: %s",
-                len(ids),
-                len(posts),
-                split,
-                relation,
-                first_of(ids),
-            )
-    return {
-        "n_near_duplicates_of_train": len(near),
-        "n_posts_by_authors_of_train": len(by_authors),
-    }
 
 
 def evaluation_directory(
-    path: Path, checkpoint: Checkpoint, data: PreparedData, config: TrainConfig, *, weights: str
+    path: Path,
+    checkpoint: Checkpoint,
+    data: PreparedData,
+    config: TrainConfig,
+    *,
+    weights: str,
+    is_ensemble: bool = False,
 ) -> RunDirectory:
     """Where an evaluation is written; the folder may not be there yet.
 
     The run's own directory, if these are the weights, the data and the settings that it reports; else a
-    folder of their own in `evaluations/`, so that no file mixes figures of different things.
+    folder of their own in `evaluations/`, so that no file mixes figures of different things. An ensemble
+    has a folder of its own. Nothing is written beside a checkpoint that was made to be shared:
+    predictions have the ids of posts.
     """
-    folder = path.resolve().parent
-    run = RunDirectory(folder.parent if RunDirectory(folder.parent).config.is_file() else folder)
+    run = directory_of(path)
+    if is_ensemble or is_shared(checkpoint):
+        kind = "ensemble" if is_ensemble else "shared"
+        run = RunDirectory(Path(config.output_dir) / config.task.name / f"{kind}-{weights[:8]}")
     changes = differences(checkpoint.config, config)
-    same_data = checkpoint.metadata["fingerprints"] == data.fingerprints()
+    same_data = on_training_data(checkpoint, data)
     if same_data and not changes and run.read_manifest().get("weights_sha256") == weights:
         return run
     key = sha256_of_json({"weights": weights, "data": data.fingerprints(), "changes": changes})

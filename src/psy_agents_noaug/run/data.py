@@ -1,25 +1,40 @@
 """From a data configuration to labelled examples of train, val and test, with a report on each step."""
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from psy_agents_noaug.config.schema import DataConfig, TrainConfig
+from psy_agents_noaug.config.schema import DataConfig, PostsConfig, TrainConfig
 from psy_agents_noaug.data import sample
-from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus
+from psy_agents_noaug.data.alignment import AlignmentReport, align_corpus, given_spans
+from psy_agents_noaug.data.annotators import check_annotators
 from psy_agents_noaug.data.corpus import Corpus, Post, load_corpus, load_hub_corpus
+from psy_agents_noaug.data.corrections import (
+    CorrectionReport,
+    apply_corrections,
+    read_corrections,
+)
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.duplicates import DuplicateReport, find_duplicates_across_splits
 from psy_agents_noaug.data.examples import HELD_OUT, Example, LabelReport, build_examples
-from psy_agents_noaug.data.folding import fold
-from psy_agents_noaug.data.labels import LabelScale
+from psy_agents_noaug.data.labels import BINARY, LabelScale
+from psy_agents_noaug.data.merging import MergeRule, Panel
 from psy_agents_noaug.data.offsets import OffsetStyle
-from psy_agents_noaug.data.seen import SeenPosts
-from psy_agents_noaug.data.splits import Splits, make_splits, read_splits, split_summary
-from psy_agents_noaug.errors import DataError, first_of
+from psy_agents_noaug.data.seen import KeyedHashes, SeenPosts
+from psy_agents_noaug.data.span import Span
+from psy_agents_noaug.data.splits import (
+    WHOLE,
+    Splits,
+    make_random_splits,
+    make_splits,
+    read_splits,
+    split_summary,
+    undivided,
+)
+from psy_agents_noaug.errors import ConfigError, DataError, first_of
+from psy_agents_noaug.run.annotators import AnnotatorReport, annotator_report
 from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.utils.files import without_tilde
 
@@ -34,15 +49,44 @@ _DUPLICATES = {
 
 
 @dataclass(frozen=True)
+class LabelledCorpus:
+    """A corpus with its pairs.
+
+    Args:
+        corpus: with corrections, if there are any.
+        uncorrected: as the files have it.
+        examples: all pairs.
+        spans: of the evidence, by annotation row.
+        alignment: how that of the files was found.
+        labels: counts of the labels.
+        corrections: what `data.corrections` did, if it is given.
+        annotators: their agreement, where `data.merge` merges their labels.
+    """
+
+    corpus: Corpus
+    uncorrected: Corpus
+    examples: list[Example]
+    spans: dict[int, Span]
+    alignment: AlignmentReport
+    labels: LabelReport
+    corrections: CorrectionReport | None
+    annotators: AnnotatorReport | None = None
+
+
+@dataclass(frozen=True)
 class PreparedData:
     """A corpus cut into examples, and what was found on the way.
 
     Attributes:
         criteria: those that are trained and judged as usual.
         held_out: the criteria of `data.held_out_criteria`.
-        examples: by split, of `criteria`; under `HELD_OUT` the pairs of test's posts with `held_out`,
-            if there are such criteria.
+        splits: of the posts, as given or generated.
+        examples: by split, of `criteria`; with `refit=train+val` the pairs of val are among those of
+            train, and there is no val. Under `HELD_OUT` the pairs of `held_out` with the posts of
+            test, or with all where the corpus is not divided, if there are such criteria.
         dropped: texts (posts, or their sentences) that are left out of training as duplicates.
+        corrections: what `data.corrections` did, if it is given.
+        annotators: their agreement, where `data.merge` merges their labels.
     """
 
     corpus: Corpus
@@ -56,17 +100,12 @@ class PreparedData:
     counts: dict[str, dict[str, Any]]
     warnings: list[str]
     dropped: Sequence[str]
+    corrections: CorrectionReport | None = None
+    annotators: AnnotatorReport | None = None
 
     def fingerprints(self) -> dict[str, str]:
         """Return hashes of the corpus's content and of its division."""
         return {"corpus": self.corpus.fingerprint, "splits": self.splits.fingerprint}
-
-    def text_hashes(self, *splits: str) -> dict[str, str]:
-        """Return the hash of each post's folded text in `splits`, by post id."""
-        return {
-            post.post_id: hashlib.sha256(fold(post.text).encode()).hexdigest()[:24]
-            for post in self.posts(*splits)
-        }
 
     def posts(self, *splits: str) -> list[Post]:
         """Return the posts of `splits` without those that are left out of training."""
@@ -74,9 +113,15 @@ class PreparedData:
         wanted = {post_id for split in splits for post_id in members[split]} - set(self.dropped)
         return [post for post in self.corpus.posts if post.post_id in wanted]
 
-    def seen_posts(self) -> SeenPosts:
-        """Return what a checkpoint remembers of the posts that training and thresholds see."""
-        return SeenPosts.of(self.posts("train", "val"), key=self.corpus.fingerprint)
+    def seen_posts(self, secret: bytes) -> dict[str, Any]:
+        """Return what a checkpoint remembers of the posts that training and thresholds see.
+
+        Args:
+            secret: keys the hashes; it is not in what is returned.
+        """
+        hashes = KeyedHashes(secret)
+        seen = SeenPosts.of(self.posts("train", "val"), hashes=hashes)
+        return {"key_check": hashes.of_key(), **seen.to_metadata()}
 
     def held_out_counts(self) -> dict[str, dict[str, int]]:
         """Return the number of pairs and of met pairs of test, of each held-out criterion."""
@@ -87,6 +132,7 @@ class PreparedData:
 
     def report(self) -> dict[str, Any]:
         """Return everything that `alignment.json` holds: ids and counts, no text."""
+        annotators = {} if self.annotators is None else {"annotators": self.annotators.to_json()}
         return {
             "alignment": self.alignment.to_json(),
             "labels": self.labels.to_json(),
@@ -97,72 +143,162 @@ class PreparedData:
             },
             "splits": self.counts,
             "held_out_criteria": self.held_out_counts(),
+            "corrections": self.corrections.to_json() if self.corrections else None,
+            **annotators,
             "warnings": self.warnings,
         }
 
 
-def prepare_data(config: TrainConfig) -> PreparedData:
+def prepare_data(
+    config: TrainConfig, *, divided: bool = True, trained_on: Mapping[str, str] | None = None
+) -> PreparedData:
     """Load, check, align, label and divide the corpus; log what a user should know of it.
+
+    Args:
+        config: of the run.
+        divided: whether there are train, val and test; else all posts are in one list.
+        trained_on: the fingerprints of the data that a model was trained on. On other data its `refit`
+            has no meaning. None: these are the data to train on.
 
     Raises:
         DataError: with every fault of the files.
     """
     data = config.data
-    labels = task_class(config.task.name).labels
-    corpus = _load(data, labels)
-    spans, alignment = align_corpus(
-        corpus, fuzzy_threshold=data.fuzzy_threshold, offsets=_offset_style(data)
-    )
-    examples, label_report = build_examples(
-        corpus,
-        unit=data.unit,
-        sentences=data.sentences,
-        unannotated_pairs=data.unannotated_pairs,
-        spans=spans,
-        labels=labels,
-    )
-    splits = _divide(data, corpus)
+    labelled = label_corpus(config)
+    corpus, examples = labelled.corpus, labelled.examples
+    # By what the files say: a correction moves no post to another split.
+    splits = divide(data, labelled.uncorrected) if divided else undivided(corpus.posts)
+    parts = splits
+    found = {"corpus": corpus.fingerprint, "splits": splits.fingerprint}
+    if config.refit and divided and (trained_on or {}).items() <= found.items():
+        parts = splits.with_val_in_train()
+    split_of = parts.split_of()
+    examples, of_held_out = _parted(data, [e for e in examples if e.post_id in split_of])
     duplicates = find_duplicates_across_splits(
-        *_judged_texts(data, corpus, splits, examples), threshold=data.near_duplicate_threshold
+        *_judged_texts(data, corpus, parts, examples), threshold=data.near_duplicate_threshold
     )
     dropped: list[str] = []
-    if data.duplicates == "drop_from_train":
+    if data.duplicates == "drop_from_train" and divided:
         dropped = duplicates.post_ids("train")
-        examples = _without(set(dropped), examples, splits)
-    kept = sorted(set(splits.train) - set(dropped))
-    remaining = replace(splits, train=tuple(kept))
+        examples = _without(set(dropped), examples, parts)
+    kept = sorted(set(parts.train) - set(dropped))
+    remaining = replace(parts, train=tuple(kept))
     criteria, held_out = [
         [c for c in corpus.criteria if (c.criterion_id in data.held_out_criteria) is wanted]
         for wanted in (False, True)
     ]
-    examples, of_held_out = _parted(data, examples)
     criterion_ids = [criterion.criterion_id for criterion in criteria]
     counts, warnings = split_summary(remaining, examples, criterion_ids=criterion_ids)
-    split_of = splits.split_of()
-    by_split: dict[str, list[Example]] = {name: [] for name in splits.by_name()}
+    by_split: dict[str, list[Example]] = {name: [] for name in parts.by_name()}
     for example in examples:
         by_split[split_of[example.post_id]].append(example)
     if held_out:
-        by_split[HELD_OUT] = [e for e in of_held_out if split_of[e.post_id] == "test"]
+        by_split[HELD_OUT] = [e for e in of_held_out if split_of[e.post_id] in ("test", WHOLE)]
     prepared = PreparedData(
         corpus,
         criteria,
         held_out,
         splits,
         by_split,
-        alignment,
-        label_report,
+        labelled.alignment,
+        labelled.labels,
         duplicates,
         counts,
         warnings,
         dropped,
+        labelled.corrections,
+        labelled.annotators,
     )
     _log(prepared)
     return prepared
 
 
+def label_corpus(config: TrainConfig) -> LabelledCorpus:
+    """Load and check the corpus, find its evidence, correct it, and make its pairs.
+
+    Raises:
+        DataError: with every fault of the files.
+    """
+    data = config.data
+    labels = task_class(config.task.name).labels
+    corpus = uncorrected = _load(data, labels)
+    style = _offset_style(data)
+    spans, alignment = align_corpus(corpus, fuzzy_threshold=data.fuzzy_threshold, offsets=style)
+    corrected = None
+    if data.corrections is not None:
+        # The folder of the bundled corpus is the package's, not the user's.
+        path = without_tilde(data.dir or ".") / without_tilde(data.corrections)
+        by_annotation = data.unit == "sentence" and data.sentences == "annotated"
+        rows = read_corrections(path, corpus=corpus, labels=labels, needs_spans=by_annotation)
+        corpus, corrected = apply_corrections(corpus, rows, spans=spans, file=path.name)
+        # The rows that are left keep the occurrence that they had.
+        spans |= given_spans(corpus.annotations)
+    panel = _panel(data, corpus, labels)
+    if panel is None and labels.kind != "real":  # whose labels are averaged
+        check_annotators(corpus.annotations)
+    examples, report = build_examples(
+        corpus,
+        unit=data.unit,
+        sentences=data.sentences,
+        unannotated_pairs=data.unannotated_pairs,
+        spans=spans,
+        labels=labels,
+        panel=panel,
+    )
+    agreement = None
+    if panel is not None:
+        agreement = annotator_report(panel, examples, report, criteria=corpus.criteria)
+    return LabelledCorpus(
+        corpus, uncorrected, examples, spans, alignment, report, corrected, agreement
+    )
+
+
+def _panel(data: DataConfig, corpus: Corpus, labels: LabelScale) -> Panel | None:
+    """Return the annotators whose labels are merged; None without `data.merge`.
+
+    Raises:
+        ConfigError: the task's labels are not met and not met.
+        DataError: the annotations do not say whose they are.
+    """
+    rule = MergeRule.of(data.merge)
+    if rule is None:
+        return None
+    if labels.kind != "binary":
+        raise ConfigError(
+            "`data.merge` merges labels that are met or not met, which this task's are not."
+        )
+    return Panel(corpus.annotations, rule, unannotated_pairs=data.unannotated_pairs)
+
+
+def load_whole_posts(config: TrainConfig) -> tuple[Corpus, list[Example]]:
+    """Return the corpus, and the pairs of whole posts by which it is divided.
+
+    Posts are divided, whatever the pairs are made of, so that all units share their test posts.
+
+    Raises:
+        DataError: with every fault of the files.
+    """
+    corpus = _load(config.data, task_class(config.task.name).labels)
+    return corpus, _whole_posts(corpus)
+
+
+def load_divided(config: DataConfig) -> tuple[Corpus, Splits]:
+    """Return the corpus and its division, as the tasks with labels 0 and 1 have it.
+
+    Raises:
+        DataError: with every fault of the files.
+    """
+    corpus = _load(config, BINARY)
+    return corpus, divide(config, corpus)
+
+
+def _whole_posts(corpus: Corpus) -> list[Example]:
+    examples, _ = build_examples(corpus, unit="post", unannotated_pairs="negative", spans={})
+    return examples
+
+
 def _load(config: DataConfig, labels: LabelScale) -> Corpus:
-    folder = _folder(config)
+    folder = data_folder(config)
     criteria = folder / config.criteria if config.criteria else None
     columns = {str(table): names for table, names in config.columns.items()}
     if config.source == "hub":
@@ -197,14 +333,20 @@ def _offset_style(config: DataConfig) -> OffsetStyle:
     return OffsetStyle(config.offset_unit, config.inclusive_ends)
 
 
-def _divide(config: DataConfig, corpus: Corpus) -> Splits:
-    """Divide by posts, whatever the pairs are made of, so that all units share their test posts."""
+def divide(config: DataConfig, corpus: Corpus) -> Splits:
+    """Return the division of the posts that `data` asks for, given or generated."""
     if config.splits is not None:
-        return read_splits(_folder(config) / config.splits, posts=corpus.posts)
+        return read_splits(data_folder(config) / config.splits, posts=corpus.posts)
     train, val, test = config.split_fractions
-    whole_posts, _ = build_examples(corpus, unit="post", unannotated_pairs="negative", spans={})
+    if config.division == "random":
+        return make_random_splits(
+            corpus.posts, fractions=(train, val, test), seed=config.split_seed
+        )
     return make_splits(
-        whole_posts, posts=corpus.posts, fractions=(train, val, test), seed=config.split_seed
+        _whole_posts(corpus),
+        posts=corpus.posts,
+        fractions=(train, val, test),
+        seed=config.split_seed,
     )
 
 
@@ -216,9 +358,10 @@ def _judged_texts(
     Posts, or annotated sentences. Where all sentences are judged it is posts too: many people write the
     same short sentence, in the posts that a model meets later as well; copied posts are the leak.
     """
-    if config.unit == "post" or config.sentences == "all":
-        return corpus.posts, splits
     split_of = splits.split_of()
+    # A corpus that is not divided has no texts in two splits.
+    if config.unit == "post" or config.sentences == "all" or splits.whole:
+        return [post for post in corpus.posts if post.post_id in split_of], splits
     texts: dict[str, Post] = {}
     members: dict[str, list[str]] = {name: [] for name in splits.by_name()}
     for example in examples:
@@ -227,7 +370,8 @@ def _judged_texts(
             texts[text_id] = Post(text_id, example.text, example.group_id)
             members[split_of[example.post_id]].append(text_id)
     lists = {name: tuple(ids) for name, ids in members.items()}
-    return list(texts.values()), Splits(**lists, fingerprint="", origin=splits.origin)
+    divided = Splits(**{"val": (), **lists}, fingerprint="", origin=splits.origin)
+    return list(texts.values()), divided
 
 
 def _without(dropped: set[str], examples: list[Example], splits: Splits) -> list[Example]:
@@ -257,7 +401,8 @@ def _parted(config: DataConfig, examples: list[Example]) -> tuple[list[Example],
     return trained, [example for example in examples if example.criterion_id in held_out]
 
 
-def _folder(config: DataConfig) -> Path:
+def data_folder(config: DataConfig | PostsConfig) -> Path:
+    """Return the folder that the paths of a data configuration are relative to."""
     if config.source == "bundled":
         return Path(sample.__path__[0])
     return without_tilde(config.dir or ".")
@@ -268,7 +413,7 @@ def _log(prepared: PreparedData) -> None:
     ignored = ", ".join(f"{count} {label}" for label, count in labels.ignored.items())
     logger.info(
         "Read %d posts and %d annotations%s: %d pairs, of which %d met, %d explicitly not met, "
-        "%d unannotated; %d contradictions (pairs whose rows differ in status; the highest counts).",
+        "%d unannotated; %d contradictions (pairs whose rows differ in status; %s).",
         labels.n_posts,
         labels.n_annotations + sum(labels.ignored.values()),
         f" ({ignored}, left out of the labels)" if ignored else "",
@@ -277,6 +422,7 @@ def _log(prepared: PreparedData) -> None:
         sum(labels.explicit_negatives.values()),
         sum(labels.unannotated.values()),
         len(labels.contradictions),
+        "`data.merge` decides" if prepared.annotators else "the highest counts",
     )
     logger.info(
         "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives).",
@@ -290,6 +436,19 @@ def _log(prepared: PreparedData) -> None:
             labels.annotations_without_sentence,
             labels.pairs_of_unknown_label,
         )
+    if prepared.annotators is not None:
+        logger.info(prepared.annotators.summary())
+    if prepared.corrections is not None:
+        done = prepared.corrections
+        logger.info(
+            "%s corrects: %d rows on %d pairs replace %d annotations and add %d; %d rows are notes.",
+            done.file,
+            done.rows - done.notes,
+            done.pairs,
+            done.annotations_replaced,
+            done.annotations_added,
+            done.notes,
+        )
     if alignment.missing:
         logger.info(
             "The evidence of %d annotations is a mark for a missing value, such as nan or N/A, and was "
@@ -298,11 +457,12 @@ def _log(prepared: PreparedData) -> None:
         )
     for warning in alignment.warnings():
         logger.warning(warning)
+    shown = {} if "val" in prepared.counts else {"train": "train and val together"}
     logger.info(
         "Splits (%s): %s.",
         prepared.splits.origin,
         "; ".join(
-            f"{name} {count['posts']} posts, {count['pairs']} pairs, "
+            f"{shown.get(name, name)} {count['posts']} posts, {count['pairs']} pairs, "
             f"{sum(count['positives'].values())} met"
             for name, count in prepared.counts.items()
         ),
@@ -317,11 +477,14 @@ def _log(prepared: PreparedData) -> None:
         )
     for kind, pairs in prepared.duplicates.by_kind().items():
         if pairs:
-            counts = [len(prepared.duplicates.post_ids(name, kind)) for name in prepared.counts]
+            counts = ", ".join(
+                f"{len(prepared.duplicates.post_ids(name, kind))} of {name}"
+                for name in prepared.counts
+            )
             logger.warning(
-                "There are %s in different splits (%d texts of train, %d of val, %d of test): %s",
+                "There are %s in different splits (texts: %s): %s",
                 _DUPLICATES[kind],
-                *counts,
+                counts,
                 first_of([f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]),
             )
     if prepared.dropped:

@@ -24,7 +24,7 @@ from psy_agents_noaug.errors import (
     StorageError,
     faults_message,
 )
-from psy_agents_noaug.training.trainer import BEST, LAST
+from psy_agents_noaug.training.names import BEST, LAST
 from psy_agents_noaug.utils.files import (
     make_folder,
     read_json,
@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 # The folder of a run for evaluations of other weights, data and settings than its own.
 _OTHERS = "evaluations"
 
+# Who looks whether a run is in use holds its lock for a moment, which must refuse no training.
+_LOCK_SECONDS = 0.2
+
 # What may differ between a run and its resumption, because no result depends on it.
 _FREE_KEYS = {
     "run_name",
@@ -49,6 +52,9 @@ _FREE_KEYS = {
     "best_config",
     "output_dir",
     "tracking",
+    "report",
+    "protocol.notes",
+    "protocol.published",
     "data.token_cache",
     "data.subgroups",
     "training.save_steps",
@@ -73,13 +79,35 @@ class RunDirectory:
         self.evaluations = path / "evaluations.jsonl"
         self.old_evaluations = path / "looks.jsonl"  # its name in 0.1.0
         self.other_evaluations = path / _OTHERS
+        self.seen_posts_key = path / "seen_posts.key"
+        self.report = path / "report.html"
+        self.figures_folder = path / "figures"
+        self.tables_folder = path / "tables"
+        self.lock = path / ".lock"
         self.checkpoints = path / "checkpoints"
         self.best_checkpoint = self.checkpoints / BEST
         self.last_checkpoint = self.checkpoints / LAST
 
+    @property
+    def of_training(self) -> "RunDirectory":
+        """The directory of the run, where this is a folder of its other evaluations; else itself."""
+        return RunDirectory(self.path.parent.parent) if self.path.parent.name == _OTHERS else self
+
     def has_checkpoint(self) -> bool:
         """Whether training has left anything here; a run that was refused before has not."""
         return self.best_checkpoint.is_file() or self.last_checkpoint.is_file()
+
+    def is_in_use(self) -> bool | None:
+        """Whether a process trains here; None where that cannot be seen. Nothing is written."""
+        if not self.lock.exists():
+            return False
+        try:
+            with FileLock(self.lock, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:
+            return None
 
     def read_manifest(self) -> dict[str, Any]:
         """Return the manifest, empty where there is none yet or it is damaged."""
@@ -148,13 +176,37 @@ class RunDirectory:
         }
         write_json(self.metrics, {**kept, **metrics})
 
-    def predictions_of(self, split: str) -> Path:
-        """Return where the predictions of a split are."""
-        return self.path / "predictions" / f"{split}.jsonl"
+    def predictions_of(self, split: str, *, system: str | None = None) -> Path:
+        """Return where the predictions of a split are: the model's, or those of `baseline_<name>`."""
+        return self.path / "predictions" / f"{'.'.join(filter(None, (split, system)))}.jsonl"
 
-    def write_predictions(self, split: str, records: Iterable[Mapping[str, Any]]) -> Path:
-        """Write predictions/<split>.jsonl and return its path."""
-        path = self.predictions_of(split)
+    def trec_files(self, split: str) -> tuple[Path, Path]:
+        """Return where the rankings of a split are as a TREC run, and its labels as qrels."""
+        folder = self.path / "predictions"
+        return folder / f"{split}.run", folder / f"{split}.qrels"
+
+    def read_predictions(self, split: str, *, system: str | None = None) -> list[dict[str, Any]]:
+        """Return the lines of the file of `predictions_of`.
+
+        Raises:
+            DataError: it is not there, or damaged.
+        """
+        path = self.predictions_of(split, system=system)
+        try:
+            with path.open(encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+        except FileNotFoundError:
+            raise DataError(f"{path} is not there.") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path} is damaged ({type(error).__name__}): evaluate that run on {split} again."
+            ) from error
+
+    def write_predictions(
+        self, split: str, records: Iterable[Mapping[str, Any]], *, system: str | None = None
+    ) -> Path:
+        """Write the file of `predictions_of` and return its path."""
+        path = self.predictions_of(split, system=system)
         make_folder(path.parent)
         write_text(path, "".join(json.dumps(record) + "\n" for record in records))
         return path
@@ -165,7 +217,7 @@ class RunDirectory:
         Evaluations of other weights of the run, as while it trains, and with other settings count too.
 
         Args:
-            split: train, val or test.
+            split: train, val, test or all.
             facts: further entries of the record; `weights_sha256` and `data` among them.
 
         Raises:
@@ -178,7 +230,16 @@ class RunDirectory:
         }
         make_folder(self.path)
         _append_line(self.evaluations, json.dumps(line))
-        run = self.path.parent.parent if self.path.parent.name == _OTHERS else self.path
+        return self.n_evaluations(split, facts.get("data"))
+
+    def n_evaluations(self, split: str, data: object = None) -> int:
+        """Return how often the run's models have been evaluated on a split.
+
+        Args:
+            split: train, val or test.
+            data: fingerprints of the data; None counts those on any.
+        """
+        run = self.of_training.path
         lines = [
             line
             for folder in (run, *run.glob(f"{_OTHERS}/*"))
@@ -186,8 +247,17 @@ class RunDirectory:
             if path.is_file()
             for line in readable_lines(path)
         ]
-        data = facts.get("data")  # which lines of earlier versions lack
-        return sum(line.get("split") == split and line.get("data", data) == data for line in lines)
+        # Lines of earlier versions do not say which data.
+        return sum(
+            line.get("split") == split and data in (None, line.get("data", data)) for line in lines
+        )
+
+
+def directory_of(checkpoint: Path) -> RunDirectory:
+    """Return the directory of the run that a checkpoint lies in; one that lies alone is in its own."""
+    folder = checkpoint.resolve().parent
+    run = RunDirectory(folder.parent)
+    return run if run.config.is_file() else RunDirectory(folder)
 
 
 @contextmanager
@@ -205,7 +275,7 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
     directory = RunDirectory(_choose(config))
     is_new = not directory.path.exists()
     made = make_folder(directory.checkpoints)
-    lock = FileLock(directory.path / ".lock", timeout=0)
+    lock = FileLock(directory.lock, timeout=_LOCK_SECONDS)
     try:
         with storing(directory.path):
             _acquire(lock, directory.path)
@@ -224,6 +294,17 @@ def open_run_directory(config: TrainConfig) -> Iterator[RunDirectory]:
             shutil.rmtree(directory.path, ignore_errors=True)
             remove_empty(made)
         lock.release()
+
+
+def output_dir_of(run: Path, task: str) -> Path:
+    """Return the `output_dir` that a run lies in: `<output_dir>/<task>/[<folder>/]<run>`."""
+    run = run.resolve()
+    return next((path.parent for path in run.parents if path.name == task), run.parents[1])
+
+
+def checkpoint_file(path: Path) -> Path:
+    """Return the best checkpoint of a run's directory; a file is one itself."""
+    return RunDirectory(path).best_checkpoint if path.is_dir() else path
 
 
 def _acquire(lock: FileLock, path: Path) -> None:
@@ -364,8 +445,42 @@ def _differences(directory: RunDirectory, config: TrainConfig) -> list[str]:
         raise ConfigError(f"{directory.config} cannot be read: {one_line(error)}") from error
 
 
+def check_same_settings(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], *, config: TrainConfig, headline: str
+) -> None:
+    """Refuse to go on with what was begun with other settings.
+
+    Args:
+        recorded: what was begun, with its `config` as plain data.
+        now: what must be as recorded, besides `config`.
+        config: of today.
+        headline: says what was begun, and what to do.
+
+    Raises:
+        ConfigError: naming every difference.
+    """
+    changes = [
+        f"`{key}` was {recorded.get(key)!r}, but is {value!r} now"
+        for key, value in now.items()
+        if recorded.get(key) != value
+    ]
+    changes += differences(recorded["config"], config)
+    if changes:
+        raise ConfigError(faults_message(headline, changes))
+
+
 def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """Name the settings, of those that a result depends on, in which `config` is not `recorded`.
+    """Name the settings of `changed_settings`, with both values."""
+    return [
+        f"`{key}` was {before!r}, but is {now!r} now"
+        for key, (before, now) in changed_settings(recorded, config).items()
+    ]
+
+
+def changed_settings(
+    recorded: Mapping[str, Any], config: TrainConfig
+) -> dict[str, tuple[object, object]]:
+    """Return the settings, of those that a result depends on, in which `config` is not `recorded`.
 
     A setting that is newer than the record had its default.
     """
@@ -373,13 +488,18 @@ def differences(recorded: Mapping[str, Any], config: TrainConfig) -> list[str]:
     with suppress(ConfigError):  # not valid any more: compared as it is
         recorded = yaml.safe_load(to_yaml(validate_train_config(recorded)))
     before = dict(_leaves(recorded))
-    now = dict(_leaves(yaml.safe_load(to_yaml(config))))
+    now = deciding_settings(config)
     unused = {"data.sentences"} if config.data.unit == "post" else set()
-    return [
-        f"`{key}` was {before.get(key)!r}, but is {now.get(key)!r} now"
+    return {
+        key: (before.get(key), now.get(key))
         for key in sorted((before.keys() | now.keys()) - unused)
         if before.get(key) != now.get(key)
-    ]
+    }
+
+
+def deciding_settings(config: TrainConfig) -> dict[str, object]:
+    """Return the settings that a result depends on, by dotted keys."""
+    return dict(_leaves(yaml.safe_load(to_yaml(config))))
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

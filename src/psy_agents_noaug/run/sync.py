@@ -8,6 +8,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from psy_agents_noaug.config.adaptation import AdaptConfig
 from psy_agents_noaug.config.loading import as_of_today, validate_train_config
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.errors import (
@@ -17,15 +18,17 @@ from psy_agents_noaug.errors import (
     RunInUseError,
     faults_message,
 )
-from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.directory import RunDirectory, output_dir_of
 from psy_agents_noaug.run.records import (
     experiment_of,
     read_history,
     send_history,
+    send_made_report,
     send_report,
     send_start,
     tracking_status,
 )
+from psy_agents_noaug.run.refits import REFIT
 from psy_agents_noaug.tracking.base import Status, without_private_parts
 from psy_agents_noaug.tracking.mlflow import MlflowTracker
 from psy_agents_noaug.training.checkpoint import using
@@ -161,8 +164,7 @@ def _open(
             "uri": config.tracking.uri,
             "experiment": experiment_of(config),
             "run_name": name,
-            # <output_dir>/<task>/<run>
-            "output_dir": directory.path.resolve().parents[1],
+            "output_dir": output_dir_of(directory.path, config.task.name),
             "remedy": "the same command again goes on.",
             "run_id": run_id,
             "system_metrics": False,
@@ -181,14 +183,22 @@ def _sync_training(
         manifest = read_json(directory.manifest)
         with using(directory.manifest, refusal=DataError, remedy=_REMEDY):
             is_finished = manifest["status"] == "finished"
+            has_figures = is_finished and REFIT not in manifest
             steps = int(manifest["steps"]) if is_finished else 0
             data = manifest["data"]
             fingerprints = {key: data[key] for key in data.keys() - {"name", "splits_origin"}}
         history = read_history(directory.history)
-        _check_present(directory.splits, directory.alignment)
+        # An adaptation has posts alone: no splits, no labels, and nothing is predicted.
+        has_labels = not isinstance(config, AdaptConfig)
+        if has_labels:
+            _check_present(directory.splits, directory.alignment)
         if is_finished:
-            _check_present(directory.metrics, directory.predictions_of("val"), directory.history)
-        figures = directory.figures("val") if is_finished else {}
+            _check_present(directory.history)
+        if has_figures:
+            _check_present(directory.metrics)
+            if has_labels:
+                _check_present(directory.predictions_of("val"))
+        figures = directory.figures("val") if has_figures else {}
     tracker = _open(
         directory,
         config,
@@ -202,10 +212,12 @@ def _sync_training(
     with tracking_status(tracker):
         send_start(tracker, directory, config, dict(sorted(fingerprints.items())))
         send_history(tracker, history)
-        if is_finished:
+        if has_figures:
             send_report(tracker, directory, "val", figures, step=steps)
+        if is_finished:
             for path in (directory.manifest, directory.history):
                 tracker.log_artifact(path)
+            send_made_report(tracker, directory)
         _finish(tracker, "FINISHED" if is_finished else "KILLED")
     return [_told(directory.path, tracker)], tracker.run_id
 
@@ -244,6 +256,7 @@ def _sync_evaluations(
             tracker.set_tags(tags)
             if figures:
                 send_report(tracker, folder, split, figures, step=step)
+                send_made_report(tracker, folder)
             _finish(tracker, "FINISHED" if figures else "KILLED")
         told.append(_told(folder.path, tracker, split))
     return told

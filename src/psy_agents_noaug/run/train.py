@@ -1,19 +1,22 @@
 """The story of a training, from a configuration to a report on val."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
+from psy_agents_noaug.data.splits import OUT_OF_FOLD
 from psy_agents_noaug.errors import CheckpointError, ConfigError
+from psy_agents_noaug.run.adapted import warn_of_adaptation
 from psy_agents_noaug.run.checks import (
     check_kept_weights,
     check_monitor,
     check_resumed_data,
     check_resumed_processes,
+    check_resumed_refit,
     check_same_checkpoint,
     check_space,
     warn_of_another_precision,
@@ -25,7 +28,10 @@ from psy_agents_noaug.run.directory import RunDirectory, open_run_directory, poi
 from psy_agents_noaug.run.evaluate import RunResult, report_split
 from psy_agents_noaug.run.hardware import prepare_hardware
 from psy_agents_noaug.run.records import (
+    ReportWriter,
+    make_report,
     manifest_status,
+    no_report,
     open_tracker,
     record_manifest,
     send_history,
@@ -33,8 +39,11 @@ from psy_agents_noaug.run.records import (
     write_history,
     write_start_records,
 )
+from psy_agents_noaug.run.refits import REFIT, describe
+from psy_agents_noaug.run.seen import own_secret
 from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders, rebuild_encoders
+from psy_agents_noaug.tracking.base import Tracker
 from psy_agents_noaug.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -43,6 +52,7 @@ from psy_agents_noaug.training.checkpoint import (
 )
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.progress import ConsoleProgress
+from psy_agents_noaug.training.refit import RefitDecisions
 from psy_agents_noaug.training.trainer import Trainer, TrainingObserver, TrainingOutcome
 from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
 from psy_agents_noaug.utils.private_errors import without_texts
@@ -72,6 +82,8 @@ def train(
     *,
     on_evaluation: Callable[[History], None] = lambda history: None,
     parent_run_id: str | None = None,
+    write_report: ReportWriter = no_report,
+    refit: RefitDecisions | None = None,
 ) -> RunResult:
     """Train, keep the best checkpoint by val, and report it on val. Test is not looked at.
 
@@ -80,6 +92,9 @@ def train(
         on_evaluation: called in the main process with the rows of history.csv after each evaluation; may
             raise StoppedError.
         parent_run_id: the tracker's run to show this one under.
+        write_report: writes the report when the training has finished.
+        refit: with `refit=train+val`, what was decided without val: the last weights are kept then, and
+            there are no figures.
 
     Raises:
         ConfigError, DataError, CheckpointError: the user's to mend; nothing was trained.
@@ -90,41 +105,47 @@ def train(
         OtherProcessError: another process of this training failed or was killed.
         StoppedError: `on_evaluation` ended the training.
     """
+    assert (refit is None) == (config.refit is None), "`run.series.refit` decides"
+    origin = dict(refit.origin) if refit else None
     hardware = prepare_hardware(config)
     distributed = hardware.distributed
-    with _run_directory(config, hardware) as directory:
+    with shared_directory(config, hardware) as directory:
         with distributed.shared_errors():
             data = prepare_data(config)
             warn_of_other_conditions(config, data)
-            checkpoint = _last_checkpoint(config, directory)
+            warn_of_adaptation(config.model, data.fingerprints())
+            checkpoint = continued_checkpoint(config, directory)
             if checkpoint is not None:
                 with using(directory.last_checkpoint):
-                    check_resumed_data(checkpoint, data, directory.path)
-                check_resumed_processes(checkpoint, distributed.count, directory.path)
-                if distributed.is_main:
-                    check_kept_weights(checkpoint, config, directory)
-                    warn_of_another_precision(directory, hardware.precision.mode)
+                    check_resumed_refit(checkpoint, origin, directory.path)
+                check_resumption(checkpoint, data.fingerprints(), config, hardware, directory)
         steps = distributed.gather(checkpoint.step if checkpoint else None)
         with distributed.shared_errors():
             check_same_checkpoint(steps, directory.last_checkpoint)
             task = _build(config, hardware, data, _encoders(config, checkpoint, directory))
-            maximise = check_monitor(config.training.monitor, task) == "max"
-            for split in ("train", "val"):
+            # Without val nothing is monitored.
+            monitor_mode = check_monitor(config.training.monitor, task) if refit is None else None
+            for split in task.examples:
                 for note in task.input_summary(split):
                     logger.info(note)
+            # Of the process that writes the checkpoints.
+            seen = data.seen_posts(own_secret(directory)) if distributed.is_main else {}
         trainer = Trainer(
             task,
             config,
             hardware,
-            maximise=maximise,
+            maximise=monitor_mode == "max",
             checkpoint_dir=directory.checkpoints,
             metadata={
                 **task.metadata(),
                 "fingerprints": data.fingerprints(),
-                "seen_texts": sorted(data.text_hashes("train", "val").values()),
-                "seen_posts": data.seen_posts().to_metadata(),
+                "seen_posts": seen,
+                **({REFIT: origin} if origin else {}),
             },
+            refit=refit,
         )
+        if origin:
+            logger.info("%s It is trained for %d updates.", describe(origin), trainer.total_steps)
         with distributed.shared_errors():
             if checkpoint is not None:
                 with using(directory.last_checkpoint):
@@ -141,16 +162,28 @@ def train(
                 is_required=parent_run_id is None,
             )
         context = RunContext(config, hardware, directory, data, tracker)
-        with tracking_status(tracker), _manifest_status(context):
-            with distributed.shared_errors():
+        with tracking_status(tracker):
+            with _manifest_status(context):
+                with distributed.shared_errors():
+                    if context.is_main:
+                        about = {REFIT: origin} if origin else {"monitor_mode": monitor_mode}
+                        write_start_records(context, about)
+                        # What the tracker may have missed before the run was stopped.
+                        send_history(tracker, trainer.history)
+                        if trainer.history:
+                            write_history(directory.history, trainer.history)
+                observer = TrainingObserver()
                 if context.is_main:
-                    write_start_records(context)
-                    # What the tracker may have missed before the run was stopped.
-                    send_history(tracker, trainer.history)
-                    if trainer.history:
-                        write_history(directory.history, trainer.history)
-            outcome = trainer.fit(_observer(context, trainer, on_evaluation))
-            return _finish(context, task, outcome)
+                    observer = observer_of(trainer, directory, tracker, on_evaluation)
+                outcome = trainer.fit(observer)
+                if refit is None:
+                    result = _finish(context, task, outcome)
+                else:
+                    result = _finish_refit(context, outcome, refit)
+            # Whatever happens now, the training is finished.
+            if refit is None:
+                make_report(context, write_report)
+            return result
 
 
 @without_texts()
@@ -173,7 +206,7 @@ def preview(config: TrainConfig) -> RunPreview:
 
 
 @contextmanager
-def _run_directory(config: TrainConfig, hardware: Hardware) -> Iterator[RunDirectory]:
+def shared_directory(config: TrainConfig, hardware: Hardware) -> Iterator[RunDirectory]:
     """Let the main process open the directory, and the others know which."""
     distributed = hardware.distributed
     with ExitStack() as stack:
@@ -197,7 +230,12 @@ def _manifest_status(context: RunContext) -> AbstractContextManager[None]:
     return manifest_status(context.directory) if context.is_main else nullcontext()
 
 
-def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint | None:
+def continued_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint | None:
+    """Return the last checkpoint of a run that goes on; None of one that begins.
+
+    Raises:
+        CheckpointError: it cannot be gone on with.
+    """
     if config.resume is None or not directory.last_checkpoint.is_file():
         return None
     checkpoint = load_checkpoint(directory.last_checkpoint, task=config.task.name)
@@ -207,6 +245,33 @@ def _last_checkpoint(config: TrainConfig, directory: RunDirectory) -> Checkpoint
         )
     logger.info("Going on with %s from step %d.", directory.path, checkpoint.step)
     return checkpoint
+
+
+def check_resumption(
+    checkpoint: Checkpoint,
+    fingerprints: Mapping[str, str],
+    config: TrainConfig,
+    hardware: Hardware,
+    directory: RunDirectory,
+) -> None:
+    """Refuse to go on from a checkpoint with what would give other weights than an uninterrupted run.
+
+    Args:
+        checkpoint: of `continued_checkpoint`.
+        fingerprints: of the data as they are now.
+        config: of the run.
+        hardware: that it goes on with.
+        directory: of the run.
+
+    Raises:
+        CheckpointError: saying what has changed.
+    """
+    with using(directory.last_checkpoint):
+        check_resumed_data(checkpoint, fingerprints, directory.path)
+    check_resumed_processes(checkpoint, hardware.distributed.count, directory.path)
+    if hardware.distributed.is_main:
+        check_kept_weights(checkpoint, config, directory)
+        warn_of_another_precision(directory, hardware.precision.mode)
 
 
 def _encoders(
@@ -221,38 +286,40 @@ def _encoders(
 
 def _build(config: TrainConfig, hardware: Hardware, data: PreparedData, encoders: Encoders) -> Task:
     """Build the task on train and val."""
-    examples = {name: data.examples[name] for name in ("train", "val")}
+    learned = ("train", "val") if "val" in data.examples else ("train",)
+    examples = {str(name): data.examples[name] for name in learned}
     inputs = TaskInputs(encoders, data.criteria, examples, hardware.max_tokens_held)
     task = build_task(config, inputs)
     task.check_training_examples()
     return task
 
 
-def _observer(
-    context: RunContext, trainer: Trainer, on_evaluation: Callable[[History], None]
+def observer_of(
+    trainer: Trainer,
+    directory: RunDirectory,
+    tracker: Tracker,
+    on_evaluation: Callable[[History], None] = lambda history: None,
 ) -> TrainingObserver:
-    if not context.is_main:
-        return TrainingObserver()
+    """Return what the main process shows and records of a training."""
 
     def record(history: History) -> None:
-        write_history(context.directory.history, history)
+        write_history(directory.history, history)
         on_evaluation(history)
 
-    progress = ConsoleProgress(total_steps=trainer.total_steps, first_step=trainer.step)
-    return TrainingObserver(context.tracker, progress, record)
+    progress = ConsoleProgress(
+        total_steps=trainer.total_steps,
+        first_step=trainer.step,
+        eval_steps=trainer.eval_steps,
+        evaluated_step=trainer.evaluated_step,
+        best=trainer.best,
+    )
+    return TrainingObserver(tracker, progress, record)
 
 
 def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunResult:
     """Report the best checkpoint on val and complete the records."""
-    directory, precision = context.directory, context.hardware.precision
-    context.hardware.distributed.wait()
-    if precision.skipped_updates:
-        logger.warning(
-            "%d of %d updates were skipped, because fp16 gradients overflowed. A few are usual, as the "
-            "loss scale is found in this way; if they are many, use training.amp=bf16 or off.",
-            precision.skipped_updates,
-            outcome.step,
-        )
+    directory = context.directory
+    _warn_of_skipped_updates(context, outcome)
     with context.hardware.distributed.shared_errors():
         checkpoint = load_checkpoint(directory.best_checkpoint, task=task.name)
     task.model.load_state_dict(checkpoint.weights)
@@ -265,20 +332,71 @@ def _finish(context: RunContext, task: Task, outcome: TrainingOutcome) -> RunRes
         step=outcome.step,
         rule_is_fitted_here=True,
     )
-    with context.hardware.distributed.shared_errors():
-        if context.is_main:
-            record_manifest(
-                context,
-                status="finished",
-                weights=weights_sha256(checkpoint.weights),
-                extra={
-                    "steps": outcome.step,
-                    "best_step": outcome.best_step,
-                    "stopped_early": outcome.stopped_early,
-                    "skipped_updates": precision.skipped_updates,
-                },
-            )
-            for path in (directory.manifest, directory.history):
-                context.tracker.log_artifact(path)
-            point_to_latest(Path(context.config.output_dir), directory)
+    # A run in a folder of several is none that the next command is about.
+    is_latest = "/" not in (context.config.run_name or "")
+    _record_end(context, outcome, checkpoint, is_latest=is_latest)
     return result
+
+
+def _finish_refit(
+    context: RunContext, outcome: TrainingOutcome, refit: RefitDecisions
+) -> RunResult:
+    """Keep what the decision rule was fitted on, and complete the records. There are no figures."""
+    _warn_of_skipped_updates(context, outcome)
+    with context.hardware.distributed.shared_errors():
+        checkpoint = load_checkpoint(context.directory.best_checkpoint)
+        if context.is_main:
+            context.directory.write_predictions(OUT_OF_FOLD, refit.lines)
+    _record_end(context, outcome, checkpoint, is_latest=True, about={REFIT: dict(refit.origin)})
+    return RunResult(context.directory.path, {}, describe(refit.origin))
+
+
+def _warn_of_skipped_updates(context: RunContext, outcome: TrainingOutcome) -> None:
+    context.hardware.distributed.wait()
+    if skipped := context.hardware.precision.skipped_updates:
+        logger.warning(
+            "%d of %d updates were skipped, because fp16 gradients overflowed. A few are usual, as the "
+            "loss scale is found in this way; if they are many, use training.amp=bf16 or off.",
+            skipped,
+            outcome.step,
+        )
+
+
+def _record_end(
+    context: RunContext,
+    outcome: TrainingOutcome,
+    checkpoint: Checkpoint,
+    *,
+    is_latest: bool,
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Write the manifest of a finished training.
+
+    Args:
+        context: the run.
+        outcome: of the training.
+        checkpoint: the best.
+        is_latest: whether `<output_dir>/checkpoints` leads to it.
+        about: further entries.
+    """
+    directory = context.directory
+    with context.hardware.distributed.shared_errors():
+        if not context.is_main:
+            return
+        record_manifest(
+            context,
+            status="finished",
+            weights=weights_sha256(checkpoint.weights),
+            extra={
+                "steps": outcome.step,
+                "best_step": outcome.best_step,
+                "best_value": outcome.best_value,
+                "stopped_early": outcome.stopped_early,
+                "skipped_updates": context.hardware.precision.skipped_updates,
+                **(about or {}),
+            },
+        )
+        for path in (directory.manifest, directory.history):
+            context.tracker.log_artifact(path)
+        if is_latest:
+            point_to_latest(Path(context.config.output_dir), directory)

@@ -5,7 +5,7 @@ derives from both; `tasks/registry.py` describes how it is found.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example, pairs_by_text
 from psy_agents_noaug.data.labels import BINARY, LabelScale
 from psy_agents_noaug.data.tokens import cache_folder
-from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.metrics.values import Metrics
 from psy_agents_noaug.models.encoder import Encoder, adapted_encoder, check_positions
 from psy_agents_noaug.tasks.negatives import NegativeSampler
@@ -30,10 +30,13 @@ Predictions = dict[str, np.ndarray]
 DecisionRule = dict[str, Any]
 # Values by metric name. None is an undefined metric; `<name>_undefined` holds the reason.
 MetricValues = dict[str, float | int | str | None]
+# What is predicted of each pair, by column: numbers, or JSON-able lists. NaN and None: it has no value.
+DecisionColumns = dict[str, np.ndarray | list[Any]]
 # Encoders by the part of the model that they are, such as `encoder` or `criteria_encoder`.
 Encoders = Mapping[str, Encoder]
 
 ENCODER = "encoder"  # the part, in a task with a single encoder
+BASELINE = "tfidf_lr"  # the baseline whose predictions are kept, to compare systems with
 
 
 class ExampleSource(Protocol):
@@ -93,7 +96,8 @@ class SplitPredictions:
     """The predictions of a model on a split, and the rule that turns them into decisions.
 
     Args:
-        split: train, val or test; HELD_OUT for test's pairs with the held-out criteria.
+        split: train, val, test, or all of a corpus that is not divided; HELD_OUT for the pairs of
+            test, or of all, with the held-out criteria.
         values: the outputs of `Task.predict`, one row per pair, in the split's order.
         rule: from `TaskEvaluation.fit_decision_rule`.
         rule_is_fitted_here: whether the rule was fitted on this split of this corpus.
@@ -112,8 +116,10 @@ class TaskInputs:
     Args:
         encoders: by part, see `Task.encoder_sources`.
         criteria: those of the examples of train, val and test.
-        examples: by split; splits that must not be read are absent. Under `HELD_OUT` the pairs of
-            test's posts with `held_out`, if they may be read.
+        examples: by split; splits that must not be read are absent, and so is val where its pairs are
+            trained on, among those of train. A corpus that is evaluated whole
+            has one, `data.splits.WHOLE`. Under `HELD_OUT` are the pairs of `held_out` with the posts of
+            test, or with all, if they may be read.
         max_tokens: padded tokens of one example whose activations may be held at once.
         held_out: the criteria that are held out of training, see `data.held_out_criteria`.
     """
@@ -126,7 +132,14 @@ class TaskInputs:
 
 
 class TaskEvaluation(ABC):
-    """Turns predictions into decisions and metrics, without a model."""
+    """Turns predictions into decisions and metrics, without a model.
+
+    Attributes:
+        needs_training_pairs: whether `report` needs the pairs of train or val. If it does not, a corpus
+            that is not divided can be evaluated (`split=all`); baselines that need them are left out.
+    """
+
+    needs_training_pairs: ClassVar[bool] = True
 
     @abstractmethod
     def monitors(self) -> dict[str, Literal["max", "min"]]:
@@ -148,9 +161,47 @@ class TaskEvaluation(ABC):
     def report(self, predicted: SplitPredictions) -> MetricValues:
         """Return `metrics`, their confidence intervals, and the baselines on the same split."""
 
-    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
-        """Return the rule for held-out criteria: nothing of it is fitted on them."""
+    def unfitted_rule(self, rule: DecisionRule, criterion_ids: Iterable[str]) -> DecisionRule:
+        """Return the rule for criteria that are not in it: nothing of it is fitted on them."""
         return rule
+
+    def values_of_lines(self, lines: Sequence[Mapping[str, Any]]) -> Predictions:
+        """Return the predictions in prediction lines (`records`), for an ensemble.
+
+        Raises:
+            ConfigError: the task has none, see `Task.has_mean`.
+        """
+        raise ConfigError("This task has no ensembles.")
+
+    def rule_of_lines(
+        self, lines: Sequence[Mapping[str, Any]], values: Predictions, *, like: DecisionRule
+    ) -> DecisionRule:
+        """Fit the decision rule on the pairs of prediction lines of val, for an ensemble.
+
+        Args:
+            lines: of the pairs.
+            values: what is predicted of them.
+            like: a rule that was fitted on the same pairs, which has the same parts.
+
+        Raises:
+            ConfigError: see `values_of_lines`.
+        """
+        raise ConfigError("This task has no ensembles.")
+
+    def decisions(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> DecisionColumns:
+        """Return what a prediction says of each pair, without looking at its label.
+
+        Args:
+            examples: the pairs.
+            values: the outputs of `Task.predict`, one row per pair.
+            rule: turns them into decisions.
+
+        Raises:
+            ConfigError: the task evaluates labelled pairs only.
+        """
+        raise ConfigError("This task has no predictions on posts without labels.")
 
     def held_out_report(
         self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
@@ -160,7 +211,7 @@ class TaskEvaluation(ABC):
         A task that has no figures of them returns none.
 
         Args:
-            predicted: the pairs of `HELD_OUT`, with `held_out_rule`.
+            predicted: the pairs of `HELD_OUT`, with `unfitted_rule`.
             criteria: the held-out ones.
         """
         return {}
@@ -168,6 +219,10 @@ class TaskEvaluation(ABC):
     @abstractmethod
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield one JSON-able record per example: ids, offsets and numbers, no text."""
+
+    def baseline_records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the records of the baseline `BASELINE`, as `records`; a task without it has none."""
+        return iter(())
 
     @abstractmethod
     def summary(self, metrics: MetricValues) -> str:
@@ -186,6 +241,10 @@ class Task(ABC):
         settings: the settings model of the section `task`.
         labels: the values of the column `status` that the task reads.
         loss_parts: names of the columns of `loss` in the history; empty if it has one column.
+        has_mean: whether the outputs of `predict` are probabilities of pairs, which have a mean over
+            several models, whatever their tokenizers.
+        has_mean_model: whether several models that read the same inputs can be one, a
+            `models.mean.MeanModel`.
         model: the trained model.
         evaluation: computes the metrics.
         encoder_modules: the pretrained parts of `model`.
@@ -197,6 +256,8 @@ class Task(ABC):
     settings: ClassVar[type[TaskSettings]]
     labels: ClassVar[LabelScale] = BINARY
     loss_parts: ClassVar[tuple[str, ...]] = ()
+    has_mean: ClassVar[bool] = False
+    has_mean_model: ClassVar[bool] = False
 
     model: nn.Module
     evaluation: TaskEvaluation
@@ -338,6 +399,12 @@ def example_ids(example: Example) -> dict[str, str]:
         "group_id": example.group_id,
         "criterion_id": example.criterion_id,
     }
+
+
+def decision_rows(columns: DecisionColumns) -> Iterator[dict[str, Any]]:
+    """Yield the entries of `TaskEvaluation.decisions` of each pair."""
+    lists = [v.tolist() if isinstance(v, np.ndarray) else v for v in columns.values()]
+    return (dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True))
 
 
 def flat_metrics(metrics: Metrics) -> MetricValues:

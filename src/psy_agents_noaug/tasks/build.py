@@ -1,7 +1,7 @@
 """Load the encoders of a configuration and build its task."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from psy_agents_noaug.config.schema import TrainConfig
@@ -48,10 +48,21 @@ def rebuild_encoders(config: TrainConfig, metadata: Mapping[str, Any]) -> dict[s
     return {part: rebuild_encoder(metadata[part + _FILES]) for part in parts}
 
 
-def build_task(config: TrainConfig, inputs: TaskInputs) -> Task:
-    """Build the task that `config` names, and choose how its encoders run (packed or padded)."""
+def build_task(
+    config: TrainConfig,
+    inputs: TaskInputs,
+    *,
+    make: Callable[[TrainConfig, TaskInputs], Task] | None = None,
+) -> Task:
+    """Build a task, and choose how its encoders run (packed or padded).
+
+    Args:
+        config: of the run.
+        inputs: of the task.
+        make: builds the task; None: the one that `config` names.
+    """
     packs = choose_execution(config, inputs.encoders)
-    task = task_class(config.task.name)(config, inputs)
+    task = (make or task_class(config.task.name))(config, inputs)
     task.packs = packs
     if not config.training.compile:  # it cannot trace the source of the masks
         use_fast_dropout(task.model)

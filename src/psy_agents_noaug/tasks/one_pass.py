@@ -30,7 +30,7 @@ def label_attention(
     learns = settings.criterion_vectors == "learned"
     return LabelAttentionModel(
         task.network(ENCODER),
-        learned_from=_inputs_of(task.inputs.criteria, encoder) if learns else None,
+        learned_from=criterion_inputs(task.inputs.criteria, encoder) if learns else None,
         hidden_size=encoder.hidden_size,
         head_layers=settings.head_layers,
         head_width=settings.head_width,
@@ -55,7 +55,7 @@ def source_of(task: Task, pairs: PairSource) -> PairSource | TextSource:
     held_out = task.inputs.held_out
     is_held_out = any(criterion.criterion_id in read for criterion in held_out)
     criteria = held_out if is_held_out else task.inputs.criteria
-    texts = _inputs_of(criteria, task.inputs.encoders[ENCODER])
+    texts = criterion_inputs(criteria, task.inputs.encoders[ENCODER])
     return TextSource(pairs, [criterion.criterion_id for criterion in criteria], texts)
 
 
@@ -75,7 +75,7 @@ def outputs_of(model: object, batch: Batch) -> Outputs:
     return outputs
 
 
-def _inputs_of(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Tensor]:
+def criterion_inputs(criteria: Sequence[Criterion], encoder: Encoder) -> dict[str, Tensor]:
     """Return the encoder's inputs of the criteria's texts, which are read whole."""
     rows = encode_windows(
         encoder.tokenizer,

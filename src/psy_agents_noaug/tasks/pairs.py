@@ -28,13 +28,20 @@ class PairSource:
     Args:
         examples: the pairs.
         windows: of the pairs.
+        soft: whether the labels are the shares of annotators who say met.
     """
 
-    def __init__(self, examples: Sequence[Example], windows: EncodedWindows) -> None:
+    def __init__(
+        self, examples: Sequence[Example], windows: EncodedWindows, *, soft: bool = False
+    ) -> None:
         self.examples = examples
         self.windows = windows
         self.ids = [example.example_id for example in examples]
-        self.labels = np.asarray([example.label for example in examples], dtype=np.int64)
+        self.labels = (
+            np.asarray([example.soft_label for example in examples], dtype=np.float32)
+            if soft
+            else np.asarray([example.label for example in examples], dtype=np.int64)
+        )
         self.pair_of = np.repeat(np.arange(len(examples)), np.diff(windows.starts))
 
     @property
@@ -95,7 +102,7 @@ class PairSource:
             width: T.
 
         Returns:
-            labels: int64 `[P]`.
+            labels: int64 `[P]`, or float32 where they are shares.
             pairs: `[V]`, index of the window's pair in `indices`, in ascending order.
         """
         return {

@@ -52,9 +52,13 @@ def environment() -> dict[str, Any]:
     }
 
 
-def package_versions() -> dict[str, str | None]:
-    """Return the versions of the packages that results depend on, None where one isn't installed."""
-    return {name: _version(name) for name in _PACKAGES}
+def package_versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+    """Return the versions of the packages that results depend on, None where one isn't installed.
+
+    Args:
+        more: names of further packages.
+    """
+    return {name: _version(name) for name in (*_PACKAGES, *more)}
 
 
 def write_manifest(

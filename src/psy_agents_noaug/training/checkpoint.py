@@ -57,8 +57,9 @@ class Checkpoint:
         config: the resolved configuration.
         metadata: rebuilds the model and describes its data: encoder files, criteria, fingerprints.
         weights: state dict of the model.
-        decision_rule: fitted on val at this step.
-        metrics: on val at this step.
+        decision_rule: fitted on val at this step; where val was trained on too (`refit` in the
+            metadata), on out-of-fold predictions.
+        metrics: on val at this step; none where it was trained on too.
         resume: state of optimizer, scheduler, scaler, early stopping and trainer, and the number of
             processes (since 0.3.0); None in a best checkpoint.
     """

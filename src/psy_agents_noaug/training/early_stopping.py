@@ -36,6 +36,11 @@ class EarlyStopping:
         return is_best
 
     @property
+    def patience_left(self) -> int | None:
+        """Further evaluations without an improvement after which to stop; None: any number."""
+        return None if self._patience is None else max(0, self._patience - self._waited)
+
+    @property
     def should_stop(self) -> bool:
         return self._patience is not None and self._waited >= self._patience
 

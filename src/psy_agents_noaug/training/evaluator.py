@@ -61,11 +61,14 @@ class Evaluator:
         task: the evaluated task.
         hardware: processes, precision and the tokens per batch.
         eval_batch_size: maximum examples per batch.
+
+    Attributes:
+        distributed: the processes.
     """
 
     def __init__(self, task: Task, hardware: Hardware, *, eval_batch_size: int) -> None:
         self._task = task
-        self._distributed = hardware.distributed
+        self.distributed = hardware.distributed
         self._precision = hardware.precision
         self._loader_options = hardware.loader_options
         self._eval_batch_size = eval_batch_size
@@ -100,16 +103,16 @@ class Evaluator:
             # Processes exchange nothing before all of them are done, so that none waits for one that
             # failed.
             own, stopped = None, False
-            with self._distributed.shared_errors():
+            with self.distributed.shared_errors():
                 try:
                     own = self._predict_unless_out_of_memory(model, source, should_stop)
                 except PredictionStopped:
                     stopped = True
-            if self._distributed.any(stopped):
+            if self.distributed.any(stopped):
                 raise PredictionStopped
-            if not self._distributed.any(own is None):
+            if not self.distributed.any(own is None):
                 break
-            with self._distributed.shared_errors():
+            with self.distributed.shared_errors():
                 if self._max_tokens <= int(row_sizes(source).longest.min()):
                     raise OutOfMemoryError(
                         "Memory ran out during a prediction; lower `training.micro_batch_tokens` or "
@@ -123,8 +126,8 @@ class Evaluator:
                 self._max_tokens,
             )
         assert own is not None
-        predictions = _in_order(self._distributed.gather(own))
-        with self._distributed.shared_errors():
+        predictions = _in_order(self.distributed.gather(own))
+        with self.distributed.shared_errors():
             _refuse_non_finite(predictions, source.predicted_ids)
         return predictions
 
@@ -165,7 +168,7 @@ class Evaluator:
             packed=packs,
             rows=None if packs else sizes.rows,
         )
-        mine = cut[self._distributed.rank :: self._distributed.count]
+        mine = cut[self.distributed.rank :: self.distributed.count]
         loading = loaded(
             _Batches(source, mine),
             range(len(mine)),
@@ -181,7 +184,7 @@ class Evaluator:
         ):
             for batch in batches:
                 stop_if_asked()
-                outputs = self._task.predict(model, self._distributed.to_device(batch))
+                outputs = self._task.predict(model, self.distributed.to_device(batch))
                 parts.append({name: value.cpu().numpy() for name, value in outputs.items()})
         return [source.predicted(batch) for batch in mine], parts
 
@@ -197,7 +200,7 @@ class Evaluator:
 
         Args:
             model: the model of the task.
-            split: train, val or test.
+            split: train, val, test or all.
             rule: turns the predictions into decisions; None fits one on them, on val only.
             should_stop: see `predict`.
 

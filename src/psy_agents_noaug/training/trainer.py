@@ -25,9 +25,11 @@ from psy_agents_noaug.training.early_stopping import EarlyStopping
 from psy_agents_noaug.training.evaluator import Evaluator, PredictionStopped
 from psy_agents_noaug.training.hardware import Hardware
 from psy_agents_noaug.training.loading import loaded
+from psy_agents_noaug.training.names import BEST, LAST
 from psy_agents_noaug.training.optim import build_optimizer, build_scheduler, trainable
 from psy_agents_noaug.training.precision import all_finite
-from psy_agents_noaug.training.progress import NullProgress, TrainingProgress
+from psy_agents_noaug.training.progress import BestSoFar, NullProgress, TrainingProgress
+from psy_agents_noaug.training.refit import RefitDecisions
 from psy_agents_noaug.training.resuming import check_complete
 from psy_agents_noaug.utils.host import to_device
 from psy_agents_noaug.utils.out_of_memory import (
@@ -41,9 +43,6 @@ from psy_agents_noaug.utils.reproducibility import derived_seed
 from psy_agents_noaug.utils.signals import StopSignals
 
 logger = logging.getLogger(__name__)
-
-BEST = "best_checkpoint.pt"
-LAST = "last_checkpoint.pt"
 
 
 @dataclass
@@ -95,7 +94,7 @@ class TrainingObserver:
 
     Args:
         tracker: receives the metrics of every evaluation.
-        progress: receives every update.
+        progress: receives every update and the end of every evaluation.
         on_evaluation: receives the rows of history.csv after every evaluation; may raise StoppedError.
     """
 
@@ -118,6 +117,12 @@ class Trainer:
         maximise: whether a higher `training.monitor` is better.
         checkpoint_dir: folder of `best_checkpoint.pt` and `last_checkpoint.pt`.
         metadata: stored in checkpoints.
+        refit: in place of val, which the task then does not have: nothing is evaluated, training does
+            not stop early, and the last weights are the best.
+
+    Attributes:
+        total_steps: updates of the whole training.
+        eval_steps: updates between two evaluations; there is also one after the last.
     """
 
     def __init__(
@@ -129,8 +134,10 @@ class Trainer:
         maximise: bool,
         checkpoint_dir: Path,
         metadata: Mapping[str, Any],
+        refit: RefitDecisions | None = None,
     ) -> None:
         settings = config.training
+        self._refit = refit
         self._task = task
         self._config = config
         self._settings = settings
@@ -141,9 +148,12 @@ class Trainer:
         self._metadata = dict(metadata)
         self._state = TrainerState(max_tokens=hardware.micro_batch_tokens(packed=task.packs))
         self._steps_per_epoch = self._steps().steps_per_epoch
-        self._eval_steps = settings.eval_steps or self._steps_per_epoch
+        self.eval_steps = settings.eval_steps or self._steps_per_epoch
         all_steps = settings.epochs * self._steps_per_epoch
-        self.total_steps = min(all_steps, settings.max_steps or all_steps)
+        scheduled_steps = self.total_steps = min(all_steps, settings.max_steps or all_steps)
+        if refit is not None:
+            wanted = max(1, round(refit.epochs * self._steps_per_epoch))
+            self.total_steps = min(wanted, scheduled_steps)
         self._distributed.place(task.model)
         self._model = task.model
         self._parameters = list(trainable(task.model))
@@ -159,17 +169,17 @@ class Trainer:
         self._scheduler = build_scheduler(
             settings.scheduler,
             self._optimizer,
-            total_steps=self.total_steps,
+            total_steps=scheduled_steps,
             warmup_ratio=settings.warmup_ratio,
         )
         stopping = settings.early_stopping
         self._early_stopping = EarlyStopping(
             mode="max" if maximise else "min",
-            patience=stopping.patience if stopping else None,
+            patience=stopping.patience if stopping and refit is None else None,
             min_delta=stopping.min_delta if stopping else 0.0,
         )
         self._evaluator = Evaluator(task, hardware, eval_batch_size=settings.eval_batch_size)
-        self._rule: DecisionRule = {}
+        self._rule: DecisionRule = refit.rule if refit else {}
         self._metrics: MetricValues = {}
         self._stop_signal = 0
         self._observer = TrainingObserver()
@@ -178,6 +188,18 @@ class Trainer:
     def step(self) -> int:
         """Number of updates done."""
         return self._state.step
+
+    @property
+    def evaluated_step(self) -> int:
+        """Step of the last evaluation."""
+        return self._state.evaluated_step
+
+    @property
+    def best(self) -> BestSoFar:
+        """The best evaluation so far."""
+        stopping = self._early_stopping
+        epoch = None if stopping.best_step is None else stopping.best_step / self._steps_per_epoch
+        return BestSoFar(self._settings.monitor, stopping.best, epoch, stopping.patience_left)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -235,10 +257,11 @@ class Trainer:
         if signals.received:  # after the loop had looked for the last time
             signal.raise_signal(signals.received)
         if self._early_stopping.best_step is None:
-            logger.warning(
-                "%s was undefined in every evaluation: the last weights are saved as the best.",
-                self._settings.monitor,
-            )
+            if self._refit is None:
+                logger.warning(
+                    "%s was undefined in every evaluation: the last weights are saved as the best.",
+                    self._settings.monitor,
+                )
             self._save(BEST, resume=None)
         return TrainingOutcome(
             step=self._state.step,
@@ -256,6 +279,7 @@ class Trainer:
             if self._evaluation_is_due():
                 self._evaluate(signals)
                 self._save_last()
+                self._observer.progress.evaluated(step=state.step, best=self.best)
             if state.step >= self.total_steps or self._early_stopping.should_stop:
                 self._stop_signal = max(self._distributed.gather(signals.received))
                 if self._stop_signal:
@@ -481,37 +505,23 @@ class Trainer:
         state = self._state
         if state.step == state.evaluated_step:
             return False
-        return state.step % self._eval_steps == 0 or state.step == self.total_steps
+        return state.step % self.eval_steps == 0 or state.step == self.total_steps
 
     def _evaluate(self, signals: StopSignals) -> None:
         state = self._state
-        try:
-            evaluation = self._evaluator.evaluate(
-                self._task.model, "val", should_stop=lambda: signals.received > 0
-            )
-        except PredictionStopped:
-            self._stop_signal = signals.received or signal.SIGTERM
-            raise _StopRequested from None
+        metrics = self._metrics_on_val(signals) if self._refit is None else {}
         state.evaluated_step = state.step
-        self._rule, self._metrics = evaluation.predicted.rule, evaluation.metrics
-        metrics: MetricValues = {f"val/{key}": value for key, value in evaluation.metrics.items()}
         row = self._history_row(metrics)
         state.history.append(row)
         state.loss_sums, state.loss_count = [], 0
         state.token_count, state.seconds = 0, 0.0
-        monitored = metrics[self._settings.monitor]
-        assert not isinstance(monitored, str)
-        if self._early_stopping.update(monitored, step=state.step):
-            self._save(BEST, resume=None)
+        on_val = self._monitored(metrics) if metrics else ""
         logger.info(
-            "step %d, epoch %.2f: train loss %.4f, %s %s (best %s at step %s)",
+            "step %d, epoch %.2f: train loss %.4f%s",
             state.step,
             row["epoch"],
             row["train/loss"],
-            self._settings.monitor,
-            format_value(monitored, ".4f"),
-            format_value(self._early_stopping.best, ".4f"),
-            self._early_stopping.best_step,
+            on_val,
         )
         with self._distributed.shared_errors():
             if self._distributed.is_main:
@@ -520,6 +530,29 @@ class Trainer:
                     step=state.step,
                 )
                 self._observer.on_evaluation(state.history)
+
+    def _metrics_on_val(self, signals: StopSignals) -> MetricValues:
+        try:
+            evaluation = self._evaluator.evaluate(
+                self._task.model, "val", should_stop=lambda: signals.received > 0
+            )
+        except PredictionStopped:
+            self._stop_signal = signals.received or signal.SIGTERM
+            raise _StopRequested from None
+        self._rule, self._metrics = evaluation.predicted.rule, evaluation.metrics
+        return {f"val/{key}": value for key, value in evaluation.metrics.items()}
+
+    def _monitored(self, metrics: MetricValues) -> str:
+        """Save the weights if they are the best so far. Return the monitor's values in words."""
+        value = metrics[self._settings.monitor]
+        assert not isinstance(value, str)
+        if self._early_stopping.update(value, step=self._state.step):
+            self._save(BEST, resume=None)
+        best = format_value(self._early_stopping.best, ".4f")
+        return (
+            f", {self._settings.monitor} {format_value(value, '.4f')} (best {best} at step "
+            f"{self._early_stopping.best_step})"
+        )
 
     def _history_row(self, metrics: MetricValues) -> dict[str, Any]:
         state = self._state

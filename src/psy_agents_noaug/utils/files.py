@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from psy_agents_noaug.errors import DataError, StorageError
+from psy_agents_noaug.errors import ConfigError, DataError, StorageError
 
 _OUT_OF_SPACE = {
     errno.ENOSPC: "the disk is full",
@@ -40,7 +40,12 @@ _DAY_SECONDS = 86_400.0
 
 
 def storage_message(
-    path: Path | str, error: OSError, *, needed: int = 0, verb: str = "written"
+    path: Path | str,
+    error: OSError,
+    *,
+    needed: int = 0,
+    verb: str = "written",
+    setting: str = "output_dir",
 ) -> str:
     """Say why `path` cannot be written, and what to do.
 
@@ -49,10 +54,11 @@ def storage_message(
         error: of the operating system.
         needed: bytes to be written; 0 where that is not known.
         verb: what cannot be done.
+        setting: that says where it is written.
     """
     reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
     if error.errno not in _OUT_OF_SPACE:
-        return f"{path} cannot be {verb}: {reason}. Mend that, or write elsewhere (`output_dir`)."
+        return f"{path} cannot be {verb}: {reason}. Mend that, or write elsewhere (`{setting}`)."
     free = free_bytes(Path(path))
     figures = [f"{megabytes(needed)} needed"] * bool(needed)
     figures += [] if free is None else [f"{megabytes(free)} free"]
@@ -60,11 +66,11 @@ def storage_message(
     if error.errno == errno.EFBIG:
         return (
             f"{path} cannot be {verb}: {reason}{amounts}. Raise that limit, or write "
-            "elsewhere (`output_dir`)."
+            f"elsewhere (`{setting}`)."
         )
     return (
         f"{path} cannot be {verb}: {reason}{amounts}. Make space there, or write elsewhere "
-        "(`output_dir`)."
+        f"(`{setting}`)."
     )
 
 
@@ -88,12 +94,13 @@ def environment_refusal(error: OSError) -> str | None:
 
 
 @contextmanager
-def storing(path: Path, *, needed: int = 0) -> Iterator[None]:
+def storing(path: Path, *, needed: int = 0, setting: str = "output_dir") -> Iterator[None]:
     """Turn a refusal to write at `path` into a StorageError.
 
     Args:
         path: of the file or folder.
         needed: bytes to be written; 0 where that is not known.
+        setting: that says where it is written.
 
     Raises:
         StorageError: with the path, the reason, the remedy and, where space is lacking, its amount.
@@ -104,7 +111,9 @@ def storing(path: Path, *, needed: int = 0) -> Iterator[None]:
         refusal = refusal_to_write(error) or (error if isinstance(error, OSError) else None)
         if refusal is None:
             raise
-        raise StorageError(storage_message(path, refusal, needed=needed)) from error
+        raise StorageError(
+            storage_message(path, refusal, needed=needed, setting=setting)
+        ) from error
 
 
 def free_bytes(path: Path) -> int | None:
@@ -146,6 +155,49 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def check_unused(folder: Path, *, what: str) -> None:
+    """Check that a folder is not there, or empty.
+
+    Args:
+        folder: that will be written.
+        what: will be written there, for the message.
+
+    Raises:
+        ConfigError: it is a file, or not empty.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    if folder.exists() or folder.is_symlink():
+        kind = "is not empty" if folder.is_dir() else "is no folder"
+        raise ConfigError(
+            f"The {what} would go to {folder}, which {kind}: remove it, or choose another `output`."
+        )
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder to write to, which gets its name when all is done.
+
+    Args:
+        folder: not there, or empty (`check_unused`).
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    unfinished = temporary_beside(folder.absolute())
+    make_folder(unfinished.parent)
+    with storing(folder):
+        try:
+            unfinished.mkdir()
+            yield unfinished
+            if folder.is_dir():
+                folder.rmdir()  # it is empty
+            unfinished.replace(folder)
+        except BaseException:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
 
 
 def write_atomically(

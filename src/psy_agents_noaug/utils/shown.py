@@ -1,7 +1,10 @@
 """Text from files, ids, names and paths, made safe to show on a terminal and in a spreadsheet."""
 
 import logging
+import os
 import re
+from contextlib import suppress
+from typing import TextIO
 
 MAX_LINE = 2000  # characters
 # Control characters but for tab and line feed (ESC starts the commands of a terminal), the marks that
@@ -29,6 +32,12 @@ def spreadsheet_cell(value: object) -> object:
     if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
         return f"'{value}"
     return value
+
+
+def discard(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere: at its end Python would try again to write it."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class PrintableFormatter(logging.Formatter):

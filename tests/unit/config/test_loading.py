@@ -21,8 +21,9 @@ from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.run.checks import check_evaluation_settings
 from psy_agents_noaug.tasks.registry import task_names
 
-GROUPS = ("data", "model", "recipe", "training", "tracking", "task")
+GROUPS = ("data", "model", "recipe", "protocol", "training", "tracking", "task")
 REQUIRED = {
+    "imported": ["data.dir=somewhere"],
     "redsm5": ["data.dir=somewhere"],
     "tables": ["data.posts=posts.csv", "data.annotations=annotations.csv"],
 }
@@ -114,6 +115,44 @@ def test_an_evaluation_has_no_recipe():
         check_evaluation_settings(explicit)
 
 
+@pytest.mark.parametrize("name", [name for name in choices("protocol") if name != "none"])
+def test_a_protocol_sets_what_it_fixes(name):
+    config = load(f"protocol={name}")
+    assert config.protocol.name == name
+    assert config.protocol.fixes["data"].items() <= config.data.model_dump().items()
+    assert load().protocol.figures is None
+
+
+def test_all_settings_that_would_make_another_protocol_are_refused_in_one_message():
+    fault = fault_of("protocol=redsm5_posts", "data.unit=sentence", "data.split_seed=7")
+    assert "`data.unit` must be 'post' under protocol=redsm5_posts, but is 'sentence'" in fault
+    assert "`data.split_seed` must be 42 under protocol=redsm5_posts, but is 7" in fault
+
+
+def test_a_protocol_is_not_changed_under_its_name():
+    with pytest.raises(ConfigError, match=r"`protocol\.threshold`: a protocol is chosen as it is"):
+        load("protocol=redsm5_posts", "protocol.threshold=0.4")
+
+
+def test_a_task_without_labels_has_no_protocol():
+    with pytest.raises(ConfigError, match="which the task evidence does not predict"):
+        load_train_config("evidence", ["protocol=redsm5_posts"])
+    assert load_train_config("joint", ["protocol=redsm5_posts"]).protocol.divides
+
+
+def test_a_configuration_with_a_protocol_is_read_back(best):
+    config = load("protocol=redsm5_posts")
+    again = load(best(to_yaml(config)))
+    assert again.model_dump() | {"best_config": None} == config.model_dump()
+
+
+def test_an_evaluation_by_a_protocol_takes_what_it_fixes():
+    _, explicit = load_evaluate_config("criteria", ["checkpoint=c.pt", "protocol=redsm5_posts"])
+    laid = lay_over(yaml.safe_load(to_yaml(load("data.unit=sentence"))), explicit)
+    assert (laid.data.unit, laid.data.division) == ("post", "random")
+    assert laid.protocol.name == "redsm5_posts"
+
+
 LABEL_ATTENTION = "model.architecture=label_attention"
 
 
@@ -147,9 +186,10 @@ def test_all_conflicts_of_label_attention_are_one_message():
 
 def test_all_shipped_groups_were_found():
     assert {group: len(choices(group)) for group in GROUPS}.items() >= {
-        ("data", 4),
+        ("data", 5),
         ("model", 6),
         ("recipe", 2),
+        ("protocol", 4),
         ("training", 2),
         ("tracking", 2),
     }
@@ -176,7 +216,7 @@ def test_all_faults_are_told_in_one_message():
         "training.learning_rate=fast",
         "model.pooling=median",
         "model.max_length=4",
-        "run_name='a/b'",
+        "run_name='a/b/c'",
     )
     for fault in (
         "`data.dir` must be given",
@@ -186,7 +226,7 @@ def test_all_faults_are_told_in_one_message():
         "`training.learning_rate` is 'fast'",
         "`model.pooling` is 'median': input should be 'cls', 'mean', 'max' or 'attention'",
         "`model.max_length` is 4",
-        "`run_name` is 'a/b'",
+        "`run_name` is 'a/b/c'",
     ):
         assert message.count(f"\n  - {fault}") == 1
     assert message.count("\n  - ") == 8

@@ -171,9 +171,19 @@ def test_status_is_0_or_1_in_any_spelling(tmp_path, value, status, suffix):
     [
         ([*POSTS, POSTS[1]], "row 4, column post_id: must be unique ('p2' is in row 2 too)"),
         ([{"post_id": "", "text": "x"}], "row 1, column post_id: must not be missing"),
-        ([{"post_id": " ", "text": "x"}], "row 1, column post_id: must not be only whitespace"),
+        (
+            [{"post_id": " ", "text": "x"}],
+            "row 1, column post_id: must not be only whitespace or invisible characters",
+        ),
         ([{"post_id": "p1", "text": ""}], "row 1, column text: must not be missing"),
-        ([{"post_id": "p1", "text": "\n \t"}], "row 1, column text: must not be only whitespace"),
+        (
+            [{"post_id": "p1", "text": "\n \t"}],
+            "row 1, column text: must not be only whitespace or invisible characters",
+        ),
+        (
+            [{"post_id": "p1", "text": "\u200b \u00ad\ufeff\u2060\u3164"}],
+            "row 1, column text: must not be only whitespace or invisible characters",
+        ),
         (
             [{"post_id": "p1", "text": f"{CANARY}\0"}],
             "row 1, column text: must not hold NUL or unpaired surrogates",
@@ -221,7 +231,10 @@ def test_a_bad_post_is_found(tmp_path, posts, fault):
             {"start_char": 0, "end_char": 6, "evidence_text": CANARY},
             "column evidence_text: must be the text at start_char and end_char",
         ),
-        ({"evidence_text": "  "}, "column evidence_text: must not be only whitespace"),
+        (
+            {"evidence_text": "  "},
+            "column evidence_text: must not be only whitespace or invisible characters",
+        ),
     ],
 )
 def test_a_bad_annotation_is_found(tmp_path, cells, fault):
@@ -297,7 +310,10 @@ def test_offsets_that_fit_the_text_and_the_evidence_are_accepted(tmp_path):
             "('b.10' is also a name of row 1)",
         ),
         ([{**CRITERIA[0], "text": ""}], "row 1, column text: must not be missing"),
-        ([{**CRITERIA[0], "name": " "}], "row 1, column name: must not be only whitespace"),
+        (
+            [{**CRITERIA[0], "name": " "}],
+            "row 1, column name: must not be only whitespace or invisible characters",
+        ),
     ],
 )
 def test_a_bad_criterion_is_found(tmp_path, criteria, fault):

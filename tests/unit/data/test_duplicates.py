@@ -136,6 +136,7 @@ def test_words_of_scripts_without_spaces_are_their_characters():
     assert [(a, b) for a, _, b, _, _ in report.near] == [("train0", "test0")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_changed", [0, 1, 4])
 def test_thousands_of_posts_from_one_template_take_no_time_and_few_lines(n_changed):
     draw = random.Random(1)

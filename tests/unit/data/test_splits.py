@@ -4,10 +4,17 @@ import time
 from collections import Counter
 
 import pytest
+from sklearn.model_selection import train_test_split
 
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.examples import Example
-from psy_agents_noaug.data.splits import make_splits, read_splits, split_summary, write_splits
+from psy_agents_noaug.data.splits import (
+    make_random_splits,
+    make_splits,
+    read_splits,
+    split_summary,
+    write_splits,
+)
 from psy_agents_noaug.errors import ConfigError, DataError
 
 FRACTIONS = (0.8, 0.1, 0.1)
@@ -237,3 +244,30 @@ def test_the_summary_warns_of_criteria_without_positives_in_val_or_test(tmp_path
         "val has 1 authors or posts",
         "test has 1 authors or posts",
     ]
+
+
+def test_a_random_division_has_the_test_posts_of_scikit_learn():
+    posts, _ = corpus(1484)
+    splits = make_random_splits(posts, fractions=(0.7, 0.1, 0.2), seed=42)
+    ids = [post.post_id for post in posts]
+    _, test = train_test_split(ids, test_size=0.2, random_state=42)
+    assert splits.test == tuple(sorted(test))
+    assert [len(ids) for ids in splits.by_name().values()] == [1039, 148, 297]
+    assert splits.origin == "at random seed=42 fractions=0.7,0.1,0.2"
+    assert sorted(splits.split_of()) == sorted(ids)
+
+
+def test_a_random_division_keeps_the_posts_of_an_author_together():
+    posts, _ = corpus(300, authors=40)
+    splits = make_random_splits(posts, fractions=(0.7, 0.1, 0.2), seed=1)
+    split_of = splits.split_of()
+    of_author = Counter(post.group_id for post in posts)
+    pairs = {(post.group_id, split_of[post.post_id]) for post in posts}
+    assert len(pairs) == len(of_author)
+    assert len({author for author, name in pairs if name == "test"}) == 8
+
+
+def test_a_random_division_without_posts_for_train_is_refused():
+    posts, _ = corpus(3)
+    with pytest.raises(DataError, match="leaves none for train"):
+        make_random_splits(posts, fractions=(0.1, 0.2, 0.7), seed=0)

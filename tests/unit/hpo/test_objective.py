@@ -28,7 +28,14 @@ def base(overrides_for, tmp_path):
     own = {key: value for key, value in given if key not in ("tracking", "output_dir")}
     numbers = {key: float(value) for key, value in own.items() if value.replace(".", "").isdigit()}
     whole = {key: int(value) for key, value in numbers.items() if value == int(value)}
-    return {**own, **numbers, **whole, "data.negatives": 2.0, "tracking": "none"}
+    return {
+        **own,
+        **numbers,
+        **whole,
+        "data.negatives": 2.0,
+        "report": False,
+        "tracking": "none",
+    }
 
 
 @pytest.fixture
@@ -55,6 +62,7 @@ def test_a_trial_is_the_training_that_a_user_would_make(make, base, study, tmp_p
     assert max(reported.values()) == value
 
 
+@pytest.mark.slow
 def test_a_search_keeps_no_checkpoint_and_looks_at_no_test(make, study, tmp_path):
     make()(study.ask())
     run = tmp_path / "trials/criteria/trial-0000"
@@ -156,6 +164,7 @@ def test_a_trial_without_a_defined_figure_has_failed(make, study, monkeypatch):
         make()(study.ask())
 
 
+@pytest.mark.slow
 def test_a_pruner_stops_the_training_after_the_evaluation_that_it_saw(make, study, tmp_path):
     study.pruner = optuna.pruners.ThresholdPruner(lower=2.0)
     trial = study.ask()

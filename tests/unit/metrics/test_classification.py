@@ -261,6 +261,7 @@ def test_the_global_threshold_is_the_best_candidate_by_brute_force(rows):
     assert fitted(predictions) == dict.fromkeys(CRITERIA, wanted)
 
 
+@pytest.mark.slow
 def test_the_threshold_is_the_best_on_average_over_bootstrap_samples_of_posts():
     rng = np.random.default_rng(1)
     labels = (rng.random(40) < 0.2).astype(int)

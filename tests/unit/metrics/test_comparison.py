@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from psy_agents_noaug.metrics.comparison import comparable_metrics, compare, mean_interval
+from psy_agents_noaug.metrics.comparison import compare, difference_of, holm, mean_interval
+from psy_agents_noaug.metrics.jackknife import jackknife
+from psy_agents_noaug.metrics.lines import comparable_metrics
 
 
 def line(post, criterion, *, label=0, decision=0, evidence=None, gold=()):
@@ -175,8 +177,9 @@ def test_the_interval_of_a_mean_needs_three_trainings_and_stays_inside_its_range
 
 def test_the_smallest_p_value_of_few_posts_is_that_of_their_swaps():
     """Two posts can be swapped in four ways, of which two are as extreme."""
-    good = [line(f"p{k}", "A.1", label=1, decision=1) for k in range(2)]
-    bad = [line(f"p{k}", "A.1", label=1, decision=0) for k in range(2)]
+    unmet = line("p2", "A.1")
+    good = [line(f"p{k}", "A.1", label=1, decision=1) for k in range(2)] + [unmet]
+    bad = [line(f"p{k}", "A.1", label=1, decision=0) for k in range(2)] + [unmet]
     found = compare("f1_macro", [good], [bad], n_samples=4000, seed=0)
     assert found.p_value_of_these_weights == pytest.approx(0.5, abs=0.05)
 
@@ -194,6 +197,43 @@ def test_evidence_is_compared_by_the_counts_of_the_lines():
     found = compare("evidence_iou_f1", [gold], [nothing], n_samples=100, seed=0)
     assert found.first == pytest.approx(4 / 7)
     assert found.second == 0.0
+
+
+def test_a_criterion_whose_labels_are_all_met_is_in_no_mean():
+    """As in an evaluation: whoever always says "met" would have 1."""
+    lines = trainings(1, accuracy=0.8, n=1)[0]
+    always = [line(f"p{k}", "A.9", label=1, decision=1) for k in range(40)]
+    options = {"n_samples": 10, "seed": 0}
+    expected = compare("f1_macro", [lines], [lines], **options).first
+    found = compare("f1_macro", [lines + always], [lines + always], **options)
+    assert found.first == expected
+
+
+def test_holm_multiplies_the_smallest_by_all_and_keeps_the_order():
+    """Worked by hand: 0.01 x 4, 0.02 x 3, 0.03 x 2, 0.04 x 1, and none is below the one before."""
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_holm_counts_a_test_that_cannot_be_made():
+    assert holm([None, 0.01, None]) == [None, pytest.approx(0.03), None]
+
+
+def test_systems_may_be_trained_unequally_often():
+    """Only the variance over seeds that is known counts, and the posts of both are paired."""
+    rng = np.random.default_rng(0)
+    one, other = rng.random((5, 31)) / 10 + 0.5, rng.random((1, 31)) / 10 + 0.5
+    found = difference_of(one, other)
+    assert found.difference == pytest.approx(one[:, 0].mean() - other[0, 0])
+    posts = jackknife(one.mean(axis=0) - other[0])
+    total = posts.variance + one[:, 0].var(ddof=1) / 5
+    df = total**2 / (
+        posts.variance**2 / posts.degrees_of_freedom + (one[:, 0].var(ddof=1) / 5) ** 2 / 4
+    )
+    half_width = stats.t.ppf(0.975, df) * np.sqrt(total)
+    assert found.ci_high - found.difference == pytest.approx(half_width)
+    assert difference_of(one, np.full((1, 31), np.nan)) is None
 
 
 def test_pairs_of_unknown_evidence_do_not_count():

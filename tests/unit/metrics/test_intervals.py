@@ -5,10 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, roc_auc_score
 
 from psy_agents_noaug.metrics.classification import PairPredictions, classification_metrics
-from psy_agents_noaug.metrics.intervals import OVERALL, PER_CRITERION, classification_samples
+from psy_agents_noaug.metrics.intervals import (
+    OVERALL,
+    PER_CRITERION,
+    classification_samples,
+    decided_samples,
+)
 
 CRITERIA = ("A.1", "A.2", "A.3")
 HALF = dict.fromkeys(CRITERIA, 0.5)
@@ -197,3 +202,43 @@ def test_six_authors_with_fifteen_posts_each_tell_what_six_tell_not_what_ninety_
     low, high = found(authors)
     assert low < bootstrap(authors)[0] < 0.5
     assert high > bootstrap(authors)[1] > 0.95
+
+
+def test_scores_of_different_folds_are_not_ranked_against_each_other():
+    # Each fold ranks its met pairs first, but all scores of the second are higher.
+    labels = np.array([1, 0, 0, 1, 0, 0] * 4)
+    folds = np.array([0, 0, 0, 1, 1, 1] * 4)
+    pairs = PairPredictions(
+        labels=labels,
+        probabilities=np.array([0.3, 0.2, 0.1, 0.9, 0.8, 0.7] * 4),
+        criterion_ids=np.full(24, "A.1"),
+        group_ids=np.array([f"u{number // 3}" for number in range(24)]),
+    )
+    decided = labels == 1
+    apart = decided_samples(pairs, decided, criteria=["A.1"], folds=folds).values
+    mixed = decided_samples(pairs, decided, criteria=["A.1"]).values
+    assert apart["per_criterion/A.1/auroc"][0] == apart["average_precision_macro"][0] == 1.0
+    assert mixed["per_criterion/A.1/auroc"][0] == 0.75
+    assert apart["f1_macro"][0] == mixed["f1_macro"][0] == 1.0
+
+
+def test_rankings_of_folds_are_averaged_by_their_met_pairs_without_each_author_too():
+    rng = np.random.default_rng(0)
+    folds = rng.integers(3, size=60)
+    pairs = PairPredictions(
+        labels=rng.integers(2, size=60),
+        probabilities=rng.random(60),
+        criterion_ids=np.full(60, "A.1"),
+        group_ids=np.array([f"u{number % 20}" for number in range(60)]),
+    )
+
+    def expected(rows: np.ndarray) -> float:
+        own = [rows & (folds == fold) for fold in range(3)]
+        aurocs = [roc_auc_score(pairs.labels[of], pairs.probabilities[of]) for of in own]
+        return float(np.average(aurocs, weights=[pairs.labels[of].sum() for of in own]))
+
+    found = decided_samples(pairs, pairs.labels == 1, criteria=["A.1"], folds=folds)
+    values = found.values["per_criterion/A.1/auroc"]
+    assert values[0] == pytest.approx(expected(np.ones(60, dtype=bool)))
+    without_first = expected(pairs.group_ids != "u0")
+    assert values[1] == pytest.approx(without_first)

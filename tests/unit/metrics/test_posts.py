@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from psy_agents_noaug.metrics.classification import PairPredictions
-from psy_agents_noaug.metrics.posts import PostDecisions, by_post, has_episode, post_metrics
+from psy_agents_noaug.metrics.posts import (
+    PostDecisions,
+    by_post,
+    has_episode,
+    pairs_of_posts,
+    post_metrics,
+)
 
 NINE = tuple(f"A.{k}" for k in range(1, 10))
 
@@ -84,3 +90,20 @@ def test_no_post_judged_by_every_criterion_gives_reasons():
     assert found.values["n_judged"] == 0
     assert found.undefined["n_met_mae"] == "no post was judged by every criterion"
     assert found.undefined["episode/recall"] == "no pairs"
+
+
+def test_a_pair_of_a_post_has_its_most_probable_sentence_and_is_met_if_one_is():
+    rows = [("p2", "A", 0, 0.7), ("p1", "A", 0, 0.2), ("p1", "A", 1, 0.1), ("p1", "B", 0, 0.4)]
+    rows += [("p2", "A", 0, 0.3), ("p2", "B", 0, 0.5)]  # a sentence of each post is unknown for B
+    pairs = PairPredictions(
+        labels=np.asarray([row[2] for row in rows]),
+        probabilities=np.asarray([row[3] for row in rows]),
+        criterion_ids=np.asarray([row[1] for row in rows]),
+        group_ids=np.asarray([f"author of {row[0]}" for row in rows]),
+    )
+    found, post_ids = pairs_of_posts(pairs, np.asarray([row[0] for row in rows]))
+    assert post_ids.tolist() == ["p1", "p2"]
+    assert found.criterion_ids.tolist() == ["A", "A"]
+    assert found.labels.tolist() == [1, 0]
+    assert found.probabilities.tolist() == [0.2, 0.7]
+    assert found.group_ids.tolist() == ["author of p1", "author of p2"]

@@ -3,6 +3,7 @@ import csv
 import pytest
 
 from psy_agents_noaug.config.loading import load_train_config
+from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.run.data import prepare_data
 
 EVIDENCE = "I lie awake."
@@ -55,3 +56,30 @@ def test_offsets_in_another_unit_are_one_warning_and_a_setting_mends_them(utf16_
         for span in example.evidence
     } == {EVIDENCE}
     assert data.report()["alignment"]["offsets"]["offset_unit"] == "utf16"
+
+
+def test_corrections_change_labels_counts_and_fingerprint_but_no_split(utf16_corpus, tmp_path):
+    before = prepared(utf16_corpus, "data.offset_unit=utf16")
+    assert before.report()["corrections"] is None
+    rows = ["post_id,criterion_id,label,start_char,end_char,note", "p0,A.4,0,,,", "p1,A.2,1,0,2,"]
+    (tmp_path / "mended.csv").write_text("\n".join(rows))
+    after = prepared(utf16_corpus, "data.offset_unit=utf16", "data.corrections=mended.csv")
+    assert after.splits == before.splits
+    assert after.fingerprints()["corpus"] != before.fingerprints()["corpus"]
+    assert after.report()["corrections"] == {
+        "file": "mended.csv",
+        "rows": 2,
+        "notes": 0,
+        "pairs": 2,
+        "annotations_replaced": 1,
+        "annotations_added": 2,
+        "first_row": 9,
+    }
+    met = {
+        (example.post_id, example.criterion_id): example.evidence
+        for examples in after.examples.values()
+        for example in examples
+        if example.label
+    }
+    assert ("p0", "A.4") not in met
+    assert met["p1", "A.2"] == (Span(0, 2),)

@@ -72,6 +72,7 @@ def test_train_val_and_test_have_the_pairs_of_a_corpus_without_the_criterion(
     assert HELD_OUT not in without.examples
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task_name", "architecture"),
     [
@@ -152,6 +153,7 @@ def test_the_evidence_of_a_held_out_criterion_has_figures_of_its_own(make_config
     assert f"{ID}: By IOU F1 the model is" in tested.summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_other_splits_say_nothing_of_it(make_config, split):
     run = train(make_config(HELD))

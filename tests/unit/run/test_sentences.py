@@ -4,13 +4,16 @@ import json
 import logging
 import shutil
 
+import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 
 from psy_agents_noaug import evaluate, train
 from psy_agents_noaug.data.sentences import sentences
 from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.directory import differences
 from psy_agents_noaug.run.evaluate import ANNOTATED_ONLY
+from psy_agents_noaug.training.checkpoint import load_checkpoint
 
 POSTS, ANNOTATIONS = "redsm5_posts.csv", "redsm5_annotations.csv"
 SENTENCE = ["data.unit=sentence", "training.max_steps=1"]
@@ -85,3 +88,25 @@ def test_the_choice_of_sentences_is_a_difference_only_where_sentences_are_judged
     assert differences(recorded, make_config("data.unit=sentence")) == [
         "`data.sentences` was 'annotated', but is 'all' now"
     ]
+
+
+def test_figures_of_whole_posts_are_those_of_the_most_probable_sentences(overrides):
+    trained = train([*overrides, *SENTENCE, "training.epochs=1"], verbose=False)
+    figures = evaluate(trained, split="test", verbose=False).metrics
+    rule = load_checkpoint(trained.directory / "checkpoints" / "best_checkpoint.pt").decision_rule
+    lines = (trained.directory / "predictions" / "test.jsonl").read_text().splitlines()
+    table = pd.DataFrame(map(json.loads, lines))
+    posts = table.groupby(["criterion_id", "post_id"])[["label", "probability"]].max()
+    scores = {}
+    for criterion_id, own in posts.groupby(level="criterion_id"):
+        if 0 < own["label"].sum() < len(own):
+            decided = own["probability"] >= rule["posts"]["thresholds"][criterion_id]
+            scores[criterion_id] = f1_score(own["label"], decided)
+    assert len(scores) > 1
+    assert figures["test/per_post/f1_macro"] == pytest.approx(sum(scores.values()) / len(scores))
+    for criterion_id, score in scores.items():
+        found = figures[f"test/per_post/per_criterion/{criterion_id}/f1"]
+        assert found == pytest.approx(score)
+    gain = figures["test/baseline_tfidf_lr/per_post/f1_macro_gain"]
+    baseline = figures["test/baseline_tfidf_lr/per_post/f1_macro"]
+    assert gain == pytest.approx(figures["test/per_post/f1_macro"] - baseline)

@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from psy_agents_noaug.config.loading import to_overrides
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
@@ -13,7 +15,7 @@ from psy_agents_noaug.models.encoder import load_encoder
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.base import ENCODER, SplitPredictions, TaskInputs
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
-from psy_agents_noaug.tasks.criteria.task import CriteriaTask
+from psy_agents_noaug.tasks.criteria.task import CriteriaTask, label_losses
 from psy_agents_noaug.tasks.pairs import ENCODER_INPUTS
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
@@ -404,3 +406,15 @@ def test_focal_gamma_is_ignored_by_cross_entropy(make_config, tiny_encoder):
     model = built.model.eval()
     expected = classification_loss(logits_of(model, batch), batch["labels"])
     torch.testing.assert_close(built.loss(model, batch), expected)
+
+
+def test_soft_labels_weight_the_losses_of_both_labels():
+    odds, shares = torch.tensor([0.3, -1.2, 2.0]), torch.tensor([0.0, 0.25, 1.0])
+    plain = SimpleNamespace(loss="cross_entropy", focal_gamma=2.0)
+    expected = binary_cross_entropy_with_logits(odds, shares, reduction="none")
+    torch.testing.assert_close(label_losses(odds, shares, plain, None), expected)
+    # Where all annotators agree the loss is that of the label, class weights included.
+    weights = torch.tensor([0.5, 3.0])
+    found = label_losses(odds, shares, plain, weights)[[0, 2]]
+    expected = label_losses(odds[[0, 2]], torch.tensor([0, 1]), plain, weights)
+    torch.testing.assert_close(found, expected)

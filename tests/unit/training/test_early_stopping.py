@@ -29,9 +29,14 @@ def test_ties_keep_the_earliest_step():
     assert stopping.best_step == 1
 
 
+def test_the_patience_left_falls_with_each_evaluation_without_a_gain():
+    assert [run([0.5, 0.1, 0.1][:n], patience=2)[0].patience_left for n in range(4)] == [2, 2, 1, 0]
+
+
 def test_without_patience_it_never_stops():
     stopping, stops = run([0.5, *[0.1] * 50], patience=None)
     assert stops == []
+    assert stopping.patience_left is None
     assert stopping.best_step == 1
 
 

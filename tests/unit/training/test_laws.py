@@ -42,7 +42,7 @@ EVERY_TASK = pytest.mark.parametrize(
     [
         ("criteria", "cross_encoder"),
         ("evidence", "cross_encoder"),
-        ("joint", "cross_encoder"),
+        pytest.param("joint", "cross_encoder", marks=pytest.mark.slow),
         pytest.param("criteria", "label_attention", marks=pytest.mark.slow),
         ("joint", "label_attention"),
     ],

@@ -11,7 +11,7 @@ class LabelConfig(TaskSettings):
     """Loss and decision rule of labels."""
 
     architectures = ARCHITECTURES
-
+    has_protocols = True
     headline_metrics = ("f1_macro", "auroc_macro", "average_precision_macro")
 
     name: Literal["criteria"]
@@ -27,6 +27,8 @@ class LabelConfig(TaskSettings):
 
 class CriteriaTaskConfig(LabelConfig):
     """Settings of the criteria task."""
+
+    has_soft_labels = True
 
     # The defaults are for configurations of 0.2.0 and earlier.
     long_posts: Literal["windows", "truncate"] = "truncate"

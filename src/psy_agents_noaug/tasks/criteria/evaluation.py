@@ -1,18 +1,21 @@
 """Metrics of predicted probabilities, from any model."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
+from psy_agents_noaug.config.schema import NO_PROTOCOL, ProtocolConfig
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import HELD_OUT, Example
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.metrics.baselines import majority_probabilities, tfidf_lr_probabilities
 from psy_agents_noaug.metrics.calibration import (
     CALIBRATION_METRICS,
     Calibration,
+    by_folds,
     calibration_metrics,
     cross_fitted,
     fit_calibration,
@@ -29,36 +32,44 @@ from psy_agents_noaug.metrics.classification import (
 from psy_agents_noaug.metrics.false_alarms import false_alarms_per_post
 from psy_agents_noaug.metrics.intervals import Samples, classification_samples
 from psy_agents_noaug.metrics.jackknife import TOO_FEW, intervals
-from psy_agents_noaug.metrics.posts import by_post, post_metrics
+from psy_agents_noaug.metrics.names import LABEL_BASELINES
+from psy_agents_noaug.metrics.posts import by_post, pairs_of_posts, post_metrics
 from psy_agents_noaug.metrics.subgroups import length_groups, met_groups, subgroup_metrics
-from psy_agents_noaug.metrics.values import metrics_of
+from psy_agents_noaug.metrics.tables import posts_table
+from psy_agents_noaug.metrics.values import Floats, Ints, metrics_of, value_of
 from psy_agents_noaug.tasks.base import (
+    BASELINE,
+    DecisionColumns,
     DecisionRule,
     MetricValues,
     Predictions,
     SplitPredictions,
     TaskEvaluation,
+    decision_rows,
     example_ids,
     flat_metrics,
 )
+from psy_agents_noaug.tasks.criteria.annotators import annotator_metrics
 from psy_agents_noaug.tasks.criteria.config import LabelConfig
 from psy_agents_noaug.tasks.criteria.held_out import (
+    POSTS,
     THRESHOLD,
     UNSEEN,
     global_threshold,
     label_report,
     rule_without_fit,
 )
-from psy_agents_noaug.tasks.criteria.pairs import pair_predictions
+from psy_agents_noaug.tasks.criteria.pairs import pair_cutoffs, pair_predictions
+from psy_agents_noaug.tasks.criteria.protocol import protocol_figures
 from psy_agents_noaug.tasks.criteria.tables import (
-    BASELINES,
     calibration_table,
     criteria_table,
     decisions_table,
-    posts_table,
+    protocol_table,
     subgroups_table,
     systems_table,
 )
+from psy_agents_noaug.tasks.criteria.whole_posts import WholePosts, whole_posts
 
 SPECIFICITY = 0.9  # of val, at which the sensitivity is reported
 _HIGHER_IS_BETTER = ("f1", "precision", "recall", "accuracy", "auroc", "average_precision")
@@ -76,9 +87,10 @@ _BASELINE_METRICS = (
 class CriteriaEvaluation(TaskEvaluation):
     """Compares p(met) with the labels of each split. Predictions hold `probabilities`, `[pairs]`.
 
-    The decision rule holds, fitted on val: `thresholds`, `calibration` (see `metrics.calibration`) and
-    `specificity_cutoffs`, by criterion; and `global_threshold`, for criteria without pairs in val.
-    Checkpoints of version 0.1 have the thresholds alone.
+    The decision rule holds, fitted on val: `thresholds`, `calibration` (see `metrics.calibration`),
+    `specificity_cutoffs` and `prevalence`, by criterion; `global_threshold`, for criteria without pairs
+    in val; and, where sentences are judged, `posts`: the same for `pairs_of_posts`. Checkpoints of
+    version 0.1 have the thresholds alone.
 
     Args:
         settings: how thresholds are fitted.
@@ -86,7 +98,11 @@ class CriteriaEvaluation(TaskEvaluation):
         examples: the pairs of each split, in the order of the predictions.
         seed: of the TF-IDF baseline.
         subgroups: names of the examples' `subgroups`.
+        merge: how the labels of annotators were merged; None: they were not.
+        protocol: whose figures are reported beside ours.
     """
+
+    needs_training_pairs = False
 
     def __init__(
         self,
@@ -96,6 +112,8 @@ class CriteriaEvaluation(TaskEvaluation):
         examples: Mapping[str, Sequence[Example]],
         seed: int,
         subgroups: Sequence[str] = (),
+        merge: MergeRule | None = None,
+        protocol: ProtocolConfig = NO_PROTOCOL,
     ) -> None:
         self._settings = settings
         self._criteria = list(criteria)
@@ -103,10 +121,30 @@ class CriteriaEvaluation(TaskEvaluation):
         self._examples = examples
         self._seed = seed
         self._subgroups = list(subgroups)
+        self._merge = merge
+        self._protocol = protocol
+        self._baselines: dict[tuple[str, str], tuple[PairPredictions, DecisionRule]] = {}
 
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the rule on predictions of val."""
-        return self._fit(self._pairs("val", predictions["probabilities"]))
+        return self._fit_on("val", self._pairs("val", predictions["probabilities"]))
+
+    def values_of_lines(self, lines: Sequence[Mapping[str, Any]]) -> Predictions:
+        """Return `probabilities`."""
+        return {"probabilities": np.asarray([line["probability"] for line in lines], np.float64)}
+
+    def rule_of_lines(
+        self, lines: Sequence[Mapping[str, Any]], values: Predictions, *, like: DecisionRule
+    ) -> DecisionRule:
+        """Fit the rule on the pairs of prediction lines, and one of posts if `like` has one."""
+        pairs = PairPredictions(
+            labels=np.asarray([line["label"] for line in lines], dtype=np.int64),
+            probabilities=values["probabilities"],
+            criterion_ids=np.asarray([line["criterion_id"] for line in lines]),
+            group_ids=np.asarray([line["group_id"] for line in lines]),
+        )
+        post_ids = [str(line["post_id"]) for line in lines]
+        return self._fit_rule(pairs, post_ids if POSTS in like else None)
 
     def absent_from(self, rule: DecisionRule) -> list[str]:
         """Return the criteria without a threshold, as names, and `calibration` if it is incomplete."""
@@ -133,7 +171,8 @@ class CriteriaEvaluation(TaskEvaluation):
         split, rule = predicted.split, predicted.rule
         pairs = self._pairs(split, predicted.values["probabilities"])
         samples = self._samples(pairs, rule)
-        reference = self._majority(split)
+        trained_here = "train" in self._examples
+        reference = self._majority(split) if trained_here else None
         metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
         metrics |= self._calibration_metrics(
             pairs, rule, reference, fitted_here=predicted.rule_is_fitted_here
@@ -144,7 +183,9 @@ class CriteriaEvaluation(TaskEvaluation):
             )
         if predicted.rule_is_fitted_here:
             metrics |= self._cross_fitted(pairs)
-        metrics |= self._post_metrics(pairs, rule, split=split)
+        posts = self._whole_posts(pairs, rule, split)
+        metrics |= self._post_metrics(pairs, rule, posts, split=split)
+        metrics |= self._protocol_figures(pairs, split)
         examples = self._examples[split]
         for position, name in enumerate(self._subgroups):
             own = np.asarray([example.subgroups[position] for example in examples])
@@ -157,8 +198,12 @@ class CriteriaEvaluation(TaskEvaluation):
         )
         n_met = np.asarray([met[example.post_id] for example in examples])
         metrics |= self.subgroup_metrics(predicted, "number met", met_groups(n_met))
-        for name in BASELINES:
-            metrics |= self._baseline_metrics(name, split, samples)
+        if self._merge is not None:
+            metrics |= annotator_metrics(
+                examples, self._decided(pairs, rule), rule=self._merge, criteria=self._criterion_ids
+            )
+        for name in LABEL_BASELINES if trained_here else ("always_met",):
+            metrics |= self._baseline_metrics(name, split, samples, posts)
         return metrics
 
     def subgroup_metrics(
@@ -179,9 +224,9 @@ class CriteriaEvaluation(TaskEvaluation):
         )
         return {f"subgroup/{name}/{key}": value for key, value in flat_metrics(found).items()}
 
-    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
+    def unfitted_rule(self, rule: DecisionRule, criterion_ids: Iterable[str]) -> DecisionRule:
         """Return the rule with the global threshold for all, and without calibration."""
-        return rule_without_fit(rule, self._examples[HELD_OUT])
+        return rule_without_fit(rule, criterion_ids)
 
     def held_out_report(
         self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
@@ -198,33 +243,32 @@ class CriteriaEvaluation(TaskEvaluation):
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
         examples = self._examples[predicted.split]
-        for example, decision in zip(examples, self.decisions(predicted), strict=True):
-            yield {**example_ids(example), **decision}
+        columns = self.decisions(examples, predicted.values, predicted.rule)
+        for example, decision in zip(examples, decision_rows(columns), strict=True):
+            yield {**example_ids(example), "label": int(example.label), **decision}
 
-    def decisions(self, predicted: SplitPredictions) -> list[dict[str, Any]]:
-        """Return the entries of each pair's prediction line that concern its label."""
-        rule = predicted.rule
-        pairs = self._pairs(predicted.split, predicted.values["probabilities"])
+    def baseline_records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the prediction line of each pair by TF-IDF and logistic regression."""
+        if "train" not in self._examples:
+            return iter(())
+        pairs, rule = self._baseline(BASELINE, split)
+        return self.records(SplitPredictions(split, {"probabilities": pairs.probabilities}, rule))
+
+    def decisions(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> DecisionColumns:
+        """Return `probability`, `calibrated_probability`, `decision` (0 or 1) and `threshold`.
+
+        A rule of version 0.1 has no calibrated probability.
+        """
+        pairs = pair_predictions(examples, values["probabilities"])
         calibrated = _calibration(rule)
-        return [
-            {
-                "label": label,
-                "probability": value,
-                **({} if known is None else {"calibrated_probability": known}),
-                "decision": int(decided),
-                "threshold": rule["thresholds"][criterion],
-            }
-            for label, value, known, decided, criterion in zip(
-                pairs.labels.tolist(),
-                pairs.probabilities.tolist(),
-                [None] * len(pairs.labels)
-                if calibrated is None
-                else calibrated.apply(pairs).probabilities.tolist(),
-                self._decided(pairs, rule).tolist(),
-                pairs.criterion_ids.tolist(),
-                strict=True,
-            )
-        ]
+        columns: DecisionColumns = {"probability": pairs.probabilities}
+        if calibrated is not None:
+            columns["calibrated_probability"] = calibrated.apply(pairs).probabilities
+        columns["decision"] = self._decided(pairs, rule).astype(np.int64)
+        columns["threshold"] = pair_cutoffs(pairs, rule)
+        return columns
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
         """Return the keys of `metrics` that may be monitored, and which direction is better."""
@@ -248,6 +292,7 @@ class CriteriaEvaluation(TaskEvaluation):
             posts_table(metrics),
             subgroups_table(metrics),
             systems_table(metrics),
+            protocol_table(metrics, self._protocol),
         )
         return "\n\n".join(filter(None, tables))
 
@@ -274,10 +319,29 @@ class CriteriaEvaluation(TaskEvaluation):
             THRESHOLD: thresholds.pop(UNSEEN),
             "thresholds": thresholds,
             "calibration": fit_calibration(pairs, criteria=criteria).to_json(),
+            "prevalence": _prevalence(pairs, criteria),
             "specificity_cutoffs": cutoffs_at_specificity(
                 pairs, criteria=criteria, specificity=SPECIFICITY
             ),
         }
+
+    def _fit_on(self, split: str, pairs: PairPredictions) -> DecisionRule:
+        """Fit the rule of the pairs of a split and, if they are of sentences, that of posts."""
+        return self._fit_rule(
+            pairs, self._post_ids(split) if self._judges_sentences(split) else None
+        )
+
+    def _fit_rule(self, pairs: PairPredictions, post_ids: Sequence[str] | None) -> DecisionRule:
+        """Fit the rule of pairs and, if they are of the sentences of posts, that of posts."""
+        rule = self._fit(pairs)
+        if post_ids is not None:
+            posts, _ = pairs_of_posts(pairs, np.asarray(post_ids))
+            rule[POSTS] = self._fit(posts)
+        return rule
+
+    def _judges_sentences(self, split: str) -> bool:
+        """Whether the pairs of a split are of all sentences of its posts."""
+        return any(example.sentence is not None for example in self._examples[split])
 
     def _thresholds(self, pairs: PairPredictions) -> dict[str, float]:
         """Return the threshold of each criterion, and that of criteria without pairs (`UNSEEN`)."""
@@ -301,9 +365,7 @@ class CriteriaEvaluation(TaskEvaluation):
         )
 
     def _decided(self, pairs: PairPredictions, rule: DecisionRule) -> np.ndarray:
-        thresholds = rule["thresholds"]
-        cutoffs = np.asarray([thresholds[name] for name in pairs.criterion_ids.tolist()])
-        met: np.ndarray = pairs.probabilities >= cutoffs.astype(np.float64)
+        met: np.ndarray = pairs.probabilities >= pair_cutoffs(pairs, rule)
         return met
 
     def _cross_fitted(self, pairs: PairPredictions) -> MetricValues:
@@ -325,15 +387,35 @@ class CriteriaEvaluation(TaskEvaluation):
         values = {name: scored.values[name] for name in names if name not in scored.undefined}
         return {f"cross_fitted/{name}": value for name, value in values.items()}
 
+    def _whole_posts(
+        self, pairs: PairPredictions, rule: DecisionRule, split: str
+    ) -> WholePosts | None:
+        if POSTS not in rule:
+            return None
+        post_ids = np.asarray(self._post_ids(split))
+        return whole_posts(pairs, post_ids, rule=rule[POSTS], criteria=self._criterion_ids)
+
     def _post_metrics(
-        self, pairs: PairPredictions, rule: DecisionRule, *, split: str
+        self,
+        pairs: PairPredictions,
+        rule: DecisionRule,
+        posts: WholePosts | None,
+        *,
+        split: str,
     ) -> MetricValues:
         """Return the figures of whole posts and, where all sentences are judged, the false alarms."""
         decided, post_ids = self._decided(pairs, rule), np.asarray(self._post_ids(split))
-        posts = by_post(pairs, decisions=decided, post_ids=post_ids, criteria=self._criterion_ids)
-        found = flat_metrics(post_metrics(posts, episode=self._episode()))
+        judged = by_post(
+            posts.pairs if posts else pairs,
+            decisions=posts.decided if posts else decided,
+            post_ids=posts.post_ids if posts else post_ids,
+            criteria=self._criterion_ids,
+        )
+        found = (posts.figures if posts else {}) | flat_metrics(
+            post_metrics(judged, episode=self._episode())
+        )
         metrics = {f"per_post/{key}": value for key, value in found.items()}
-        if any(example.sentence is not None for example in self._examples[split]):
+        if self._judges_sentences(split):
             metrics["false_alarms_per_post"] = false_alarms_per_post(
                 post_ids, pairs.labels, decided
             )
@@ -343,7 +425,7 @@ class CriteriaEvaluation(TaskEvaluation):
         self,
         pairs: PairPredictions,
         rule: DecisionRule,
-        reference: np.ndarray,
+        reference: np.ndarray | None,
         *,
         fitted_here: bool,
     ) -> MetricValues:
@@ -368,24 +450,42 @@ class CriteriaEvaluation(TaskEvaluation):
         )
         return metrics | {f"calibrated/{key}": value for key, value in after.items()}
 
-    def _baseline_metrics(self, name: str, split: str, model: Samples) -> MetricValues:
+    def _baseline_metrics(
+        self, name: str, split: str, model: Samples, model_of_posts: WholePosts | None
+    ) -> MetricValues:
         """Return the metrics of a baseline, and the model's macro-F1 minus the baseline's."""
-        if name == "tfidf_lr":
-            pairs = self._tfidf_lr(split)
-            rule = self._fit(pairs if split == "val" else self._tfidf_lr("val"))
-        else:
-            met = np.ones(len(self._examples[split]))
-            pairs = self._pairs(split, met if name == "always_met" else self._majority(split))
-            rule = {"thresholds": dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)}
+        pairs, rule = self._baseline(name, split)
         samples = self._samples(pairs, rule)
-        gain = model.values["f1_macro"] - samples.values["f1_macro"]
-        own: MetricValues = {
-            "f1_macro_gain": None if np.isnan(gain[0]) else float(gain[0]),
-            **flat_metrics(intervals({"f1_macro_gain": gain}, bounded=False)),
-        }
+        own = _gain(model, samples)
         scored = self._scored(pairs, rule) | flat_metrics(samples.intervals())
         own |= {key: value for key, value in scored.items() if key.startswith(_BASELINE_METRICS)}
+        if posts := self._whole_posts(pairs, rule, split):
+            of_posts = dict(posts.figures)
+            if model_of_posts is not None:
+                of_posts |= _gain(model_of_posts.samples, posts.samples)
+            own |= {f"per_post/{key}": value for key, value in of_posts.items()}
+        # The majority decides, which multi-label figures are about, but ranks nothing.
+        if name == BASELINE or (name == "majority" and self._protocol.figures == "multilabel"):
+            own |= self._protocol_figures(pairs, split)
         return {f"baseline_{name}/{key}": value for key, value in own.items()}
+
+    def _protocol_figures(self, pairs: PairPredictions, split: str) -> MetricValues:
+        return protocol_figures(
+            self._protocol, pairs, self._examples[split], criteria=self._criterion_ids
+        )
+
+    def _baseline(self, name: str, split: str) -> tuple[PairPredictions, DecisionRule]:
+        """Return the predictions of a baseline and its rule, which are computed once."""
+        if (name, split) not in self._baselines:
+            if name == BASELINE:
+                pairs = self._tfidf_lr(split)
+                rule = self._tfidf_rule(pairs if split == "val" else None)
+            else:
+                met = np.ones(len(self._examples[split]))
+                pairs = self._pairs(split, met if name == "always_met" else self._majority(split))
+                rule = {"thresholds": dict.fromkeys(self._criterion_ids, FIXED_THRESHOLD)}
+            self._baselines[name, split] = pairs, rule
+        return self._baselines[name, split]
 
     def _majority(self, split: str) -> np.ndarray:
         return majority_probabilities(
@@ -395,17 +495,54 @@ class CriteriaEvaluation(TaskEvaluation):
         )
 
     def _tfidf_lr(self, split: str) -> PairPredictions:
-        return self._pairs(
-            split,
-            tfidf_lr_probabilities(
-                train_texts=[example.text for example in self._examples["train"]],
-                train_labels=self._labels("train"),
-                train_criterion_ids=self._pair_criteria("train"),
-                texts=[example.text for example in self._examples[split]],
-                criterion_ids=self._pair_criteria(split),
-                seed=self._seed,
-            ),
+        examples = self._examples[split]
+        return self._pairs(split, _tfidf_lr(self._examples["train"], examples, seed=self._seed))
+
+    def _tfidf_rule(self, on_val: PairPredictions | None) -> DecisionRule:
+        """Fit the rule of TF-IDF on val; of a training that has learned val, on folds of train.
+
+        Args:
+            on_val: the predictions of val, if there are some already.
+        """
+        if "val" in self._examples:
+            return self._fit_on("val", on_val or self._tfidf_lr("val"))
+        train = self._examples["train"]
+
+        def predict(own: Ints, others: Ints) -> dict[str, np.ndarray]:
+            learned, judged = ([train[index] for index in rows] for rows in (others, own))
+            return {"probabilities": _tfidf_lr(learned, judged, seed=self._seed)}
+
+        groups = np.asarray([example.group_id for example in train])
+        return self._fit_on(
+            "train", self._pairs("train", by_folds(groups, predict)["probabilities"])
         )
+
+
+def _tfidf_lr(train: Sequence[Example], examples: Sequence[Example], *, seed: int) -> Floats:
+    """Return p(met) of examples by TF-IDF and logistic regression on others, `[examples]`."""
+    return tfidf_lr_probabilities(
+        train_texts=[example.text for example in train],
+        train_labels=np.asarray([example.label for example in train], dtype=np.int64),
+        train_criterion_ids=np.asarray([example.criterion_id for example in train]),
+        texts=[example.text for example in examples],
+        criterion_ids=np.asarray([example.criterion_id for example in examples]),
+        seed=seed,
+    )
+
+
+def _gain(model: Samples, baseline: Samples) -> MetricValues:
+    """Return the macro-F1 of the model minus that of a baseline, with its paired interval."""
+    gain = model.values["f1_macro"] - baseline.values["f1_macro"]
+    return {
+        "f1_macro_gain": value_of(gain),
+        **flat_metrics(intervals({"f1_macro_gain": gain}, bounded=False)),
+    }
+
+
+def _prevalence(pairs: PairPredictions, criteria: Sequence[str]) -> dict[str, float | None]:
+    """Return the share of met pairs of each criterion; None if it has no pair."""
+    labels = {name: pairs.labels[pairs.criterion_ids == name] for name in criteria}
+    return {name: float(own.mean()) if len(own) else None for name, own in labels.items()}
 
 
 def _calibration(rule: DecisionRule) -> Calibration | None:

@@ -1,6 +1,6 @@
 """The labels of criteria that were held out of training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from psy_agents_noaug.tasks.criteria.pairs import pair_predictions
 # Stands for a criterion without pairs where thresholds are fitted; no criterion has this id.
 UNSEEN = ""
 THRESHOLD = "global_threshold"
+POSTS = "posts"  # in a decision rule: that of posts whose sentences are judged
 
 
 def global_threshold(rule: DecisionRule) -> float | None:
@@ -27,14 +28,18 @@ def global_threshold(rule: DecisionRule) -> float | None:
     return found
 
 
-def rule_without_fit(rule: DecisionRule, examples: Sequence[Example]) -> DecisionRule:
-    """Return the rule for pairs whose criteria nothing was fitted on: one threshold, no calibration."""
-    criteria = {example.criterion_id for example in examples}
-    return {
+def rule_without_fit(rule: DecisionRule, criterion_ids: Iterable[str]) -> DecisionRule:
+    """Return the rule for criteria that nothing was fitted on: one threshold, no calibration."""
+    ids = list(criterion_ids)
+    unfitted = {
         **rule,
-        "thresholds": dict.fromkeys(criteria, global_threshold(rule)),
+        "thresholds": dict.fromkeys(ids, global_threshold(rule)),
         "calibration": None,
+        "prevalence": {},
     }
+    if POSTS in rule:
+        unfitted[POSTS] = rule_without_fit(rule[POSTS], ids)
+    return unfitted
 
 
 def label_report(
@@ -47,7 +52,9 @@ def label_report(
 ) -> MetricValues:
     """Return the metrics of `metrics.held_out.held_out_labels`.
 
-    The cut-off of the baseline is the best on val over the trained criteria.
+    The cut-off of the baseline is the best on val over the trained criteria; where val is a part of
+    train, on train, as similarity learns no label. Where a corpus is evaluated
+    whole, there is no baseline.
 
     Args:
         probabilities: of the pairs of `HELD_OUT`, `[pairs]`.
@@ -56,7 +63,15 @@ def label_report(
         trained: the others.
         examples: by split.
     """
-    val, held_out = examples["val"], examples[HELD_OUT]
+    threshold = global_threshold(rule)
+    assert threshold is not None  # `absent_from` refuses rules without one
+    held_out, criterion_ids = examples[HELD_OUT], [c.criterion_id for c in criteria]
+    model = pair_predictions(held_out, probabilities)
+    if "train" not in examples:
+        return flat_metrics(
+            held_out_labels(model, None, criteria=criterion_ids, threshold=threshold)
+        )
+    val = examples.get("val", examples["train"])
     judged = [*val, *held_out]
     similarities = tfidf_similarities(
         train_texts=[example.text for example in examples["train"]],
@@ -71,13 +86,11 @@ def label_report(
         mode="global",
         min_support=0,
     )
-    threshold = global_threshold(rule)
-    assert threshold is not None  # `absent_from` refuses rules without one
     return flat_metrics(
         held_out_labels(
-            pair_predictions(held_out, probabilities),
+            model,
             pair_predictions(held_out, similarities[len(val) :]),
-            criteria=[criterion.criterion_id for criterion in criteria],
+            criteria=criterion_ids,
             threshold=threshold,
             baseline_threshold=cutoffs[UNSEEN],
         )

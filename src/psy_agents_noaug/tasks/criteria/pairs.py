@@ -6,6 +6,7 @@ import numpy as np
 
 from psy_agents_noaug.data.examples import Example
 from psy_agents_noaug.metrics.classification import PairPredictions
+from psy_agents_noaug.tasks.base import DecisionRule
 
 
 def pair_predictions(examples: Sequence[Example], probabilities: np.ndarray) -> PairPredictions:
@@ -16,3 +17,9 @@ def pair_predictions(examples: Sequence[Example], probabilities: np.ndarray) -> 
         criterion_ids=np.asarray([example.criterion_id for example in examples]),
         group_ids=np.asarray([example.group_id for example in examples]),
     )
+
+
+def pair_cutoffs(pairs: PairPredictions, rule: DecisionRule) -> np.ndarray:
+    """Return the threshold of each pair, float64 `[pairs]`."""
+    thresholds = rule["thresholds"]
+    return np.asarray([thresholds[name] for name in pairs.criterion_ids.tolist()], dtype=np.float64)

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.encoding import frames_of
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.errors import DataError, faults_message
 from psy_agents_noaug.models.criteria import CriteriaModel
+from psy_agents_noaug.models.invariance import elementwise
 from psy_agents_noaug.models.losses import classification_loss
 from psy_agents_noaug.tasks.base import (
     ENCODER,
@@ -39,6 +41,7 @@ class CriteriaTask(Task):
 
     name = "criteria"
     settings = CriteriaTaskConfig
+    has_mean = True
 
     def __init__(self, config: TrainConfig, inputs: TaskInputs) -> None:
         super().__init__(config, inputs)
@@ -66,7 +69,10 @@ class CriteriaTask(Task):
             examples=self.examples,
             seed=config.seed,
             subgroups=config.data.subgroups,
+            merge=MergeRule.of(config.data.merge),
+            protocol=config.protocol,
         )
+        self._soft_labels = config.data.soft_labels
         self._class_weights = epoch_class_weights(self, settings.class_weights)
 
     def check_training_examples(self) -> None:
@@ -89,7 +95,8 @@ class CriteriaTask(Task):
             stride=stride,
             token_cache=self.token_cache,
         )
-        return source_of(self, PairSource(examples, windows))
+        soft = self._soft_labels and split == "train"
+        return source_of(self, PairSource(examples, windows, soft=soft))
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         odds = self._log_odds(model, batch)
@@ -98,7 +105,7 @@ class CriteriaTask(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return `probabilities`, float32 `[P]`: p(met)."""
-        return {"probabilities": self._log_odds(model, batch).sigmoid()}
+        return {"probabilities": elementwise(torch.sigmoid, self._log_odds(model, batch))}
 
     def _log_odds(self, model: nn.Module, batch: Batch) -> Tensor:
         if self.reads_texts:
@@ -149,7 +156,7 @@ def check_both_classes(examples: Mapping[str, Sequence[Example]]) -> None:
         DataError: naming the splits.
     """
     alone = {}
-    for split in ("train", "val"):
+    for split in (name for name in ("train", "val") if name in examples):
         labels = {example.label > 0 for example in examples[split]}
         if len(labels) == 1:
             alone[split] = "met" if labels.pop() else "not met"
@@ -212,13 +219,19 @@ def label_losses(
 
     Args:
         log_odds: of "met", `[P]`.
-        labels: int64 `[P]`.
+        labels: int64 `[P]`; or float32, the share of annotators who say met: the loss is then the mean
+            of the losses of both labels, weighted by it.
         settings: of the loss.
         class_weights: `[2]`, or None.
     """
-    return classification_loss(
-        torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1),
-        labels,
-        class_weights=None if class_weights is None else to_device(class_weights, log_odds.device),
-        focal_gamma=settings.focal_gamma if settings.loss == "focal" else 0.0,
-    )
+    logits = torch.stack([torch.zeros_like(log_odds), log_odds], dim=-1)
+    weights = None if class_weights is None else to_device(class_weights, log_odds.device)
+    gamma = settings.focal_gamma if settings.loss == "focal" else 0.0
+
+    def loss(of: Tensor) -> Tensor:
+        return classification_loss(logits, of, class_weights=weights, focal_gamma=gamma)
+
+    if not labels.is_floating_point():
+        return loss(labels)
+    unmet = torch.zeros_like(labels, dtype=torch.int64)
+    return labels * loss(unmet + 1) + (1 - labels) * loss(unmet)

@@ -7,26 +7,40 @@ import numpy as np
 
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import HELD_OUT, Example
+from psy_agents_noaug.data.merging import MergeRule
+from psy_agents_noaug.metrics.calibration import by_folds
 from psy_agents_noaug.metrics.held_out import held_out_spans
 from psy_agents_noaug.metrics.jackknife import intervals
+from psy_agents_noaug.metrics.names import EVIDENCE_BASELINES, EVIDENCE_FIGURES
 from psy_agents_noaug.metrics.spans import (
     SpanPredictions,
+    best_answer,
     fit_null_threshold,
     kept_spans,
     span_metrics,
     span_overlaps,
     span_samples,
 )
-from psy_agents_noaug.metrics.tables import beaten_line, format_value, render_table, with_interval
+from psy_agents_noaug.metrics.tables import (
+    against_others,
+    compared_systems,
+    format_value,
+    render_table,
+)
+from psy_agents_noaug.metrics.values import Ints, value_of
 from psy_agents_noaug.tasks.base import (
+    BASELINE,
+    DecisionColumns,
     DecisionRule,
     MetricValues,
     Predictions,
     SplitPredictions,
     TaskEvaluation,
+    decision_rows,
     example_ids,
     flat_metrics,
 )
+from psy_agents_noaug.tasks.evidence.annotators import annotator_span_metrics
 from psy_agents_noaug.tasks.evidence.baselines import (
     classified_sentences,
     first_sentence,
@@ -39,20 +53,13 @@ from psy_agents_noaug.utils.words import WORD_SEGMENTATION
 
 THRESHOLD = "null_score_diff_threshold"
 _COMPARED_METRICS = {
-    "IOU F1": "evidence_iou_f1",
     "token F1": "answerable/evidence_token_f1",
     "exact": "answerable/evidence_exact_match",
     "token F1, all": "evidence_token_f1",
     "detection F1": "evidence_detection_f1",
     "AP": "evidence_detection_average_precision",
 }
-_BASELINES = {
-    "tfidf_lr": "TF-IDF + LR sentences",
-    "tfidf_sentence": "TF-IDF sentence",
-    "first_sentence": "first sentence",
-    "whole_post": "whole post",
-    "none": "no evidence",
-}
+_TRAINED = ("tfidf_lr", "tfidf_sentence")  # the baselines that count words of the training posts
 
 
 class EvidenceEvaluation(TaskEvaluation):
@@ -65,7 +72,10 @@ class EvidenceEvaluation(TaskEvaluation):
         criteria: those of the pairs.
         examples: the pairs of each split, in the order of the predictions; their evidence is known.
         seed: of the TF-IDF baseline.
+        merge: how the labels of annotators were merged; None: they were not.
     """
+
+    needs_training_pairs = False
 
     def __init__(
         self,
@@ -73,11 +83,14 @@ class EvidenceEvaluation(TaskEvaluation):
         criteria: Sequence[Criterion],
         examples: Mapping[str, Sequence[Example]],
         seed: int,
+        merge: MergeRule | None = None,
     ) -> None:
+        self._merge = merge
         self._criteria = list(criteria)
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
         self._examples = examples
         self._seed = seed
+        self._candidates: dict[tuple[str, str], SpanCandidates] = {}
 
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the `null_score_diff_threshold` on predictions of val."""
@@ -124,18 +137,26 @@ class EvidenceEvaluation(TaskEvaluation):
         )
         metrics = self.metrics(predicted) | flat_metrics(samples.intervals())
         metrics["word_segmentation"] = WORD_SEGMENTATION
-        for name in _BASELINES:
-            spans = self._spans(split, self._baseline(name, split))
-            threshold = fit_null_threshold(
-                self._spans("val", self._baseline(name, "val")), criteria=self._criterion_ids
+        if self._merge is not None:
+            metrics |= annotator_span_metrics(
+                self._examples[split],
+                self._spans(split, _candidates(predicted.values)),
+                threshold=predicted.rule[THRESHOLD],
+                rule=self._merge,
+                criteria=self._criterion_ids,
             )
+        for name in EVIDENCE_BASELINES:
+            if name in _TRAINED and "train" not in self._examples:
+                continue
+            spans = self._spans(split, self._baseline(name, split))
+            threshold = self._baseline_threshold(name)
             baseline = flat_metrics(
                 span_metrics(spans, criteria=self._criterion_ids, threshold=threshold)
             )
             own = span_samples(spans, criteria=self._criterion_ids, threshold=threshold)
             gain = samples.values["evidence_iou_f1"] - own.values["evidence_iou_f1"]
             baseline |= flat_metrics(own.intervals()) | {
-                "evidence_iou_f1_gain": None if np.isnan(gain[0]) else float(gain[0]),
+                "evidence_iou_f1_gain": value_of(gain),
                 **flat_metrics(intervals({"evidence_iou_f1_gain": gain}, bounded=False)),
             }
             metrics |= {
@@ -175,36 +196,48 @@ class EvidenceEvaluation(TaskEvaluation):
         self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
     ) -> MetricValues:
         """Return the metrics of `metrics.held_out.held_out_spans`."""
-        baseline, of_val = (
-            self._spans(split, self._similar_sentence(split, [*self._criteria, *criteria]))
-            for split in (HELD_OUT, "val")
-        )
+        baseline, threshold = None, 0.0
+        if "train" in self._examples:
+            known = [*self._criteria, *criteria]
+            baseline, of_val = (
+                self._spans(split, self._similar_sentence(self._examples[split], known))
+                for split in (HELD_OUT, "val" if "val" in self._examples else "train")
+            )
+            threshold = fit_null_threshold(of_val, criteria=self._criterion_ids)
         found = held_out_spans(
             self._spans(HELD_OUT, _candidates(predicted.values)),
             baseline,
             criteria=[criterion.criterion_id for criterion in criteria],
             threshold=predicted.rule[THRESHOLD],
-            baseline_threshold=fit_null_threshold(of_val, criteria=self._criterion_ids),
+            baseline_threshold=threshold,
         )
         return flat_metrics(found)
 
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
         examples = self._examples[predicted.split]
-        for example, line in zip(examples, evidence_lines(examples, predicted), strict=True):
-            yield {**example_ids(example), **line}
+        lines = decision_rows(self.decisions(examples, predicted.values, predicted.rule))
+        for example, line in zip(examples, lines, strict=True):
+            yield {**example_ids(example), **with_gold(example, line)}
+
+    def baseline_records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the prediction line of each pair by the classifier of sentences."""
+        if "train" not in self._examples:
+            return iter(())
+        starts, ends, scores = self._baseline(BASELINE, split)
+        values = {"span_starts": starts, "span_ends": ends, "span_scores": scores}
+        rule = {THRESHOLD: self._baseline_threshold(BASELINE)}
+        return self.records(SplitPredictions(split, values, rule))
+
+    def decisions(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> DecisionColumns:
+        """Return the columns of `evidence_columns`."""
+        return evidence_columns(values, rule)
 
     def summary(self, metrics: MetricValues) -> str:
         """Render the metrics per criterion, and a comparison with the baselines."""
-        columns = {
-            "IOU F1": "evidence_iou_f1",
-            "precision": "evidence_iou_precision",
-            "recall": "evidence_iou_recall",
-            "token F1": "answerable/evidence_token_f1",
-            "exact": "answerable/evidence_exact_match",
-            "detection F1": "evidence_detection_f1",
-            "AP": "evidence_detection_average_precision",
-        }
+        columns = EVIDENCE_FIGURES
         rows = [["criterion", "name", "answerable", *columns]]
         for criterion in self._criteria:
             key = f"per_criterion/{criterion.criterion_id}/"
@@ -223,36 +256,73 @@ class EvidenceEvaluation(TaskEvaluation):
                 *(format_value(metrics[name]) for name in columns.values()),
             ]
         )
-        systems = [["system", "IOU F1 [95 % interval]", *list(_COMPARED_METRICS)[1:]]]
-        prefixes = {"model": ""} | {name: f"baseline_{key}/" for key, name in _BASELINES.items()}
-        for name, prefix in prefixes.items():
-            _, *others = (format_value(metrics[prefix + k]) for k in _COMPARED_METRICS.values())
-            systems.append([name, with_interval(metrics, f"{prefix}evidence_iou_f1"), *others])
-        return (
-            f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n"
-            f"{render_table(systems, left=2)}\n"
-            "token F1, exact: pairs with evidence; all: all pairs; without evidence no span is right\n"
-            + beaten_line(metrics, _BASELINES, key="evidence_iou_f1", name="IOU F1")
+        systems = compared_systems(
+            metrics,
+            EVIDENCE_BASELINES,
+            key="evidence_iou_f1",
+            name="IOU F1",
+            columns=_COMPARED_METRICS,
+            more_rows=against_others(metrics, "evidence_iou_f1", n_columns=len(_COMPARED_METRICS)),
+            notes=[
+                "token F1, exact: pairs with evidence; all: all pairs; without evidence no span is "
+                "right"
+            ],
         )
+        return f"{render_table(rows, rules=(1, len(rows) - 1), left=2)}\n\n{systems}"
 
     def _baseline(self, name: str, split: str) -> SpanCandidates:
-        examples = self._examples[split]
+        """Return what a baseline predicts, which is computed once."""
+        if (name, split) not in self._candidates:
+            examples = self._examples[split]
+            train = self._examples.get("train", ())
+            self._candidates[name, split] = self._predict_baseline(name, examples, train=train)
+        return self._candidates[name, split]
+
+    def _predict_baseline(
+        self, name: str, examples: Sequence[Example], *, train: Sequence[Example]
+    ) -> SpanCandidates:
         match name:
             case "tfidf_lr":
-                return classified_sentences(
-                    examples, train=self._examples["train"], seed=self._seed
-                )
+                return classified_sentences(examples, train=train, seed=self._seed)
             case "tfidf_sentence":
-                return self._similar_sentence(split, self._criteria)
+                return self._similar_sentence(examples, self._criteria)
             case "first_sentence":
                 return first_sentence(examples)
             case "whole_post":
                 return whole_post(examples)
         return no_evidence(examples)
 
-    def _similar_sentence(self, split: str, criteria: Sequence[Criterion]) -> SpanCandidates:
+    def _baseline_threshold(self, name: str) -> float:
+        """Return the threshold fitted on val; of a training that has learned val, on folds of train.
+
+        Without train it is 0, so that every span counts.
+        """
+        if "val" in self._examples:
+            spans = self._spans("val", self._baseline(name, "val"))
+        elif "train" in self._examples:
+            spans = self._spans("train", self._out_of_fold(name))
+        else:
+            return 0.0
+        return fit_null_threshold(spans, criteria=self._criterion_ids)
+
+    def _out_of_fold(self, name: str) -> SpanCandidates:
+        """Return what a baseline predicts of each fold of train when it has learned the others."""
+        train = self._examples["train"]
+
+        def predict(own: Ints, others: Ints) -> dict[str, np.ndarray]:
+            learned, judged = ([train[index] for index in rows] for rows in (others, own))
+            found = self._predict_baseline(name, judged, train=learned)
+            return {"starts": found.starts, "ends": found.ends, "scores": found.scores}
+
+        groups = np.asarray([example.group_id for example in train])
+        return SpanCandidates(**by_folds(groups, predict))
+
+    def _similar_sentence(
+        self, examples: Sequence[Example], criteria: Sequence[Criterion]
+    ) -> SpanCandidates:
+        """Return the most similar sentences, which no label decides."""
         return similar_sentence(
-            self._examples[split],
+            examples,
             train=self._examples["train"],
             criterion_texts={criterion.criterion_id: criterion.text for criterion in criteria},
         )
@@ -273,45 +343,59 @@ class EvidenceEvaluation(TaskEvaluation):
         )
 
 
-def evidence_lines(
-    examples: Sequence[Example], predicted: SplitPredictions
-) -> list[dict[str, Any]]:
-    """Return the entries of each pair's prediction line that concern its evidence.
+def evidence_columns(values: Predictions, rule: DecisionRule) -> DecisionColumns:
+    """Return the predicted spans of each pair, best first, and what they passed.
+
+    Columns: `evidence`, lists of `start_char`, `end_char` and `score`; `null_score_diff`, minus the
+    score of the best span (None: there is none); `null_score_diff_threshold`.
+
+    Args:
+        values: with the fields of `SpanCandidates`.
+        rule: with the threshold.
+    """
+    starts, ends, scores = _candidates(values)
+    threshold = rule[THRESHOLD]
+    kept = kept_spans(starts, ends, scores, threshold=threshold)
+    return {
+        "evidence": [
+            [
+                {"start_char": start, "end_char": end, "score": score}
+                for (start, end), score in zip(spans, own, strict=False)
+            ]
+            for spans, own in zip(kept, scores.tolist(), strict=True)
+        ],
+        "null_score_diff": [-best if np.isfinite(best) else None for best in scores[:, 0].tolist()],
+        THRESHOLD: [threshold] * len(kept),
+    }
+
+
+def with_gold(example: Example, line: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of `evidence_columns` of a pair, beside its gold evidence.
 
     `right` (of a predicted span) and `found` (of a gold span) are true if the IOU with a span of the
-    other kind is at least 0.5, as in the metrics. Unknown gold evidence is None.
+    other kind is at least 0.5, as in the metrics. `exact_match` and `token_f1` are the pair's, by
+    SQuAD's rules. All are None where the gold evidence is unknown.
     """
-    starts, ends, scores = _candidates(predicted.values)
-    threshold = predicted.rule[THRESHOLD]
-    lines: list[dict[str, Any]] = []
-    for example, kept, pair_scores in zip(
-        examples, kept_spans(starts, ends, scores, threshold=threshold), scores, strict=True
-    ):
-        gold = [(span.start_char, span.end_char) for span in example.evidence]
-        matches = span_overlaps(example.text, kept, gold)
-        is_unknown = example.label == 1 and not example.evidence
-        lines.append(
-            {
-                "evidence": [
-                    {
-                        "start_char": start,
-                        "end_char": end,
-                        "score": float(score),
-                        "right": None if is_unknown else bool(match.any()),
-                    }
-                    for (start, end), score, match in zip(kept, pair_scores, matches, strict=False)
-                ],
-                "gold_evidence": None
-                if is_unknown
-                else [
-                    {"start_char": start, "end_char": end, "found": bool(match.any())}
-                    for (start, end), match in zip(gold, matches.T, strict=True)
-                ],
-                "null_score_diff": float(-pair_scores[0]) if np.isfinite(pair_scores[0]) else None,
-                THRESHOLD: threshold,
-            }
-        )
-    return lines
+    gold = [(span.start_char, span.end_char) for span in example.evidence]
+    kept = [(span["start_char"], span["end_char"]) for span in line["evidence"]]
+    matches = span_overlaps(example.text, kept, gold)
+    is_unknown = example.label == 1 and not example.evidence
+    gold_evidence = [
+        {"start_char": start, "end_char": end, "found": bool(match.any())}
+        for (start, end), match in zip(gold, matches.T, strict=True)
+    ]
+    evidence = [
+        {**span, "right": None if is_unknown else bool(match.any())}
+        for span, match in zip(line["evidence"], matches, strict=True)
+    ]
+    exact, own_f1 = (None, None) if is_unknown else best_answer(example.text, kept, gold)
+    entries: dict[str, Any] = {}
+    for name, value in line.items():  # in their order
+        entries[name] = value
+        if name == "evidence":
+            entries |= {name: evidence, "gold_evidence": None if is_unknown else gold_evidence}
+            entries |= {"exact_match": exact, "token_f1": own_f1}
+    return entries
 
 
 def _candidates(predictions: Predictions) -> SpanCandidates:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.data.sentences import sentences
 from psy_agents_noaug.data.windows import NO_OFFSET, EncodedWindows, encode_windows
 from psy_agents_noaug.models.evidence import NULL_POSITION, EvidenceModel, log_odds
@@ -114,6 +115,7 @@ class EvidenceTask(Task):
     """
 
     name = "evidence"
+    has_mean_model = True
     settings = EvidenceTaskConfig
 
     def __init__(self, config: TrainConfig, inputs: TaskInputs) -> None:
@@ -141,7 +143,10 @@ class EvidenceTask(Task):
             )
         )
         self.evaluation = EvidenceEvaluation(
-            criteria=inputs.criteria, examples=self.examples, seed=config.seed
+            criteria=inputs.criteria,
+            examples=self.examples,
+            seed=config.seed,
+            merge=MergeRule.of(config.data.merge),
         )
 
     def empty_split(self, split: str) -> str:

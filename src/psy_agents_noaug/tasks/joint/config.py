@@ -33,6 +33,7 @@ class JointTaskConfig(TaskSettings):
     """Settings of both tasks, and how they share encoders, losses and decisions."""
 
     architectures = ARCHITECTURES
+    has_protocols = True
     headline_metrics = ("joint_score", "f1_macro", "evidence_iou_f1", "supported_f1")
 
     name: Literal["joint"]

@@ -1,30 +1,36 @@
 """Metrics of the label and the evidence of a pair together."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
+from psy_agents_noaug.config.schema import NO_PROTOCOL, ProtocolConfig
 from psy_agents_noaug.data.dsm5 import Criterion
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.metrics.joint import JointDecisions, joint_metrics
 from psy_agents_noaug.metrics.spans import kept_spans
 from psy_agents_noaug.metrics.tables import format_value, render_table, with_interval
 from psy_agents_noaug.tasks.base import (
+    DecisionColumns,
     DecisionRule,
     MetricValues,
     Predictions,
     SplitPredictions,
     TaskEvaluation,
+    decision_rows,
     example_ids,
     flat_metrics,
 )
 from psy_agents_noaug.tasks.criteria.evaluation import CriteriaEvaluation
+from psy_agents_noaug.tasks.evidence.decoding import NO_SPAN
 from psy_agents_noaug.tasks.evidence.evaluation import (
     THRESHOLD,
     EvidenceEvaluation,
-    evidence_lines,
+    evidence_columns,
+    with_gold,
 )
 from psy_agents_noaug.tasks.joint.config import JointTaskConfig
 from psy_agents_noaug.utils.words import word_spans
@@ -43,7 +49,11 @@ class JointEvaluation(TaskEvaluation):
         examples: the pairs of each split, in the order of the predictions.
         seed: of the TF-IDF baselines and the random spans.
         subgroups: names of the examples' `subgroups`.
+        merge: how the labels of annotators were merged; None: they were not.
+        protocol: whose figures are reported beside ours.
     """
+
+    needs_training_pairs = False
 
     def __init__(
         self,
@@ -53,6 +63,8 @@ class JointEvaluation(TaskEvaluation):
         examples: Mapping[str, Sequence[Example]],
         seed: int,
         subgroups: Sequence[str] = (),
+        merge: MergeRule | None = None,
+        protocol: ProtocolConfig = NO_PROTOCOL,
     ) -> None:
         self._settings = settings
         self._criterion_ids = [criterion.criterion_id for criterion in criteria]
@@ -72,8 +84,12 @@ class JointEvaluation(TaskEvaluation):
             examples=examples,
             seed=seed,
             subgroups=subgroups,
+            merge=merge,
+            protocol=protocol,
         )
-        self._evidence = EvidenceEvaluation(criteria=criteria, examples=known_examples, seed=seed)
+        self._evidence = EvidenceEvaluation(
+            criteria=criteria, examples=known_examples, seed=seed, merge=merge
+        )
 
     def n_unknown(self, split: str) -> int:
         """Return the number of met pairs with unknown evidence."""
@@ -82,8 +98,9 @@ class JointEvaluation(TaskEvaluation):
     def fit_decision_rule(self, predictions: Predictions) -> DecisionRule:
         """Fit the thresholds of both tasks on predictions of val."""
         labels = self._labels.fit_decision_rule(predictions)
-        found = self._without_spans_of_unmet(SplitPredictions("val", predictions, labels))
-        evidence = self._evidence.fit_decision_rule(self._with_known_evidence(found).values)
+        found = self._without_spans_of_unmet(self._examples["val"], predictions, labels)
+        known = {name: value[self._known["val"]] for name, value in found.items()}
+        evidence = self._evidence.fit_decision_rule(known)
         return {**labels, **evidence}
 
     def absent_from(self, rule: DecisionRule) -> list[str]:
@@ -92,7 +109,7 @@ class JointEvaluation(TaskEvaluation):
 
     def metrics(self, predicted: SplitPredictions) -> MetricValues:
         """Return the metrics of both tasks, and those of `metrics.joint`."""
-        decoded = self._decoded(predicted)
+        decoded = self._decoded_split(predicted)
         metrics = {
             **self._labels.metrics(decoded),
             **self._evidence.metrics(self._with_known_evidence(decoded)),
@@ -101,7 +118,7 @@ class JointEvaluation(TaskEvaluation):
 
     def report(self, predicted: SplitPredictions) -> MetricValues:
         """Return `metrics`, their intervals, and the baselines of both tasks."""
-        decoded = self._decoded(predicted)
+        decoded = self._decoded_split(predicted)
         metrics = {
             **self._labels.report(decoded),
             **self._evidence.report(self._with_known_evidence(decoded)),
@@ -109,15 +126,15 @@ class JointEvaluation(TaskEvaluation):
         }
         return {**metrics, **self._joint(decoded, metrics, with_interval=True)}
 
-    def held_out_rule(self, rule: DecisionRule) -> DecisionRule:
+    def unfitted_rule(self, rule: DecisionRule, criterion_ids: Iterable[str]) -> DecisionRule:
         """Return the rule of the criteria task; evidence has one threshold for all criteria."""
-        return self._labels.held_out_rule(rule)
+        return self._labels.unfitted_rule(rule, criterion_ids)
 
     def held_out_report(
         self, predicted: SplitPredictions, *, criteria: Sequence[Criterion]
     ) -> MetricValues:
         """Return the metrics of both tasks."""
-        decoded = self._decoded(predicted)
+        decoded = self._decoded_split(predicted)
         return {
             **self._labels.held_out_report(decoded, criteria=criteria),
             **self._evidence.held_out_report(self._with_known_evidence(decoded), criteria=criteria),
@@ -125,8 +142,8 @@ class JointEvaluation(TaskEvaluation):
 
     def spans_of_met(self, predicted: SplitPredictions) -> dict[int, list[tuple[int, int]]]:
         """Return the predicted spans of the pairs that are decided met with evidence, by index."""
-        decoded = self._decoded(predicted)
-        met = self._decided_met(decoded)
+        decoded = self._decoded_split(predicted)
+        met = self._decided_met(self._examples[decoded.split], decoded.values, decoded.rule)
         kept = _kept(decoded)
         return {index: sorted(spans) for index, spans in enumerate(kept) if met[index] and spans}
 
@@ -183,16 +200,31 @@ class JointEvaluation(TaskEvaluation):
     def records(self, predicted: SplitPredictions) -> Iterator[dict[str, Any]]:
         """Yield the prediction line of each pair."""
         examples = self._examples[predicted.split]
-        decoded = self._decoded(predicted)
-        labels = self._labels.decisions(decoded)
-        evidence = evidence_lines(examples, decoded)
-        raw_scores = predicted.values["span_scores"].tolist()
-        for example, label, found, raw in zip(examples, labels, evidence, raw_scores, strict=True):
-            # The scores of the model, also where consistent decoding has changed them.
-            for span, score in zip(found["evidence"], raw, strict=False):
+        lines = decision_rows(self.decisions(examples, predicted.values, predicted.rule))
+        for example, line in zip(examples, lines, strict=True):
+            label = {"label": int(example.label)}
+            yield {**example_ids(example), **label, **with_gold(example, line)}
+
+    def baseline_records(self, split: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of both tasks' baseline, which judges label and evidence independently."""
+        found = {line["example_id"]: line for line in self._evidence.baseline_records(split)}
+        unknown: dict[str, Any] = {"evidence": [], "gold_evidence": None}
+        for line in self._labels.baseline_records(split):
+            yield {**line, **found.get(line["example_id"], unknown)}
+
+    def decisions(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> DecisionColumns:
+        """Return the columns of both tasks."""
+        decoded = self._decoded(examples, values, rule)
+        columns = evidence_columns(decoded, rule)
+        # The scores of the model, also where consistent decoding has changed them.
+        raw = values["span_scores"].tolist()
+        for spans, own in zip(columns["evidence"], raw, strict=True):
+            for span, score in zip(spans, own, strict=False):
                 span["score"] = score
-            found["null_score_diff"] = -raw[0] if np.isfinite(raw[0]) else None
-            yield {**example_ids(example), **label, **found}
+        columns["null_score_diff"] = [-own[0] if np.isfinite(own[0]) else None for own in raw]
+        return {**self._labels.decisions(examples, values, rule), **columns}
 
     def monitors(self) -> dict[str, Literal["max", "min"]]:
         """Return the keys of `metrics` that may be monitored, and which direction is better."""
@@ -234,35 +266,44 @@ class JointEvaluation(TaskEvaluation):
             ]
         )
 
-    def _decoded(self, predicted: SplitPredictions) -> SplitPredictions:
+    def _decoded_split(self, predicted: SplitPredictions) -> SplitPredictions:
+        examples = self._examples[predicted.split]
+        return replace(predicted, values=self._decoded(examples, predicted.values, predicted.rule))
+
+    def _decoded(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> Predictions:
         """Return the predictions; consistent decoding changes the evidence to agree with the label.
 
         A pair decided met then has at least its best span; a pair decided unmet has none.
         """
         if self._settings.decoding == "independent":
-            return predicted
-        found = self._without_spans_of_unmet(predicted)
-        scores = found.values["span_scores"].copy()
+            return values
+        found = self._without_spans_of_unmet(examples, values, rule)
+        scores = found["span_scores"].copy()
         possible = scores[:, 0] > -np.inf
-        scores[possible, 0] = np.maximum(scores[possible, 0], -predicted.rule[THRESHOLD])
-        return replace(found, values={**found.values, "span_scores": scores})
+        scores[possible, 0] = np.maximum(scores[possible, 0], -rule[THRESHOLD])
+        return {**found, "span_scores": scores}
 
-    def _without_spans_of_unmet(self, predicted: SplitPredictions) -> SplitPredictions:
+    def _without_spans_of_unmet(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> Predictions:
         """Return the predictions; consistent decoding drops the spans of pairs decided unmet."""
         if self._settings.decoding == "independent":
-            return predicted
-        scores = np.where(
-            self._decided_met(predicted)[:, None], predicted.values["span_scores"], -np.inf
+            return values
+        met = self._decided_met(examples, values, rule)[:, None]
+        starts, ends = (
+            np.where(met, values[name], NO_SPAN) for name in ("span_starts", "span_ends")
         )
-        return replace(predicted, values={**predicted.values, "span_scores": scores})
+        scores = np.where(met, values["span_scores"], -np.inf)
+        return {**values, "span_starts": starts, "span_ends": ends, "span_scores": scores}
 
-    def _decided_met(self, predicted: SplitPredictions) -> np.ndarray:
+    def _decided_met(
+        self, examples: Sequence[Example], values: Predictions, rule: DecisionRule
+    ) -> np.ndarray:
         """Return whether each pair is decided met, bool `[pairs]`."""
-        thresholds = predicted.rule["thresholds"]
-        cutoffs = [thresholds[example.criterion_id] for example in self._examples[predicted.split]]
-        met: np.ndarray = predicted.values["probabilities"].astype(np.float64) >= np.asarray(
-            cutoffs
-        )
+        decided = self._labels.decisions(examples, values, rule)["decision"]
+        met: np.ndarray = np.asarray(decided) == 1
         return met
 
     def _with_known_evidence(self, predicted: SplitPredictions) -> SplitPredictions:
@@ -287,7 +328,7 @@ class JointEvaluation(TaskEvaluation):
         metrics = joint_metrics(
             JointDecisions(
                 labels=np.asarray([example.label == 1 for example in pairs], dtype=bool),
-                decisions=self._decided_met(predicted)[known],
+                decisions=self._decided_met(examples, predicted.values, predicted.rule)[known],
                 predicted=np.asarray([bool(spans) for spans in _kept(of_known)], dtype=bool),
                 right=self._evidence.has_right_span(of_known),
                 criterion_ids=np.asarray([example.criterion_id for example in pairs]),

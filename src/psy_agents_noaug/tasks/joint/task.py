@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from psy_agents_noaug.config.schema import ModelConfig, TrainConfig
 from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.metrics.joint import ReducedProbabilities, faithfulness
 from psy_agents_noaug.models.evidence import EvidenceModel, log_odds
+from psy_agents_noaug.models.invariance import elementwise
 from psy_agents_noaug.models.joint import JointModel
 from psy_agents_noaug.tasks.base import (
     ENCODER,
@@ -101,6 +103,7 @@ class JointTask(Task):
     """
 
     name = "joint"
+    has_mean_model = True
     settings = JointTaskConfig
     loss_parts = ("criteria", "evidence")
 
@@ -124,6 +127,8 @@ class JointTask(Task):
             examples=self.examples,
             seed=config.seed,
             subgroups=config.data.subgroups,
+            merge=MergeRule.of(config.data.merge),
+            protocol=config.protocol,
         )
         self._class_weights = epoch_class_weights(self, settings.criteria.class_weights)
 
@@ -213,7 +218,7 @@ class JointTask(Task):
         else:
             label_odds, spans, _ = model(**_inputs(batch))
         return {
-            "probabilities": label_odds.float().sigmoid(),
+            "probabilities": elementwise(torch.sigmoid, label_odds.float()),
             **decoded_spans(log_odds(spans), batch, self._settings.evidence),
         }
 

@@ -1,4 +1,4 @@
-"""The other workers of a study on this machine: processes, with a GPU each if there are any."""
+"""The other workers of a command on this machine: processes, with a GPU each if there are any."""
 
 import logging
 import os
@@ -27,7 +27,7 @@ def other_workers(
     """Start the other local workers, and wait for them at the end. An error here stops them too.
 
     Args:
-        argv: the command line of this process, the first worker.
+        argv: the command line of each, the verb first.
         folder: of their logs.
         count: of all local workers.
         num_threads: `training.num_threads` of each.
@@ -37,11 +37,10 @@ def other_workers(
         ConfigError: a worker stopped with an error.
         StorageError: the log of one cannot be written.
     """
-    command = [sys.executable, "-m", "psy_agents_noaug", "tune"]
+    command = [sys.executable, "-m", "psy_agents_noaug"]
     # All workers get the number of threads that this process has chosen.
-    argv = [*argv, "hpo.workers=1", "hpo.reports=false"]
     if count > 1:
-        argv.append(f"training.num_threads={num_threads}")
+        argv = [*argv, f"training.num_threads={num_threads}"]
     processes: dict[Path, subprocess.Popen[bytes]] = {}
     gpus = gpus_of_workers(count, device=device)
     try:
@@ -65,7 +64,7 @@ def other_workers(
     failed = [f"{log} (exit {code})" for log, code in codes.items() if code > 0]
     if failed:
         raise ConfigError(
-            f"Workers stopped with an error; see the end of {', '.join(failed)}. Finished trials are "
+            f"Workers stopped with an error; see the end of {', '.join(failed)}. Finished trainings are "
             "kept; fix the cause and start the same command again."
         )
 
@@ -83,7 +82,7 @@ def gpus_of_workers(count: int, *, device: str) -> list[str]:
     gpus = visible.split(",")[:n_gpus] if visible else [str(number) for number in range(n_gpus)]
     if 0 < len(gpus) < count:
         logger.warning(
-            "%d workers share %d GPUs: trials take longer, and may run out of memory.",
+            "%d workers share %d GPUs: trainings take longer, and may run out of memory.",
             count,
             len(gpus),
         )
@@ -91,7 +90,7 @@ def gpus_of_workers(count: int, *, device: str) -> list[str]:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Stop workers; each may first save the state of its trial."""
+    """Stop workers; each may first save the state of its training."""
     for process in processes:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + _GRACE_SECONDS

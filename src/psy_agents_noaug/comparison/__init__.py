@@ -1,0 +1,1 @@
+"""Comparison of trained systems on the same posts: `psy-agents compare`."""

@@ -1,0 +1,1 @@
+"""From the exports of annotation tools to the tables of the data contract."""

@@ -1,0 +1,99 @@
+"""doccano: JSONL and JSON of all versions, and the archive with a file for each annotator.
+
+The formats are those that doccano's `data_export` writes: `label` with names or [start, end, name],
+`entities` and `relations`, `cats`; in old versions `labels`, or `annotations` with the ids of labels and
+users. Offsets are code points.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.settings import ReadSettings
+from psy_agents_noaug.importers.sources import SourceFile, json_values
+from psy_agents_noaug.importers.values import items, mapping, name, offsets
+
+SUFFIXES = (".jsonl", ".json")
+# Files of an archive that are of no single annotator.
+_OF_ALL = ("all", "unknown")
+_LABEL_LISTS = ("label", "labels", "cats", "entities")
+
+
+def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
+    """Read exports; of several files each is an annotator's, named by it."""
+    reading = Reading()
+    for file in files:
+        annotator = file.name.stem if len(files) > 1 and file.name.stem not in _OF_ALL else None
+        prefix = f"{file.name}, " if len(files) > 1 else ""
+        faults: list[Fault] = []
+        for place, value in json_values([file], faults):
+            _read_record(f"{prefix}{place}", value, annotator, settings, reading)
+        reading.faults += faults
+    return reading
+
+
+def _read_record(
+    place: str, record: Any, annotator: str | None, settings: ReadSettings, reading: Reading
+) -> None:
+    if not isinstance(record, dict):
+        reading.faults.append(Fault(place, "must be a JSON object"))
+        return
+    data = {**mapping(record.get("meta")), **record}
+    text = settings.text_of({k: v for k, v in data.items() if k not in _LABEL_LISTS})
+    if text is None:
+        rule = "must have its text in the field that `text` names"
+        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(record))}"))
+        return
+    by_user: dict[str | None, list[Mark]] = {}
+    for user, mark in _marks(place, record, annotator, reading):
+        by_user.setdefault(user, []).append(mark)
+    reading.left.add("relations", place, len(items(record.get("relations"))))
+    for key in ("Comments", "comments"):
+        reading.left.add("comments", place, len(items(record.get(key))))
+    is_approved = record.get("annotation_approver") is not None or None
+    reviews = [Review(user, tuple(marks), is_approved) for user, marks in by_user.items()]
+    reading.documents.append(
+        Document(
+            place,
+            text,
+            tuple(reviews) or (Review(annotator, (), is_approved),),
+            document_id=settings.id_of(data, record.get("id")),
+            group_id=settings.group_of(data),
+        )
+    )
+
+
+def _marks(
+    place: str, record: Mapping[str, Any], annotator: str | None, reading: Reading
+) -> Iterator[tuple[str | None, Mark]]:
+    """Yield each label with its annotator."""
+    for key in _LABEL_LISTS:
+        for value in items(record.get(key)):
+            mark = _mark(value)
+            if mark is not None:
+                yield annotator, mark
+            else:
+                rule = f"must have in `{key}` names, [start, end, name], or objects with offsets"
+                reading.faults.append(Fault(place, rule))
+    for value in items(record.get("annotations")):
+        mark = _mark(value)
+        if mark is None:
+            reading.faults.append(Fault(place, "must have in `annotations` objects with a label"))
+        else:
+            yield name(mapping(value).get("user")) or annotator, mark
+
+
+def _mark(value: Any) -> Mark | None:
+    """Return a label of the document, or of the words at two offsets; None for what is neither."""
+    if isinstance(value, list) and len(value) == 3:
+        label, found = name(value[2]), offsets(value[0], value[1])
+        return Mark(label, (found,)) if label and found else None
+    if isinstance(value, dict):
+        label = name(value.get("label"))
+        if label and "start_offset" not in value and "end_offset" not in value:
+            return Mark(label)
+        found = offsets(value.get("start_offset"), value.get("end_offset"))
+        return Mark(label, (found,)) if label and found else None
+    label = name(value)
+    return Mark(label) if label else None

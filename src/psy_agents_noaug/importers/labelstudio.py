@@ -1,0 +1,316 @@
+"""Label Studio: JSON of any version (`annotations`, formerly `completions`), JSON-MIN and CSV.
+
+The formats are those of https://labelstud.io/guide/task_format and https://labelstud.io/guide/export.
+Offsets are UTF-16 units, as browsers count; those of a model's predictions may be code points.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from psy_agents_noaug.data.table_formats import DELIMITERS, parse_json
+from psy_agents_noaug.data.tables import read_csv_text
+from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Mark, Reading, Review
+from psy_agents_noaug.importers.settings import ReadSettings
+from psy_agents_noaug.importers.sources import SourceFile, json_values
+from psy_agents_noaug.importers.values import items, mapping, name, offsets
+
+SUFFIXES = (".json", ".jsonl", ".csv")
+_SPAN_LABELS = ("labels", "hypertextlabels", "paragraphlabels")
+# What Label Studio adds to the columns of the data in JSON-MIN and CSV.
+_OWN_COLUMNS = frozenset(
+    (
+        "id",
+        "annotator",
+        "annotation_id",
+        "created_at",
+        "updated_at",
+        "lead_time",
+        "agreement",
+        "post_id",
+        "group_id",
+    )
+)
+_MAX_CHOICES = 100
+_ADDRESSES = ("http://", "https://", "s3://", "gs://", "azure-blob://", "/data/", "data:")
+
+
+def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
+    """Read exports, of one kind each."""
+    reading = Reading()
+    tables = [file for file in files if file.name.suffix.lower() == ".csv"]
+    flat: list[tuple[str, Mapping[str, Any]]] = []
+    for table in tables:
+        flat += _csv_records(table, reading.faults)
+    others = [file for file in files if file not in tables]
+    for place, value in json_values(others, reading.faults):
+        if not isinstance(value, dict):
+            reading.faults.append(Fault(place, "must be a JSON object"))
+        elif isinstance(value.get("task"), dict) and "result" in value:
+            _read_task(place, {**value["task"], "annotations": [value]}, settings, reading)
+        elif isinstance(value.get("data"), dict):
+            _read_task(place, value, settings, reading)
+        else:
+            flat.append((place, value))
+    if flat:
+        _read_flat(flat, settings, reading)
+    return reading
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def _read_task(
+    place: str, task: Mapping[str, Any], settings: ReadSettings, reading: Reading
+) -> None:
+    if (identifier := name(task.get("id"))) is not None:
+        place = f"{place} (task {identifier})"
+    data = mapping(task["data"])
+    text = _checked_text(place, data, settings, reading)
+    if text is None:
+        return
+    reviews = []
+    for annotation in items(task.get("annotations", task.get("completions"))):
+        if not isinstance(annotation, dict):
+            reading.faults.append(Fault(place, "must have objects as annotations"))
+        elif (reason := _left_reason(annotation, settings)) is not None:
+            reading.left.add(reason, place)
+        else:
+            marks = _marks(place, items(annotation.get("result")), reading)
+            reviews.append(Review(_annotator(annotation), marks, is_finished=True))
+    predictions = [p for p in items(task.get("predictions")) if isinstance(p, dict)]
+    if settings.with_predictions:
+        for prediction in predictions:
+            marks = _marks(place, items(prediction.get("result")), reading)
+            model = name(prediction.get("model_version")) or "model"
+            reviews.append(Review(model, marks, is_finished=True))
+    else:
+        reading.left.add(
+            "predictions of a model (with_predictions=true reads them)", place, len(predictions)
+        )
+    reading.left.add("drafts", place, len(items(task.get("drafts"))))
+    reading.documents.append(
+        Document(
+            place,
+            text,
+            tuple(reviews),
+            document_id=settings.id_of(data, task.get("id")),
+            group_id=settings.group_of(data),
+            unit="utf16",
+        )
+    )
+
+
+def _left_reason(annotation: Mapping[str, Any], settings: ReadSettings) -> str | None:
+    """Return why an annotation does not count, if it does not."""
+    if annotation.get("was_cancelled") is True or annotation.get("skipped") is True:
+        return "annotations of tasks that the annotator skipped"
+    reviews = [mapping(review) for review in items(annotation.get("reviews"))]
+    if reviews and reviews[-1].get("accepted") is False:
+        return "annotations that a reviewer rejected"
+    if settings.ground_truth_only and annotation.get("ground_truth") is not True:
+        return "annotations that are no ground truth (ground_truth_only=true)"
+    return None
+
+
+def _annotator(annotation: Mapping[str, Any]) -> str | None:
+    """Return who made an annotation: an id, or where there is none an address."""
+    by = annotation.get("completed_by", annotation.get("annotator"))
+    if isinstance(by, dict):
+        return name(by.get("id")) or name(by.get("email"))
+    return name(by)
+
+
+def _marks(place: str, results: Sequence[Any], reading: Reading) -> tuple[Mark, ...]:
+    marks: list[Mark] = []
+    for result in results:
+        kind = name(mapping(result).get("type"))
+        value = mapping(mapping(result).get("value"))
+        field = name(mapping(result).get("from_name")) or ""
+        if kind == "relation":
+            reading.left.add("relations", place)
+        elif kind in (*_SPAN_LABELS, "choices", "taxonomy"):
+            found = list(_value_marks(place, value, kind, field, reading))
+            marks += found
+        else:
+            reading.left.add(f"results of type {kind or 'unknown'}", place)
+    return tuple(marks)
+
+
+def _value_marks(
+    place: str, value: Mapping[str, Any], kind: str, field: str, reading: Reading
+) -> Iterator[Mark]:
+    """Yield a mark for each label of a region, or of the document where the value has no offsets."""
+    labels = [_label(label) for label in items(value.get(kind))]
+    ranges: tuple[tuple[int, int], ...] = ()
+    if kind in _SPAN_LABELS or "start" in value or "globalOffsets" in value:
+        place_of = mapping(value.get("globalOffsets")) or value
+        found = offsets(place_of.get("start"), place_of.get("end"))
+        if found is None:
+            rule = "must have start and end of each region, whole numbers of characters"
+            reading.faults.append(Fault(place, rule, "HyperText needs globalOffsets"))
+            return
+        ranges = (found,)
+        if not labels:
+            reading.left.add("regions without a label", place)
+    text = value.get("text")
+    quote = text if isinstance(text, str) and ranges else None
+    for label in labels:
+        if label is None:
+            reading.faults.append(Fault(place, "must have labels that are text"))
+        else:
+            yield Mark(label, ranges, quote, field)
+
+
+def _label(value: Any) -> str | None:
+    """Return a label; that of a nested choice is its path."""
+    if isinstance(value, list):
+        parts = [name(part) for part in value]
+        return " / ".join(part for part in parts if part) if all(parts) and parts else None
+    return name(value)
+
+
+def _checked_text(
+    place: str, data: Mapping[str, Any], settings: ReadSettings, reading: Reading
+) -> str | None:
+    text = settings.text_of(data)
+    if text is None:
+        rule = "must have its text in the field that `text` names"
+        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(data))}"))
+    elif text.startswith(_ADDRESSES) and len(text.split()) == 1:
+        rule = "must hold its text, not the address of a file, which is not fetched"
+        reading.faults.append(Fault(place, rule))
+        return None
+    return text
+
+
+# ------------------------------------------------------------------------------- JSON-MIN and CSV
+
+
+def _csv_records(file: SourceFile, faults: list[Fault]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the records of a CSV; cells that begin as JSON are parsed."""
+    try:
+        frame = read_csv_text(Path(file.name), file.text(), delimiters=DELIMITERS[".csv"])
+    except DataError as error:
+        faults.append(Fault(str(file.name), "cannot be read", str(error)))
+        return []
+    return [
+        (
+            f"{file.name}, row {number}",
+            {str(column): _cell(cell) for column, cell in row.items() if cell is not None},
+        )
+        for number, row in enumerate(frame.to_dict("records"), start=1)
+    ]
+
+
+def _cell(cell: str) -> Any:
+    if cell.startswith(("[{", '{"', "[[", '["')):
+        try:
+            return parse_json(cell)
+        except (ValueError, RecursionError):
+            return cell
+    return cell
+
+
+def _read_flat(
+    records: Sequence[tuple[str, Mapping[str, Any]]], settings: ReadSettings, reading: Reading
+) -> None:
+    """Read records of one annotation each, whose columns are data and results side by side."""
+    controls, others = _columns([record for _, record in records], settings)
+    if others:
+        reading.notes.append(
+            f"Read as data, not as labels: {quote_columns(others)}. If one of them holds labels, name "
+            "all that do: fields=[...]."
+        )
+    if missing := sorted(set(settings.fields or ()) - controls):
+        rule = "must have the columns that `fields` names"
+        reading.faults.append(Fault(WHOLE_FILE, rule, quote_columns(missing)))
+    if settings.ground_truth_only or settings.with_predictions:
+        rule = "must be JSON for `ground_truth_only` and `with_predictions`, which JSON-MIN and CSV lack"
+        reading.faults.append(Fault(WHOLE_FILE, rule))
+    for place, record in records:
+        if (identifier := name(record.get("id"))) is not None:
+            place = f"{place} (task {identifier})"
+        text = _checked_text(place, _data_of(record, controls), settings, reading)
+        if text is None:
+            continue
+        marks = [
+            mark
+            for column in sorted(controls & record.keys())
+            for mark in _flat_marks(place, column, record[column], reading)
+        ]
+        is_annotated = any(record.get(key) is not None for key in ("annotation_id", "annotator"))
+        review = Review(_annotator(record), tuple(marks), is_finished=is_annotated or None)
+        reading.documents.append(
+            Document(
+                place,
+                text,
+                (review,),
+                document_id=settings.id_of(record, record.get("id")),
+                group_id=settings.group_of(record),
+                unit="utf16",
+            )
+        )
+
+
+def _data_of(record: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
+    """Return a record without results and what Label Studio adds."""
+    left_out = _OWN_COLUMNS | set(controls)
+    return {key: value for key, value in record.items() if key not in left_out}
+
+
+def _columns(
+    records: Sequence[Mapping[str, Any]], settings: ReadSettings
+) -> tuple[set[str], list[str]]:
+    """Return the columns that hold results, and the others that are neither the text nor known."""
+    columns = dict.fromkeys(column for record in records for column in record)
+    controls = set(settings.fields or ()) & columns.keys()
+    for column in columns.keys() - controls - _OWN_COLUMNS - {settings.text, settings.id}:
+        values = [record[column] for record in records if record.get(column) is not None]
+        has_choices = settings.fields is None and _are_choices(values, settings)
+        if any(_is_result(value) for value in values) or has_choices:
+            controls.add(column)
+    known = {settings.text, settings.id, settings.group} | controls | _OWN_COLUMNS
+    others = [
+        column
+        for column in columns
+        if column not in known and not _is_the_text(column, records, controls, settings)
+    ]
+    return controls, others
+
+
+def _is_the_text(
+    column: str,
+    records: Sequence[Mapping[str, Any]],
+    controls: Collection[str],
+    settings: ReadSettings,
+) -> bool:
+    shown = [record for record in records if column in record][:100]
+    return all(settings.text_of(_data_of(r, controls)) == r[column] for r in shown)
+
+
+def _is_result(value: Any) -> bool:
+    """Whether a value is what Label Studio writes for regions, several choices or relations."""
+    first = items(value)[0] if items(value) else None
+    return bool(mapping(first).keys() & {*_SPAN_LABELS, "choices", "taxonomy"})
+
+
+def _are_choices(values: Sequence[Any], settings: ReadSettings) -> bool:
+    given = [item for value in values for item in items(value)]
+    if not all(isinstance(item, str) for item in given) or len(set(given)) > _MAX_CHOICES:
+        return False
+    return any(settings.is_label(item) for item in set(given))
+
+
+def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterator[Mark]:
+    for item in items(value):
+        if isinstance(item, dict):
+            kind = next((k for k in (*_SPAN_LABELS, "choices", "taxonomy") if k in item), None)
+            if kind is None:
+                reading.left.add(f"results in the column {column} without labels", place)
+            else:
+                yield from _value_marks(place, item, kind, column, reading)
+        elif (label := _label(item)) is not None:
+            yield Mark(label, field=column)

@@ -1,0 +1,144 @@
+"""spaCy and Prodigy: JSONL, JSON, and the binary .spacy where spaCy is installed.
+
+Spans are in `spans` (a list, or lists by key as `Doc.to_json` has them), `ents` or `entities`; labels of
+the document in `cats`, or in `accept` or `label` of Prodigy. Offsets are code points.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.settings import ReadSettings
+from psy_agents_noaug.importers.sources import SourceFile, json_values
+from psy_agents_noaug.importers.values import items, mapping, name, offsets
+
+SUFFIXES = (".jsonl", ".json", ".spacy")
+_ANSWERS = {"accept": True, "reject": False}
+
+
+def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
+    """Read exports."""
+    reading = Reading()
+    binary = [file for file in files if file.name.suffix.lower() == ".spacy"]
+    values = json_values([file for file in files if file not in binary], reading.faults)
+    for file in binary:
+        values += _docs(file, reading.faults)
+    for place, value in values:
+        if isinstance(value, list) and len(value) == 2:  # spaCy 2: [text, {"entities": [...]}]
+            value = {**mapping(value[1]), "text": value[0]}
+        if isinstance(value, dict):
+            _read_record(place, value, settings, reading)
+        else:
+            reading.faults.append(Fault(place, "must be a JSON object"))
+    return reading
+
+
+def _docs(file: SourceFile, faults: list[Fault]) -> list[tuple[str, Any]]:
+    """Return the documents of a DocBin as `Doc.to_json` has them."""
+    if find_spec("spacy") is None:
+        raise ConfigError(
+            f"Reading {file.name} needs spacy, which is not installed: pip install spacy; or write the "
+            "documents as JSONL, with `Doc.to_json`."
+        )
+    import spacy
+    from spacy.tokens import DocBin
+
+    try:
+        docs = list(DocBin().from_bytes(file.content).get_docs(spacy.blank("xx").vocab))
+    except Exception as error:  # noqa: BLE001  (msgpack, zlib and spaCy raise what they like)
+        faults.append(Fault(str(file.name), "must be a DocBin", type(error).__name__))
+        return []
+    values = []
+    for number, doc in enumerate(docs, start=1):
+        value = {
+            "text": doc.text,
+            "ents": [_span(span) for span in doc.ents],
+            "spans": {key: [_span(span) for span in group] for key, group in doc.spans.items()},
+            "cats": dict(doc.cats),
+        }
+        values.append((f"{file.name}, document {number}", value))
+    return values
+
+
+def _span(span: Any) -> dict[str, Any]:
+    return {"start": str(span.start_char), "end": str(span.end_char), "label": span.label_}
+
+
+def _read_record(
+    place: str, record: Mapping[str, Any], settings: ReadSettings, reading: Reading
+) -> None:
+    data = {**mapping(record.get("meta")), **record}
+    text = settings.text_of({k: v for k, v in data.items() if k not in ("label", "answer")})
+    if text is None:
+        rule = "must have its text in the field that `text` names"
+        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(record))}"))
+        return
+    answer = name(record.get("answer"))
+    reviews: tuple[Review, ...] = ()
+    if answer is None or answer in _ANSWERS:
+        is_accepted = answer != "reject"
+        marks = tuple(_marks(place, record, is_accepted, reading))
+        if is_accepted or marks:
+            annotator = name(record.get("_annotator_id")) or name(record.get("_session_id"))
+            reviews = (Review(annotator, marks, is_finished=True if answer else None),)
+        else:
+            reading.left.add("examples that the annotator rejected", place)
+    else:
+        reading.left.add("examples that the annotator ignored", place)
+    reading.left.add("relations", place, len(items(record.get("relations"))))
+    own = data.get("id")
+    reading.documents.append(
+        Document(
+            place,
+            text,
+            reviews,
+            document_id=settings.id_of(data, own),
+            group_id=settings.group_of(data),
+        )
+    )
+
+
+def _marks(
+    place: str, record: Mapping[str, Any], is_accepted: bool, reading: Reading
+) -> Iterator[Mark]:
+    """Yield the labels; of what was rejected only that of the example, as one that does not apply."""
+    label = name(record.get("label"))
+    spans = list(_spans(place, record, reading))
+    if label and not spans:
+        yield Mark(label, field="label", is_met=is_accepted)
+    if not is_accepted:
+        return
+    yield from spans
+    for accepted in items(record.get("accept")):
+        if (chosen := name(accepted)) is not None:
+            yield Mark(chosen, field="accept")
+    for category, value in mapping(record.get("cats")).items():
+        met = {"0": False, "1": True, "0.0": False, "1.0": True}.get(str(value))
+        if isinstance(value, bool):
+            met = value
+        if met is None:
+            reading.faults.append(Fault(place, "must have 0 or 1 for each of `cats`"))
+        else:
+            yield Mark(category, field="cats", is_met=met)
+
+
+def _spans(place: str, record: Mapping[str, Any], reading: Reading) -> Iterator[Mark]:
+    groups: list[tuple[str, Any]] = [(key, record.get(key)) for key in ("ents", "entities")]
+    spans = record.get("spans")
+    groups += list(spans.items()) if isinstance(spans, dict) else [("spans", spans)]
+    for field, group in groups:
+        for value in items(group):
+            if isinstance(value, list):
+                value = dict(zip(("start", "end", "label"), value, strict=False))
+            span = mapping(value)
+            start, end = (span.get(k, span.get(f"{k}_char")) for k in ("start", "end"))
+            found, label = offsets(start, end), name(span.get("label"))
+            if found is None or label is None:
+                rule = "must have start, end and label of each span"
+                reading.faults.append(Fault(place, rule))
+            else:
+                quote = span.get("text")
+                yield Mark(label, (found,), quote if isinstance(quote, str) else None, field)

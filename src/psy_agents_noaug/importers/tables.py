@@ -1,0 +1,418 @@
+"""From annotated documents to the rows of the three tables."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+from psy_agents_noaug.data.dsm5 import Criterion
+from psy_agents_noaug.data.span import Span
+from psy_agents_noaug.data.validation import (
+    MAX_ID_LENGTH,
+    MAX_ID_WORDS,
+    UNREADABLE,
+    VISIBLE,
+    Fault,
+    quote_identifier,
+)
+from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Reading, Review
+from psy_agents_noaug.importers.labels import LabelMap
+from psy_agents_noaug.importers.placing import Placed, UnitSetting, place_marks
+
+MAX_CHARACTERS = 5_000_000  # of one document
+
+Negatives = Literal["auto", "explicit", "none"]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user says of the annotations.
+
+    Args:
+        unit: of the offsets, or auto.
+        spans_imply_label: whether a span says that its criterion is met; None: not said.
+        empty: whether a document without labels was annotated, and is a negative; None: not said.
+        negatives: whether what an annotator did not label becomes rows of status 0.
+        annotators: whose annotations are read; None: everybody's.
+        leaves_out_faulty: whether documents with faults are left out.
+    """
+
+    unit: UnitSetting = "auto"
+    spans_imply_label: bool | None = None
+    empty: Literal["negative", "leave_out"] | None = None
+    negatives: Negatives = "auto"
+    annotators: Sequence[str] | None = None
+    leaves_out_faulty: bool = False
+
+
+class Row(NamedTuple):
+    """A row of the annotations."""
+
+    post_id: str
+    criterion_id: str
+    status: int
+    evidence_text: str | None
+    start_char: int | None
+    end_char: int | None
+    annotator_id: str | None
+    explanation: str | None
+
+
+@dataclass
+class Tables:
+    """The tables, and counts for the report.
+
+    Args:
+        posts: post_id, text, group_id.
+        rows: of the annotations.
+        counts: how many documents, marks and so on there were.
+        units: how many documents with spans have their offsets in which unit.
+        annotators: how many documents each has annotated.
+        labels: how many marks each label has for each criterion.
+    """
+
+    posts: list[tuple[str, str, str | None]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    units: Counter[str] = field(default_factory=Counter)
+    annotators: Counter[str] = field(default_factory=Counter)
+    labels: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+@dataclass
+class _Said:
+    """What an annotator said of one criterion in a document."""
+
+    met: list[tuple[Span, str | None]] = field(default_factory=list)
+    not_met: list[tuple[Span, str | None]] = field(default_factory=list)
+    statuses: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Work:
+    """What the steps share: the rules, what was read, the tables, and what only the user can answer."""
+
+    rules: Rules
+    reading: Reading
+    tables: Tables
+    empty: list[str] = field(default_factory=list)
+    spans_without_label: list[str] = field(default_factory=list)
+
+    def questions(self) -> list[Fault]:
+        """Return a fault for each question, with the number of cases."""
+        faults = []
+        if self.empty:
+            rule = (
+                "have no label, and the file does not say whether they were annotated: empty=negative "
+                "if nothing applies to them, empty=leave_out if they may not have been annotated"
+            )
+            faults.append(_question(self.empty, "documents", rule))
+        if self.spans_without_label:
+            rule = (
+                "have no label of their document: spans_imply_label=true if a span says that its "
+                "criterion is met, spans_imply_label=false if only a label of the document does"
+            )
+            faults.append(_question(self.spans_without_label, "spans", rule))
+        return faults
+
+
+def _question(places: Sequence[str], what: str, rule: str) -> Fault:
+    return Fault(f"{len(places):,} {what} (the first: {places[0]})", rule)
+
+
+def make_tables(
+    reading: Reading,
+    *,
+    labels: LabelMap,
+    rules: Rules,
+    criteria: Sequence[Criterion],
+    keeps_criteria: bool,
+) -> tuple[Tables, list[Criterion]]:
+    """Verify, map and count what a reader found. Faults are added to the reading.
+
+    Args:
+        reading: whose lists of faults and of what is left grow.
+        labels: finds the criteria of the marks.
+        rules: of the user.
+        criteria: that labels may stand for.
+        keeps_criteria: whether criteria that no label stands for are kept.
+
+    Returns:
+        The tables, and their criteria.
+    """
+    work = _Work(rules, reading, Tables())
+    kept = [
+        checked
+        for document in _whole(_merged(_identified(work), work), work)
+        if (checked := _checked(document, work)) is not None
+    ]
+    said = [
+        (document, review, _said_by(document, review, spans, labels, work))
+        for document, placed in kept
+        for review, spans in zip(document.reviews, placed.spans, strict=True)
+    ]
+    contradicting = _contradicting(said, work)
+    kept = [(document, placed) for document, placed in kept if document.place not in contradicting]
+    said = [(d, review, own) for d, review, own in said if d.place not in contradicting]
+    found = {criterion_id for _, _, own in said for criterion_id in own} | labels.mapped_criteria()
+    used = [c for c in criteria if keeps_criteria or c.criterion_id in found]
+    writes_negatives = rules.negatives == "explicit" or (
+        rules.negatives == "auto" and any(len(document.reviews) > 1 for document, _ in kept)
+    )
+    tables = work.tables
+    for document, review, own in said:
+        rows = _rows(document, review, own, work)
+        if writes_negatives:
+            labelled = {row.criterion_id for row in rows}
+            others = [c.criterion_id for c in used if c.criterion_id not in labelled]
+            rows += [_row(document, review, criterion_id, 0) for criterion_id in others]
+            tables.counts["rows of status 0 for what an annotator did not label"] += len(others)
+        tables.counts["labels that an annotator gave twice"] += len(rows) - len(set(rows))
+        tables.rows += dict.fromkeys(rows)
+        tables.annotators[review.annotator_id or ""] += 1
+    for document, _ in kept:
+        tables.posts.append((document.document_id or "", document.text, document.group_id))
+    reading.faults += work.questions()
+    return tables, used
+
+
+# --------------------------------------------------------------------------------------- documents
+
+
+def _identified(work: _Work) -> list[Document]:
+    """Give each document an identifier: that of the tool, or a hash of its text."""
+    found = []
+    for document in work.reading.documents:
+        identifier = document.document_id
+        if identifier is None or not _is_identifier(identifier):
+            reason = "no identifier" if identifier is None else "an identifier that is too long"
+            work.tables.counts[f"documents with {reason}, named by a hash of the text"] += 1
+            digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
+            identifier = f"text-{digest[:16]}"
+        faults = work.reading.faults
+        if document.group_id is not None and not _is_identifier(document.group_id):
+            faults.append(Fault(document.place, "must have a group that is an identifier"))
+        if not all(map(_is_identifier, _annotators(document.reviews))):
+            faults.append(Fault(document.place, "must have annotators that are identifiers"))
+        found.append(replace(document, document_id=identifier))
+    return found
+
+
+def _annotators(reviews: Iterable[Review]) -> list[str]:
+    return [review.annotator_id for review in reviews if review.annotator_id is not None]
+
+
+def _is_identifier(name: str) -> bool:
+    is_short = len(name) <= MAX_ID_LENGTH and len(name.split()) <= MAX_ID_WORDS
+    return is_short and name.isprintable() and bool(name.strip())
+
+
+def _merged(documents: Sequence[Document], work: _Work) -> list[list[Document]]:
+    """Put the parts of one document together, which some tools write apart."""
+    found: dict[str, list[Document]] = {}
+    for document in documents:
+        identifier = document.document_id or ""
+        parts = found.setdefault(identifier, [])
+        parts.append(document)
+        if parts[0].text != document.text:
+            rule = "must have an identifier that no document with another text has"
+            detail = f"{quote_identifier(identifier)} is also at {parts[0].place}"
+            work.reading.faults.append(Fault(document.place, rule, detail))
+    return list(found.values())
+
+
+def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
+    """Return the documents, each with one review of each annotator; without those that have faults."""
+    bad = {place for fault in work.reading.faults for place in _places(fault)}
+    found = []
+    for parts in groups:
+        work.tables.counts["documents"] += 1
+        if any(part.place in bad for part in parts):
+            if work.rules.leaves_out_faulty:
+                _leave_out_faulty(parts[0], work)
+            continue
+        reviews: dict[str | None, Review] = {}
+        for review in (review for part in parts for review in part.reviews):
+            first = reviews.get(review.annotator_id)
+            if first is not None:
+                work.tables.counts["annotations put together, of one document and annotator"] += 1
+                marks = (*first.marks, *review.marks)
+                is_finished = first.is_finished or review.is_finished
+                review = Review(review.annotator_id, marks, is_finished)
+            reviews[review.annotator_id] = review
+        found.append(replace(parts[0], reviews=tuple(reviews.values())))
+    if work.rules.leaves_out_faulty:
+        faults = work.reading.faults
+        work.reading.faults = [fault for fault in faults if fault.place == WHOLE_FILE]
+        for fault in faults:
+            if fault.place != WHOLE_FILE:
+                work.reading.left.add(f"faults: {fault.rule}", fault.place)
+    return found
+
+
+def _places(fault: Fault) -> tuple[str, str]:
+    """Return the place of a fault, and the document of which it may be a line."""
+    return fault.place, fault.place.rpartition(", line ")[0]
+
+
+def _leave_out_faulty(document: Document, work: _Work) -> None:
+    """Leave a document out as a whole: with a label less it would be wrong."""
+    work.reading.left.add("documents with faults (faulty=leave_out)", document.place)
+
+
+def _checked(document: Document, work: _Work) -> tuple[Document, Placed] | None:
+    """Return a document that becomes a post, with the spans of its marks; None if it does not."""
+    left, place = work.reading.left, document.place
+    faults = _text_faults(document)
+    placed = None
+    if not faults:
+        if not VISIBLE.search(document.text):
+            left.add("documents without text", place)
+            return None
+        reviews = _finished(_chosen(document, work), place, work)
+        if not reviews:
+            return None
+        document = replace(document, reviews=reviews)
+        placed = place_marks(document, work.rules.unit)
+        faults = placed.faults
+    if faults or placed is None:
+        if work.rules.leaves_out_faulty:
+            _leave_out_faulty(document, work)
+        else:
+            work.reading.faults += faults
+        return None
+    tables = work.tables
+    tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
+    tables.counts["spans compared with their words"] += placed.n_checked
+    tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
+    tables.counts["spans that cut a word"] += placed.n_cutting
+    return document, placed
+
+
+def _text_faults(document: Document) -> list[Fault]:
+    if len(document.text) > MAX_CHARACTERS:
+        rule = f"must have a text of at most {MAX_CHARACTERS:,} characters"
+        return [Fault(document.place, rule, f"{len(document.text):,}")]
+    if UNREADABLE.search(document.text):
+        rule = "must have a text without NUL and unpaired surrogates"
+        return [Fault(document.place, rule)]
+    return []
+
+
+def _chosen(document: Document, work: _Work) -> tuple[Review, ...]:
+    """Return the reviews of the annotators that are read."""
+    left, place = work.reading.left, document.place
+    if not document.reviews:
+        left.add("documents that nobody has annotated", place)
+    annotators = work.rules.annotators
+    if annotators is None:
+        return document.reviews
+    chosen = tuple(r for r in document.reviews if r.annotator_id in annotators)
+    left.add("annotations of other annotators", place, len(document.reviews) - len(chosen))
+    if document.reviews and not chosen:
+        left.add("documents that none of `annotators` has annotated", place)
+    return chosen
+
+
+def _finished(reviews: Sequence[Review], place: str, work: _Work) -> tuple[Review, ...]:
+    """Return the reviews without those that may not have been done, as they hold nothing."""
+    kept = []
+    for review in reviews:
+        if review.marks or review.is_finished or work.rules.empty == "negative":
+            kept.append(review)
+        elif work.rules.empty == "leave_out":
+            work.reading.left.add("annotations without a label (empty=leave_out)", place)
+        else:
+            work.empty.append(place)
+    return tuple(kept)
+
+
+# ---------------------------------------------------------------------------------------------- rows
+
+
+def _said_by(
+    document: Document,
+    review: Review,
+    spans: Sequence[tuple[Span, ...]],
+    labels: LabelMap,
+    work: _Work,
+) -> dict[str, _Said]:
+    """Return what an annotator said of a document, by criterion."""
+    said: dict[str, _Said] = {}
+    for mark, found in zip(review.marks, spans, strict=True):
+        target = labels.target(mark)
+        for attribute in mark.attributes:
+            if not labels.reads_attribute(mark, attribute):
+                work.reading.left.add(f"attribute {attribute}", document.place)
+        if target is None:
+            continue
+        if not mark.is_met and target.status == 0:
+            work.tables.counts["labels of absence that do not apply, which say nothing"] += 1
+            continue
+        status = target.status if mark.is_met else 0
+        own = said.setdefault(target.criterion_id, _Said())
+        work.tables.labels.setdefault(mark.label, Counter())[target.criterion_id] += 1
+        if not mark.ranges:
+            own.statuses.add(status)
+        else:
+            pieces = own.met if status else own.not_met
+            pieces += [(span, mark.note) for span in found]
+    return said
+
+
+def _contradicting(
+    said: Sequence[tuple[Document, Review, Mapping[str, _Said]]], work: _Work
+) -> set[str]:
+    """Return the places of documents in which one annotator says of a criterion both yes and no."""
+    found = set()
+    for document, _, criteria in said:
+        for criterion_id, own in criteria.items():
+            implied = bool(own.met) and work.rules.spans_imply_label is True
+            if len(own.statuses | {1} if implied else own.statuses) < 2:
+                continue
+            if work.rules.leaves_out_faulty and document.place not in found:
+                _leave_out_faulty(document, work)
+            elif not work.rules.leaves_out_faulty:
+                rule = "must not have a criterion both met and not met by one annotator"
+                work.reading.faults.append(Fault(document.place, rule, criterion_id))
+            found.add(document.place)
+    return found
+
+
+def _rows(document: Document, review: Review, said: Mapping[str, _Said], work: _Work) -> list[Row]:
+    rows: list[Row] = []
+    for criterion_id, own in said.items():
+        implied = bool(own.met) and work.rules.spans_imply_label is True
+        rows += [_row(document, review, criterion_id, 0, span, note) for span, note in own.not_met]
+        if implied or 1 in own.statuses:
+            met = [_row(document, review, criterion_id, 1, span, note) for span, note in own.met]
+            rows += met or [_row(document, review, criterion_id, 1)]
+        elif own.met and work.rules.spans_imply_label is None:
+            work.spans_without_label += [document.place] * len(own.met)
+        else:
+            reason = "spans without a label of their document (spans_imply_label=false)"
+            work.reading.left.add(reason, document.place, len(own.met))
+        if 0 in own.statuses:
+            rows.append(_row(document, review, criterion_id, 0))
+    return rows
+
+
+def _row(
+    document: Document,
+    review: Review,
+    criterion_id: str,
+    status: int,
+    span: Span | None = None,
+    note: str | None = None,
+) -> Row:
+    return Row(
+        document.document_id or "",
+        criterion_id,
+        status,
+        document.text[span.start_char : span.end_char] if span else None,
+        span.start_char if span else None,
+        span.end_char if span else None,
+        review.annotator_id,
+        note,
+    )

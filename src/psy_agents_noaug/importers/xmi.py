@@ -1,0 +1,83 @@
+"""UIMA CAS XMI, as INCEpTION and WebAnno export it, through dkpro-cassis. It counts code points."""
+
+import warnings
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.sources import SourceFile, refuse_entities
+
+_NAMED_ENTITY = "de.tudarmstadt.ukp.dkpro.core.api.ner.type.NamedEntity"
+# Tokens, sentences, lemmas and the like, which say nothing of criteria.
+_LINGUISTIC = ("uima.", "de.tudarmstadt.ukp.dkpro.", "org.dkpro.", "de.tudarmstadt.ukp.clarin.")
+_OWN_FEATURES = ("begin", "end", "sofa", "xmiID", "literal", "order")
+
+
+def read_xmi(
+    file: SourceFile, type_system: SourceFile, annotator: str | None, reading: Reading
+) -> Document:
+    """Read a document.
+
+    Args:
+        file: the CAS.
+        type_system: the types in it.
+        annotator: None: not known.
+        reading: gets what is left.
+
+    Raises:
+        DataError: the file or its type system is malformed, or may be made to do harm.
+    """
+    from cassis import load_cas_from_xmi, load_typesystem
+
+    for source in (file, type_system):
+        refuse_entities(source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of types that are described twice
+            types = load_typesystem(BytesIO(type_system.content))
+            warnings.simplefilter("error")  # offsets that are in no character are only warned of
+            cas = load_cas_from_xmi(BytesIO(file.content), typesystem=types)
+        text = cas.sofa_string
+        place = str(file.name)
+        marks = tuple(
+            mark for structure in cas.select_all_fs() for mark in _marks(structure, place, reading)
+        )
+    except Exception as error:  # noqa: BLE001  (what it raises at malformed files is not documented)
+        raise DataError(f"malformed XMI or type system ({type(error).__name__})") from None
+    if not isinstance(text, str):
+        raise DataError("the CAS holds no text")
+    return Document(place, text, (Review(annotator, marks),))
+
+
+def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
+    """Yield a mark for each value of a layer's features, or one that is named by a layer without any."""
+    layer: str = structure.type.name
+    if layer.startswith(_LINGUISTIC) and layer != _NAMED_ENTITY:
+        return
+    short = layer.rpartition(".")[2]
+    values = []
+    for feature in structure.type.all_features:
+        value = getattr(structure, feature.name, None)
+        if feature.name in _OWN_FEATURES or value is None:
+            continue
+        kind = feature.rangeType.name
+        if hasattr(value, "type") and hasattr(value, "begin"):
+            reading.left.add("relations", place)
+            return
+        if isinstance(value, str) and kind != "uima.cas.Boolean":
+            values.append((feature.name, value))
+        elif kind == "uima.cas.StringArray":
+            values += [(feature.name, element) for element in value.elements or ()]
+        else:
+            reading.left.add(f"values of the feature {short}.{feature.name}", place)
+    begin, end = getattr(structure, "begin", None), getattr(structure, "end", None)
+    ranges = () if begin is None or end is None else ((int(begin), int(end)),)
+    if ranges and begin == end:
+        reading.left.add("spans without a character", place)
+        return
+    if not values and ranges:
+        yield Mark(short, ranges, field=short)
+    for feature_name, value in values:
+        yield Mark(value, ranges, field=f"{short}.{feature_name}")

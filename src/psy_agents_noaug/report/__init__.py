@@ -1,0 +1,1 @@
+"""Pages, figures and tables made from what runs left behind."""

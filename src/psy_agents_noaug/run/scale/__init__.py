@@ -1,0 +1,1 @@
+"""Prediction in units: many files, many processes, interrupted anywhere, merged to one table."""

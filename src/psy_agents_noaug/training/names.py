@@ -1,0 +1,4 @@
+"""Names of checkpoints, without importing torch."""
+
+BEST = "best_checkpoint.pt"
+LAST = "last_checkpoint.pt"

@@ -1,0 +1,113 @@
+"""A cross-validation that is killed at random, or shared by workers, ends as an undisturbed one."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CV = "import sys; from psy_agents_noaug.cli import main; sys.exit(main(['cv', *sys.argv[1:]]))"
+
+Start = Callable[[list[str]], Any]
+
+
+@pytest.fixture(scope="module")
+def start(start_script: Callable[..., Any]) -> Start:
+    """Return a function from settings to the process of `psy-agents cv` with them."""
+    return lambda settings: start_script("train_criteria.py", *settings, prelude=CV)
+
+
+def finish(process: Any) -> None:
+    done = process.wait()
+    assert done.returncode == 0, done.stderr
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Figures and predictions of a series and of its runs, which hold no time and no path."""
+    files = [folder / "metrics.json", *folder.glob("predictions/*")]
+    files += [*folder.glob("*/metrics.json"), *folder.glob("*/predictions/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+
+
+def weights(folder: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((folder / "manifest.json").read_text())["runs"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def command(overrides_for: Callable[..., list[str]]) -> Callable[[Path, str], list[str]]:
+    def of(output_dir: Path, task: str = "criteria") -> list[str]:
+        dropped = ("data.splits", "training.epochs")
+        own = [item for item in overrides_for(output_dir, task) if not item.startswith(dropped)]
+        own += ["folds=2", "seeds=[1,2]", "run_name=x", "data.split_fractions=[0.5,0.25,0.25]"]
+        return [f"task={task}", *own, "training.epochs=8", "training.save_steps=2"]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    start: Start, command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    finish(start([*command(out), "training.num_threads=1"]))
+    return out / "criteria/cv-x"
+
+
+@pytest.mark.faults("`cv` killed at random moments", "it ends as if undisturbed, to the bit")
+def test_a_cross_validation_that_is_killed_at_random_ends_as_an_undisturbed_one(
+    start: Start, command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path
+) -> None:
+    draw = random.Random()
+    ended = []
+    while 0 not in ended and len(ended) < 100:
+        process = start([*command(tmp_path), "training.num_threads=1"])
+        # Longer from time to time, so that it gets on however slow the machine is.
+        deadline = time.monotonic() + draw.uniform(0.5, 3 + len(ended))
+        while process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if process.is_alive():
+            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
+        done = process.wait()
+        ended.append(done.returncode)
+        assert done.returncode in (0, -signal.SIGKILL, 143), done.stderr
+    assert ended[-1] == 0
+    assert len(ended) > 2, "it was not killed; lower the times"
+    folder = tmp_path / "criteria/cv-x"
+    assert results(folder) == results(undisturbed)
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_two_workers_give_what_one_gives(
+    start: Start, command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path
+) -> None:
+    finish(start([*command(tmp_path), "workers=2", "training.num_threads=1"]))
+    folder = tmp_path / "criteria/cv-x"
+    assert results(folder) == results(undisturbed)
+    assert weights(folder) == weights(undisturbed)
+    log = (folder / "worker-1.log").read_text()
+    assert "runs done" in log
+
+
+@pytest.mark.parametrize(
+    ("task", "figures"),
+    [
+        ("evidence", ["evidence_iou_f1", "evidence_token_f1"]),
+        ("joint", ["joint_score", "f1_macro", "supported_f1"]),
+    ],
+)
+def test_the_other_tasks_are_pooled_by_their_own_figures(
+    start: Start, command: Callable[..., list[str]], tmp_path: Path, task: str, figures: list[str]
+) -> None:
+    finish(start([*command(tmp_path, task), "training.epochs=1"]))
+    metrics = json.loads((tmp_path / task / "cv-x" / "metrics.json").read_text())
+    for key in figures:
+        assert f"cv/{key}" in metrics
+        assert f"cv/mean_of_runs/{key}" in metrics
+        assert f"cv/baseline_tfidf_lr/{key}" in metrics

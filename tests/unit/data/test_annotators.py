@@ -1,0 +1,49 @@
+"""Annotators who contradict each other."""
+
+import pytest
+
+from psy_agents_noaug.data.annotators import check_annotators, conflicts
+from psy_agents_noaug.data.corpus import Annotation
+from psy_agents_noaug.errors import DataError
+
+
+def row(annotator, status, number, *, start=None, sentence=None, criterion="A.1", post="p1"):
+    end = None if start is None else start + 5
+    return Annotation(post, criterion, status, None, start, end, sentence, number, annotator)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("a", 1, 1), row("b", 1, 2)],
+        [row("a", 1, 1), row("a", 0, 2)],
+        [row(None, 1, 1), row(None, 0, 2)],
+        [row("a", 1, 1), row(None, 0, 2)],
+        [row("a", 1, 1), row("b", 0, 2, criterion="A.2")],
+        [row("a", 1, 1), row("b", 0, 2, post="p2")],
+        [row("a", 1, 1, start=3), row("b", 1, 2, start=9)],
+        # A hard negative of one, elsewhere in the post.
+        [row("a", 1, 1, start=3), row("b", 0, 2, start=9)],
+        [row("a", 1, 1, sentence="s1"), row("b", 0, 2, sentence="s2")],
+    ],
+)
+def test_annotators_who_do_not_contradict_each_other_pass(rows):
+    assert conflicts(rows) == []
+    check_annotators(rows)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row("a", 1, 1), row("b", 0, 2)],
+        [row("a", 0, 1), row("b", 1, 2, start=3)],
+        [row("a", 1, 1, start=3), row("b", 0, 2, start=3)],
+        [row("a", 1, 1, sentence="s1"), row("b", 0, 2, sentence="s1")],
+        [row("a", 2, 1), row("b", 1, 2)],
+    ],
+)
+def test_annotators_who_contradict_each_other_are_told_with_their_rows(rows):
+    (found,) = conflicts(rows)
+    assert (found.post_id, found.criterion_id, found.rows) == ("p1", "A.1", (1, 2))
+    with pytest.raises(DataError, match=r"rows 1, 2: must agree \(post 'p1', criterion A\.1\)"):
+        check_annotators(rows)

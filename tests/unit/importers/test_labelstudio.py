@@ -1,0 +1,282 @@
+"""Label Studio: JSON of several versions, JSON-MIN and CSV."""
+
+import csv
+import io
+import json
+
+import pytest
+from annotated import OTHER, TEXT, at
+
+SLEEP = "I cannot sleep"
+
+
+def span(words, label="Sleep problems", *, utf16=True, text=TEXT, **value):
+    start, end = at(words, text, utf16=utf16)
+    value = {"start": start, "end": end, "text": words, "labels": [label], **value}
+    return {"from_name": "evidence", "to_name": "text", "type": "labels", "value": value}
+
+
+def choices(*labels):
+    value = {"choices": list(labels)}
+    return {"from_name": "criteria", "to_name": "text", "type": "choices", "value": value}
+
+
+def annotation(*result, by=1, **more):
+    return {"id": 10, "completed_by": by, "was_cancelled": False, "result": list(result), **more}
+
+
+def task(number, *annotations, text=TEXT, **more):
+    return {"id": number, "data": {"text": text}, "annotations": list(annotations), **more}
+
+
+def test_spans_and_choices_become_rows_with_the_ids_of_the_tool(imported, written):
+    path = written(
+        "export.json",
+        [
+            task(7, annotation(choices("Sleep problems", "FATIGUE"), span(SLEEP))),
+            task(8, annotation(), text=OTHER),
+        ],
+    )
+    result = imported("labelstudio", path)
+    assert result.posts == {"7": TEXT, "8": OTHER}
+    assert result.rows == [("7", "1", "A.4", 1, SLEEP), ("7", "1", "A.6", 1, None)]
+    assert result.report["offset_units"] == {"utf16": 1}
+    assert "to train: psy-agents train task=criteria data=imported" in result.summary
+
+
+@pytest.mark.parametrize("utf16", [True, False])
+def test_the_unit_of_offsets_is_found_for_each_document(imported, written, utf16):
+    of_a_model = task(1, annotation(choices("A.4"), span(SLEEP, utf16=utf16)))
+    of_a_browser = task(2, annotation(choices("A.1"), span("I cry", "A.1")))
+    result = imported("labelstudio", written("export.json", [of_a_model, of_a_browser]))
+    assert [row[-1] for row in result.rows] == [SLEEP, "I cry"]
+    expected = {"utf16": 2} if utf16 else {"code_points": 1, "utf16": 1}
+    assert result.report["offset_units"] == expected
+
+
+def test_line_ends_that_the_browser_changed_are_a_unit_too(imported, written):
+    text = "One\r\ntwo\r\nI cry\r\n"
+    result = span("I cry", "A.1", text=text.replace("\r\n", "\n"))
+    path = written("export.json", [task(1, annotation(choices("A.1"), result), text=text)])
+    assert imported("labelstudio", path).rows == [("1", "1", "A.1", 1, "I cry")]
+
+
+def test_overlapping_spans_and_regions_with_two_labels_are_all_kept(imported, written):
+    both = span("I cry all day")
+    both["value"]["labels"] = ["A.1", "A.6"]
+    path = written(
+        "export.json",
+        [task(1, annotation(choices("A.1", "A.6", "A.4"), both, span("cry all day,\nand", "A.4")))],
+    )
+    assert [row[2:] for row in imported("labelstudio", path).rows] == [
+        ("A.1", 1, "I cry all day"),
+        ("A.4", 1, "cry all day,\nand"),
+        ("A.6", 1, "I cry all day"),
+    ]
+
+
+def test_annotators_are_kept_apart_and_say_no_to_what_they_did_not_label(imported, written):
+    path = written(
+        "export.json",
+        [
+            task(
+                1,
+                annotation(choices("A.4"), by={"id": 3, "email": "a@b.c"}),
+                annotation(choices("A.4", "A.1"), by=5),
+            )
+        ],
+    )
+    result = imported("labelstudio", path)
+    assert result.rows == [
+        ("1", "3", "A.1", 0, None),
+        ("1", "3", "A.4", 1, None),
+        ("1", "5", "A.1", 1, None),
+        ("1", "5", "A.4", 1, None),
+    ]
+    assert result.report["pairs_of_disagreement"] == 1
+    assert "disagree on 1 pairs" in result.summary
+    chosen = imported("labelstudio", path, annotators=[3])
+    assert chosen.rows == [("1", "3", "A.4", 1, None)]
+    assert chosen.left("other annotators") == 1
+
+
+def test_what_is_no_annotation_is_left_and_counted(imported, written):
+    relation = {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"}
+    rating = {"from_name": "sure", "to_name": "text", "type": "rating", "value": {"rating": 4}}
+    rejected = annotation(choices("A.1"), reviews=[{"accepted": True}, {"accepted": False}])
+    path = written(
+        "export.json",
+        [
+            task(1, annotation(choices("A.4"), relation, rating)),
+            task(2, annotation(choices("A.1"), was_cancelled=True)),
+            task(3),
+            task(4, rejected, predictions=[{"model_version": "m", "result": [choices("A.2")]}]),
+            task(5, drafts=[{"result": []}]),
+            task(6, annotation(), text="  \n"),
+        ],
+    )
+    result = imported("labelstudio", path)
+    assert (result.posts.keys(), result.rows) == ({"1"}, [("1", "1", "A.4", 1, None)])
+    reasons = ["relations", "of type rating", "skipped", "rejected", "predictions", "drafts"]
+    assert [result.left(reason) for reason in reasons] == [1] * 6
+    assert result.left("nobody has annotated") == 4
+    assert result.left("without text") == 1
+    assert all(reason in result.summary for reason in reasons)
+
+
+def test_predictions_and_ground_truth_are_read_on_request(imported, written):
+    truth = annotation(choices("A.1"), by=2, ground_truth=True)
+    predictions = [{"model_version": "v3", "result": [choices("A.2")]}]
+    path = written(
+        "export.json", [task(1, annotation(choices("A.4")), truth, predictions=predictions)]
+    )
+    rows = imported("labelstudio", path, ground_truth_only=True).rows
+    assert rows == [("1", "2", "A.1", 1, None)]
+    rows = imported("labelstudio", path, with_predictions=True, annotators=["v3"]).rows
+    assert rows == [("1", "v3", "A.2", 1, None)]
+
+
+def test_the_completions_of_versions_before_1_are_read(imported, written):
+    old = {"id": 4, "data": {"text": TEXT}, "completions": [annotation(choices("A.4"))]}
+    path = written("completions.json", [old])
+    assert imported("labelstudio", path).rows == [("4", "1", "A.4", 1, None)]
+
+
+def test_the_files_of_a_cloud_storage_are_a_task_each(imported, written):
+    for number in (1, 2):
+        own = annotation(choices("A.4"))
+        content = {**own, "task": {"id": number, "data": {"text": f"{TEXT}{number}"}}}
+        path = written(f"storage/{number}.json", json.dumps(content, indent=2))
+    assert imported("labelstudio", path.parent).posts.keys() == {"1", "2"}
+
+
+def test_hypertext_is_read_by_its_global_offsets(imported, written):
+    start, end = at(SLEEP, utf16=True)
+    value = {
+        "start": "/p[1]/text()[1]",
+        "end": "/p[1]/text()[1]",
+        "startOffset": 0,
+        "globalOffsets": {"start": start, "end": end},
+        "text": SLEEP,
+        "hypertextlabels": ["A.4"],
+    }
+    result = {"from_name": "l", "to_name": "t", "type": "hypertextlabels", "value": value}
+    path = written("export.json", [task(1, annotation(choices("A.4"), result))])
+    assert imported("labelstudio", path).rows == [("1", "1", "A.4", 1, SLEEP)]
+
+
+def flat_records():
+    first, second = span(SLEEP)["value"], span("I cry", "A.1")["value"]
+    shared = {"id": 7, "text": TEXT, "annotation_id": 1, "lead_time": 3.2}
+    return [
+        {
+            **shared,
+            "evidence": [first, second],
+            "criteria": {"choices": ["A.4", "A.1"]},
+            "annotator": 1,
+        },
+        {**shared, "annotation_id": 2, "criteria": "A.4", "annotator": "b@c.d"},
+    ]
+
+
+FLAT_ROWS = [
+    ("7", "1", "A.1", 1, "I cry"),
+    ("7", "1", "A.4", 1, SLEEP),
+    ("7", "b@c.d", "A.1", 0, None),
+    ("7", "b@c.d", "A.4", 1, None),
+]
+
+
+def test_json_min_is_read(imported, written):
+    path = written("min.json", flat_records())
+    assert imported("labelstudio", path).rows == FLAT_ROWS
+
+
+def test_csv_is_read(imported, written):
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, ["text", "id", "evidence", "criteria", "annotator", "annotation_id"]
+    )
+    writer.writeheader()
+    for record in flat_records():
+        cells = {key: record.get(key, "") for key in writer.fieldnames}
+        writer.writerow(
+            {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in cells.items()}
+        )
+    path = written("export.csv", text.getvalue())
+    assert imported("labelstudio", path).rows == FLAT_ROWS
+
+
+def test_columns_of_plain_words_are_labels_if_the_map_knows_one_or_fields_names_them(
+    imported, refused, written
+):
+    records = [
+        {"id": n, "text": f"{TEXT}{n}", "mood": mood, "site": "Forum", "annotator": 1}
+        for n, mood in enumerate(["Low", "Sleepless"])
+    ]
+    path = written("min.json", records)
+    message = refused("labelstudio", path, map={"Low": "A.1"})
+    assert "'Sleepless' in mood: must be mapped" in message
+    assert "Forum" not in message
+    result = imported("labelstudio", path, map={"Low": "A.1", "Sleepless": "A.4"})
+    assert "not as labels: 'site'" in result.summary
+    settings = {"fields": ["site"], "map": {"Forum": "A.2"}, "text": "text"}
+    assert {row[2] for row in imported("labelstudio", path, **settings).rows} == {"A.2"}
+
+
+def test_words_that_their_offsets_miss_are_found_if_they_are_there_once(imported, written):
+    wrong = span(SLEEP)
+    wrong["value"] |= {"start": 1, "end": 9}
+    path = written("export.json", [task(1, annotation(choices("A.4"), wrong))])
+    result = imported("labelstudio", path)
+    assert result.rows == [("1", "1", "A.4", 1, SLEEP)]
+    counts = result.report["counts"]
+    assert counts["spans found by their words, as their offsets are wrong"] == 1
+
+
+def test_all_faults_are_told_at_once_with_their_places_and_no_text(refused, imported, written):
+    nowhere = span(SLEEP, text=f"{SLEEP} xylozephyrquill")
+    nowhere["value"]["text"] = "xylozephyrquill"
+    twice = span("I cry", "A.1")
+    twice["value"] |= {"start": 0, "end": 3}
+    path = written(
+        "export.json",
+        [
+            task(1, annotation(choices("A.4"), nowhere)),
+            task(2, annotation(choices("A.1"), twice), text=f"{TEXT}2"),
+            task(3, annotation(choices("A.1")), text="s3://bucket/post.txt"),
+            task(4, annotation(choices("A.4")), text=f"{TEXT}\ud83d"),
+            task(5, annotation(choices("A.4")), text=OTHER),
+            "no task",
+        ],
+    )
+    message = refused("labelstudio", path)
+    for place in ("record 1 (task 1)", "(task 2)", "(task 3)", "(task 4)", "record 6"):
+        assert place in message
+    assert "xylozephyrquill" not in message
+    assert "(task 5)" not in message
+    kept = imported("labelstudio", path, faulty="leave_out")
+    assert kept.posts.keys() == {"5"}
+    assert kept.left("documents with faults") == 3
+
+
+def test_spans_without_a_label_of_the_document_need_a_word_of_the_user(refused, imported, written):
+    path = written(
+        "export.json", [task(1, annotation(choices("A.1"), span(SLEEP), span("I cry", "A.1")))]
+    )
+    assert "1 spans (the first: record 1 (task 1)): have no label" in refused("labelstudio", path)
+    rows = imported("labelstudio", path, spans_imply_label=True).rows
+    assert [row[2] for row in rows] == ["A.1", "A.4"]
+    result = imported("labelstudio", path, spans_imply_label=False)
+    assert [row[2] for row in result.rows] == ["A.1"]
+    assert result.left("without a label of their document") == 1
+
+
+def test_a_text_in_another_field_is_named(refused, imported, written):
+    data = {"title": "A", "letter": TEXT, "author": "x7"}
+    path = written(
+        "export.json", [{"id": 1, "data": data, "annotations": [annotation(choices("A.4"))]}]
+    )
+    assert "'title', 'letter', 'author'" in refused("labelstudio", path)
+    result = imported("labelstudio", path, text="letter", group="author", id="title")
+    assert result.posts == {"A": TEXT}

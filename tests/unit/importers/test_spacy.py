@@ -1,0 +1,94 @@
+"""spaCy and Prodigy: JSONL of both, and DocBin where spaCy is installed."""
+
+from importlib.util import find_spec
+
+import pytest
+from annotated import OTHER, TEXT, at, jsonl
+
+from psy_agents_noaug.errors import ConfigError
+
+SLEEP = "I cannot sleep"
+START, END = at(SLEEP)
+SPAN = {"start": START, "end": END, "label": "A.4"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"text": TEXT, "spans": [{**SPAN, "text": SLEEP}], "answer": "accept"},
+        {"text": TEXT, "spans": {"sc": [{**SPAN, "kb_id": ""}]}, "ents": []},
+        {"text": TEXT, "ents": [SPAN], "tokens": []},
+        {"text": TEXT, "entities": [[START, END, "A.4"]]},
+        [TEXT, {"entities": [[START, END, "A.4"]]}],
+    ],
+)
+def test_spans_of_any_layout_are_read(imported, written, record):
+    result = imported("spacy", written("a.jsonl", jsonl(record)), spans_imply_label=True)
+    assert [row[1:] for row in result.rows] == [(None, "A.4", 1, SLEEP)]
+
+
+def test_categories_say_yes_and_no(imported, refused, written):
+    records = [{"text": TEXT, "cats": {"A.4": 1.0, "A.1": 0.0}, "ents": [SPAN], "id": 5}]
+    assert imported("spacy", written("a.jsonl", jsonl(*records))).rows == [
+        ("5", None, "A.1", 0, None),
+        ("5", None, "A.4", 1, SLEEP),
+    ]
+    records[0]["cats"]["A.2"] = 0.7
+    assert "must have 0 or 1" in refused("spacy", written("b.jsonl", jsonl(*records)))
+
+
+def test_the_answers_of_prodigy_count(imported, written):
+    records = [
+        {"text": f"{TEXT}{n}", "label": "A.4", "answer": answer, "id": n, **more}
+        for n, (answer, more) in enumerate(
+            [
+                ("accept", {"_annotator_id": "anna"}),
+                ("reject", {"_session_id": "ben"}),
+                ("ignore", {}),
+                ("accept", {"label": None, "accept": ["A.1", "A.2"]}),
+                ("reject", {"label": None, "spans": [SPAN]}),
+                ("accept", {"label": None, "spans": []}),
+            ]
+        )
+    ]
+    result = imported("spacy", written("a.jsonl", jsonl(*records)))
+    assert result.rows == [
+        ("0", "anna", "A.4", 1, None),
+        ("1", "ben", "A.4", 0, None),
+        ("3", None, "A.1", 1, None),
+        ("3", None, "A.2", 1, None),
+    ]
+    assert result.posts.keys() == {"0", "1", "3", "5"}
+    assert (result.left("ignored"), result.left("rejected")) == (1, 1)
+
+
+def test_one_annotator_who_says_both_is_refused(refused, imported, written):
+    records = [{"text": TEXT, "label": "A.4", "answer": a} for a in ("accept", "reject")]
+    records.append({"text": OTHER, "label": "A.1", "answer": "accept"})
+    path = written("a.jsonl", jsonl(*records))
+    message = refused("spacy", path)
+    assert "must not have a criterion both met and not met by one annotator (A.4)" in message
+    kept = imported("spacy", path, faulty="leave_out")
+    assert (list(kept.posts.values()), kept.left("with faults")) == ([OTHER], 1)
+
+
+def test_a_docbin_needs_spacy(imported, written):
+    path = written("a.spacy", b"x")
+    if find_spec("spacy") is None:
+        with pytest.raises(ConfigError, match=r"Reading a\.spacy needs spacy"):
+            imported("spacy", path)
+
+
+def test_a_docbin_is_read(imported, written):
+    spacy = pytest.importorskip("spacy", reason="spaCy is not installed")
+    from spacy.tokens import DocBin, Span
+
+    nlp = spacy.blank("en")
+    doc, other = nlp("I cannot sleep at all"), nlp(OTHER)
+    doc.ents = [Span(doc, 0, 4, "A.4")]
+    doc.cats = {"A.4": 1.0}
+    content = DocBin(
+        docs=[doc, other], attrs=["ENT_IOB", "ENT_TYPE"], store_user_data=True
+    ).to_bytes()
+    result = imported("spacy", written("a.spacy", content), empty="negative")
+    assert (len(result.posts), len(result.rows)) == (2, 1)
