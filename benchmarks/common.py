@@ -154,6 +154,9 @@ def peak_memory_mib() -> float:
     """The most memory that this process has held: on its GPU if it used one, else resident."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux, where `ru_maxrss` is no less than the parent's
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -1,9 +1,7 @@
 """A refit from its command to the report: folds, decisions, the final model, kills."""
 
 import json
-import random
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from kills import finish_with_kills
 
 from psy_agents_noaug import evaluate, train
 from psy_agents_noaug.cli import main
@@ -213,6 +212,18 @@ def test_the_other_tasks_and_label_attention_refit_too(
         assert "test/baseline_tfidf_lr/f1_macro" in metrics
 
 
+def test_a_final_model_that_was_removed_is_trained_again(
+    settings_for: Callable[..., list[str]], tmp_path: Path
+):
+    settings = settings_for(tmp_path, epochs=2)
+    result = train(settings, verbose=False)
+    best = result.directory / "checkpoints/best_checkpoint.pt"
+    before = weights_sha256(load_checkpoint(best).weights)
+    best.unlink()
+    train(settings, verbose=False)
+    assert weights_sha256(load_checkpoint(best).weights) == before
+
+
 @pytest.mark.faults(
     "`train refit=train+val` killed at random", "it ends as if undisturbed, to the bit"
 )
@@ -224,21 +235,10 @@ def test_a_refit_that_is_killed_at_random_ends_as_an_undisturbed_one(
         command = [*settings_for(tmp_path / name, epochs=8), *more]
         return start_script("train_criteria.py", *command, prelude=REFIT)
 
+    began = time.monotonic()
     undisturbed = start("undisturbed").wait()
     assert undisturbed.returncode == 0, undisturbed.stderr
-    draw, ended = random.Random(), []
-    while 0 not in ended and len(ended) < 100:
-        process = start("killed")
-        deadline = time.monotonic() + draw.uniform(0.5, 3 + len(ended))
-        while process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if process.is_alive():
-            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
-        done = process.wait()
-        ended.append(done.returncode)
-        assert done.returncode in (0, -signal.SIGKILL, 143), done.stderr
-    assert ended[-1] == 0
-    assert len(ended) > 2, "it was not killed; lower the times"
+    finish_with_kills(lambda: start("killed"), seconds=time.monotonic() - began)
     one, other = (
         load_checkpoint(tmp_path / name / "criteria/refit-x/final/checkpoints/best_checkpoint.pt")
         for name in ("undisturbed", "killed")

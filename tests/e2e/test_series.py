@@ -1,20 +1,26 @@
 """A cross-validation that is killed at random, or shared by workers, ends as an undisturbed one."""
 
 import json
-import random
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from kills import finish_with_kills
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 CV = "import sys; from psy_agents_noaug.cli import main; sys.exit(main(['cv', *sys.argv[1:]]))"
 
 Start = Callable[[list[str]], Any]
+
+
+class Undisturbed(NamedTuple):
+    """A series that ran without kills, and the seconds that it took."""
+
+    folder: Path
+    seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -54,43 +60,30 @@ def command(overrides_for: Callable[..., list[str]]) -> Callable[[Path, str], li
 @pytest.fixture(scope="module")
 def undisturbed(
     start: Start, command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
+) -> Undisturbed:
+    out, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
     finish(start([*command(out), "training.num_threads=1"]))
-    return out / "criteria/cv-x"
+    return Undisturbed(out / "criteria/cv-x", time.monotonic() - began)
 
 
 @pytest.mark.faults("`cv` killed at random moments", "it ends as if undisturbed, to the bit")
 def test_a_cross_validation_that_is_killed_at_random_ends_as_an_undisturbed_one(
-    start: Start, command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path
+    start: Start, command: Callable[..., list[str]], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    draw = random.Random()
-    ended = []
-    while 0 not in ended and len(ended) < 100:
-        process = start([*command(tmp_path), "training.num_threads=1"])
-        # Longer from time to time, so that it gets on however slow the machine is.
-        deadline = time.monotonic() + draw.uniform(0.5, 3 + len(ended))
-        while process.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        if process.is_alive():
-            process.send_signal(draw.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM]))
-        done = process.wait()
-        ended.append(done.returncode)
-        assert done.returncode in (0, -signal.SIGKILL, 143), done.stderr
-    assert ended[-1] == 0
-    assert len(ended) > 2, "it was not killed; lower the times"
+    settings = [*command(tmp_path), "training.num_threads=1"]
+    finish_with_kills(lambda: start(settings), seconds=undisturbed.seconds)
     folder = tmp_path / "criteria/cv-x"
-    assert results(folder) == results(undisturbed)
-    assert weights(folder) == weights(undisturbed)
+    assert results(folder) == results(undisturbed.folder)
+    assert weights(folder) == weights(undisturbed.folder)
 
 
 def test_two_workers_give_what_one_gives(
-    start: Start, command: Callable[..., list[str]], undisturbed: Path, tmp_path: Path
+    start: Start, command: Callable[..., list[str]], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     finish(start([*command(tmp_path), "workers=2", "training.num_threads=1"]))
     folder = tmp_path / "criteria/cv-x"
-    assert results(folder) == results(undisturbed)
-    assert weights(folder) == weights(undisturbed)
+    assert results(folder) == results(undisturbed.folder)
+    assert weights(folder) == weights(undisturbed.folder)
     log = (folder / "worker-1.log").read_text()
     assert "runs done" in log
 

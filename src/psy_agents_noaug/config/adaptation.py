@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from psy_agents_noaug.config.loading import compose_config, given, validate
 from psy_agents_noaug.config.schema import Share, TaskSettings, TrainConfig
+from psy_agents_noaug.errors import ConfigError
 
 POSTS = "data.posts"
 
@@ -64,10 +65,19 @@ def adapt_settings(overrides: Sequence[str]) -> dict[str, Any]:
 
     `data.posts` is the file of unlabelled posts. The posts of the corpus are those that its data
     configuration names, or `corpus_posts`.
+
+    Raises:
+        ConfigError: neither names them, or a key is unknown.
     """
     others = [item for item in overrides if item.lstrip("+").partition("=")[0] != POSTS]
     composed = compose_config("adapt", others)
     corpus_posts = composed.pop("corpus_posts")
-    if corpus_posts is not None and isinstance(composed["data"], dict):
-        composed["data"]["posts"] = corpus_posts
+    if isinstance(composed["data"], dict):
+        if corpus_posts is not None:
+            composed["data"]["posts"] = corpus_posts
+        elif composed["data"].get("posts") == "???":
+            raise ConfigError(
+                "`corpus_posts` must be given: the file with the posts of the corpus, of which val and "
+                "test are left out. `data.posts` is that of the unlabelled posts."
+            )
     return {**composed, "posts": given(overrides).get(POSTS, composed["posts"])}

@@ -75,7 +75,8 @@ def _of_model(facts: DataFacts, valid: ValidFacts) -> Iterator[Step]:
         )
     expected = valid.expected.get("test", {}).get("f1_macro")
     half = expected.half_width if expected else None
-    if expected and (half is None or half > _WIDE):
+    divided = facts.config.protocol.divides  # as the protocol says, not into folds
+    if expected and not divided and (half is None or half > _WIDE):
         known = "cannot have an interval" if half is None else f"will be known to ±{half:.2f} only"
         yield Step(
             f"Macro-F1 on test {known}. Cross-validation judges every post:",
@@ -107,6 +108,8 @@ def _command(facts: DataFacts, verb: str, *more: str) -> str:
     replaced = {setting.partition("=")[0] for setting in more}
     if verb != "data check":
         replaced |= DataCheckConfig.model_fields.keys()
+    if verb == "cv":
+        replaced.add("data.splits")  # folds are the division
     kept = [one for one in facts.overrides if one.partition("=")[0].lstrip("+") not in replaced]
     task = f"task={facts.config.task.name}"
     return shlex.join(["psy-agents", *verb.split(), task, *kept, *more])

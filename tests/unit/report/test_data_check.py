@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from psy_agents_noaug import check_data
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.data_check import load_data_check_config
+from psy_agents_noaug.config.series import load_series_config
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.report.data_check import _warning_lines
 from psy_agents_noaug.report.next_steps import next_steps
@@ -233,6 +234,22 @@ def test_steps_are_commands_with_the_settings_of_the_check_and_end_in_a_training
     again = next_steps(facts_of([*settings, "data.duplicates=drop_from_train"]))
     assert "of train are in val or test" not in " ".join(step.reason for step in again)
     assert all("data.duplicates=drop_from_train" in step.command for step in again)
+
+
+def test_a_cross_validation_that_is_proposed_can_be_run_as_it_stands(copied):
+    _, settings = copied
+    assert any(setting.startswith("data.splits=") for setting in settings)
+    (cv,) = [
+        shlex.split(step.command) for step in next_steps(facts_of(settings)) if " cv " in step.command
+    ]
+    assert load_series_config("cv", "criteria", cv[3:])[0].folds == 5
+
+
+def test_no_cross_validation_is_proposed_where_a_protocol_divides_the_posts(copied):
+    _, settings = copied
+    own = [s for s in settings if not s.startswith(("data.splits", "data.duplicates"))]
+    steps = next_steps(facts_of([*own, "protocol=redsm5_posts"]))
+    assert [step.command for step in steps if " cv " in step.command] == []
 
 
 def test_the_python_function_returns_the_page_and_raises_with_faults(copied):

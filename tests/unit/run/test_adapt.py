@@ -206,6 +206,11 @@ def test_faults_are_told_before_anything_is_read(settings: list[str]) -> None:
         load_adapt_config([*settings, "task.mask_probabilty=0.2"])
 
 
+def test_the_posts_of_the_corpus_are_asked_for_by_their_own_name() -> None:
+    with pytest.raises(ConfigError, match="`corpus_posts` must be given"):
+        load_adapt_config(["data=tables", "data.posts=posts.csv"])
+
+
 def test_a_file_of_which_nothing_is_left_is_refused_and_leaves_nothing(
     settings: list[str], tiny_corpus: Path, tmp_path: Path
 ) -> None:

@@ -97,7 +97,7 @@ def _is_done(directory: RunDirectory, origin: dict[str, Any]) -> bool:
         CheckpointError: by another cross-validation.
     """
     manifest = directory.read_manifest()
-    if manifest.get("status") != "finished":
+    if manifest.get("status") != "finished" or not directory.best_checkpoint.is_file():
         return False
     if manifest.get(REFIT) != origin:
         raise CheckpointError(
