@@ -240,7 +240,9 @@ def test_a_cross_validation_that_is_proposed_can_be_run_as_it_stands(copied):
     _, settings = copied
     assert any(setting.startswith("data.splits=") for setting in settings)
     (cv,) = [
-        shlex.split(step.command) for step in next_steps(facts_of(settings)) if " cv " in step.command
+        shlex.split(step.command)
+        for step in next_steps(facts_of(settings))
+        if " cv " in step.command
     ]
     assert load_series_config("cv", "criteria", cv[3:])[0].folds == 5
 
