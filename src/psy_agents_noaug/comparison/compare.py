@@ -16,6 +16,7 @@ from psy_agents_noaug.comparison.systems import System, Systems
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.metrics.comparison import Difference, difference_of, holm
 from psy_agents_noaug.metrics.lines import Line, line_groups
+from psy_agents_noaug.metrics.tables import with_interval
 from psy_agents_noaug.tasks.registry import settings_model
 
 LEVEL = 0.05
@@ -266,4 +267,19 @@ def _notes(found: Systems, split: str) -> list[str]:
             "Checkpoints, thresholds and calibration were chosen on val: its figures are too good, and "
             "not equally so for all systems."
         )
-    return notes
+    return notes + _ceiling(found, split)
+
+
+def _ceiling(found: Systems, split: str) -> list[str]:
+    """Return how well annotators find each other's labels, where a run says so."""
+    prefix = f"{split}/annotators/"
+    of_runs = [training.figures for system in found.systems for training in system.trainings]
+    figures = next((own for own in of_runs if any(key.startswith(prefix) for key in own)), {})
+    shown = [
+        f"{figure} {with_interval(figures, prefix + figure)}"
+        for figure in settings_model(found.task).headline_metrics
+        if prefix + figure in figures
+    ]
+    if not shown:
+        return []
+    return [f"Annotators, each against the labels of the others: {', '.join(shown)}."]

@@ -2,11 +2,16 @@
 
 import csv
 import json
+import statistics
 
 import pytest
 
+from psy_agents_noaug import cross_validate
+from psy_agents_noaug.comparison.compare import compare_systems
+from psy_agents_noaug.comparison.systems import read_systems
 from psy_agents_noaug.config.loading import load_train_config
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.metrics.tables import with_interval
 from psy_agents_noaug.run.data import prepare_data
 from psy_agents_noaug.run.train import train
 
@@ -52,6 +57,24 @@ def test_a_run_says_whose_labels_it_has_and_how_well_annotators_find_them(
     assert metrics["val/annotators/f1_macro_gain"] == pytest.approx(gain)
     assert "annotators, each against the others" in result.summary
     assert "merged by `data.merge=any`" in result.summary
+    found = read_systems([str(result.directory), "baseline:tfidf_lr"], split="val")
+    said = f"f1_macro {with_interval(metrics, 'val/annotators/f1_macro')}"
+    assert said in compare_systems(found, split="val").notes[-1]
+
+
+def test_a_cross_validation_has_the_figures_of_annotators_beside_its_own(overrides, two_annotators):
+    own = [item for item in overrides if not item.startswith(("data.splits", "training.epochs"))]
+    own += [f"data.dir={two_annotators}", "data.merge=any", "training.epochs=1"]
+    own.append("data.split_fractions=[0.5,0.25,0.25]")
+    result = cross_validate(own, folds=2, verbose=False)
+    folds = [
+        json.loads((result.directory / f"fold-{number}-seed-42/metrics.json").read_text())
+        for number in (1, 2)
+    ]
+    for key in ("annotators/f1_macro", "annotators/model/f1_macro"):
+        mean = statistics.fmean(figures[f"test/{key}"] for figures in folds)
+        assert result.metrics[f"cv/mean_of_runs/{key}"] == pytest.approx(mean)
+        assert f"\n{key} " in result.summary
 
 
 def test_soft_labels_are_the_target_of_training_alone(make_config, two_annotators, weights_of):

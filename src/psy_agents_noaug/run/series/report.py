@@ -37,7 +37,16 @@ from psy_agents_noaug.tracking.manifest import write_manifest
 
 _BASELINE = f"baseline_{BASELINE}"
 # Besides the headline metrics and the monitor, where a run has them.
-_ALSO = ("cross_fitted/f1_macro", "per_post/f1_macro", "calibrated/brier", "calibrated/ece")
+_ALSO = (
+    "cross_fitted/f1_macro",
+    "per_post/f1_macro",
+    "calibrated/brier",
+    "calibrated/ece",
+    "annotators/f1_macro",
+    "annotators/model/f1_macro",
+    "annotators/evidence_iou_f1",
+    "annotators/model/evidence_iou_f1",
+)
 
 # Met pairs of a criterion in a fold, on average, from which an interval of average precision holds.
 _MET_FOR_RANKING = 20
