@@ -273,12 +273,12 @@ def _summary(report: dict[str, Any], output: Path, kind: str) -> str:
     lines += report["notes"]
     if number := report["pairs_of_disagreement"]:
         lines.append(
-            f"Annotators disagree on {number:,} pairs of a post and a criterion, which a training "
-            "refuses until it is told whose labels count (data.merge=majority; "
-            "docs/how-to/annotators.md)."
+            f"Annotators disagree on {number:,} pairs of a post and a criterion: data.merge says whose "
+            "labels count (docs/how-to/annotators.md)."
         )
     folder = f"data.dir={output}"
     tables = [f"data.{n}={n}.csv" for n in ("posts", "annotations", "criteria")]
     words = ["data=imported", folder, *(tables if kind == "csv" else [])]
+    words += ["data.merge=majority"] if number else []
     command = shlex.join(["psy-agents", "train", "task=criteria", *words])
     return "\n".join([*lines, "", f"tables: {output}", f"to train: {command}"])

@@ -95,6 +95,7 @@ def test_annotators_are_kept_apart_and_say_no_to_what_they_did_not_label(importe
     ]
     assert result.report["pairs_of_disagreement"] == 1
     assert "disagree on 1 pairs" in result.summary
+    assert result.summary.endswith("data.merge=majority")
     chosen = imported("labelstudio", path, annotators=[3])
     assert chosen.rows == [("1", "3", "A.4", 1, None)]
     assert chosen.left("other annotators") == 1
