@@ -16,6 +16,7 @@ from psy_agents_noaug.comparison.systems import System, Systems
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.metrics.comparison import Difference, difference_of, holm
 from psy_agents_noaug.metrics.lines import Line, line_groups
+from psy_agents_noaug.metrics.names import MERGED_BY, those_against
 from psy_agents_noaug.metrics.tables import with_interval
 from psy_agents_noaug.tasks.registry import settings_model
 
@@ -282,4 +283,5 @@ def _ceiling(found: Systems, split: str) -> list[str]:
     ]
     if not shown:
         return []
-    return [f"Annotators, each against the labels of the others: {', '.join(shown)}."]
+    others = those_against(figures.get(f"{split}/{MERGED_BY}"))
+    return [f"Annotators, each against the labels of {others}: {', '.join(shown)}."]

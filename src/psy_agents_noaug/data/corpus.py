@@ -70,6 +70,12 @@ class Annotation:
     row: int
     annotator_id: str | None = None
 
+    @property
+    def has_evidence(self) -> bool:
+        """Whether the row is about a part of the post, found in it or not."""
+        parts = (self.start_char, self.end_char, self.evidence_text, self.sentence_id)
+        return any(part is not None for part in parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Corpus:

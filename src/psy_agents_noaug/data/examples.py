@@ -47,6 +47,9 @@ class Example:
             annotation, which may differ from the post's.
         subgroups: of its post.
         votes: of those who have seen the pair, where `data.merge` merges their labels.
+        votes_are_partial: whether somebody's met label of its post and criterion has no sentence, so
+            that sentences that nobody marks, and votes, are missing: those that are left would show
+            less agreement than there is.
     """
 
     example_id: str
@@ -62,6 +65,7 @@ class Example:
     sentence: Span | None = None
     subgroups: tuple[str, ...] = ()
     votes: tuple[Vote, ...] = ()
+    votes_are_partial: bool = False
 
     @property
     def soft_label(self) -> float:
@@ -84,7 +88,8 @@ class LabelReport:
         positives: pairs per criterion; holds every criterion, like the next two.
         explicit_negatives: pairs per criterion with status 0.
         unannotated: pairs per criterion without an annotation.
-        contradictions: examples whose rows differ in status; `LabelScale.merge` decides.
+        contradictions: examples whose rows differ in status, of the whole text or of one span;
+            `LabelScale.merge` decides. None where annotators' labels are merged.
         ignored: rows left out, by label.
         annotations_without_sentence: rows that belong to no sentence of their post, because they have
             no evidence or it was not found; 0 unless all sentences are paired.
@@ -100,7 +105,7 @@ class LabelReport:
     positives: Mapping[str, int]
     explicit_negatives: Mapping[str, int]
     unannotated: Mapping[str, int]
-    contradictions: Sequence[str]
+    contradictions: Sequence[str] | None
     ignored: Mapping[str, int]
     posts_without_annotation: int
     annotations_without_sentence: int
@@ -148,7 +153,8 @@ def build_examples(
         unit: "post" pairs every post, "sentence" sentences.
         sentences: "all" pairs every sentence of every post (`data.sentences`); an annotation belongs
             to those that its span labels (`sentences_of_span`). If it has no span, its sentence is
-            unknown, and if it is positive too, the post's other pairs with its criterion are left out.
+            unknown, and if it is positive too, the post's other pairs with its criterion are left out,
+            unless it is of an annotator whose vote does not count.
             "annotated" pairs the annotated sentences alone (`evidence_text`, or the text at the
             offsets), identified by `sentence_id`, or by content where it is missing.
         unannotated_pairs: "negative" or "drop".
@@ -177,8 +183,13 @@ def build_examples(
             by_criterion.setdefault(annotation.criterion_id, []).append(annotation)
     without_sentence = [row for row in corpus.annotations if not parts[row.row]]
     unplaced = [row for row in without_sentence if row.status > 0]
-    unknown = {(row.post_id, row.criterion_id) for row in unplaced}
+    unknown = {
+        (row.post_id, row.criterion_id)
+        for row in unplaced
+        if panel is None or panel.rule.counts(row.annotator_id)
+    }
     unknown_of = {(row.post_id, row.criterion_id, row.annotator_id) for row in unplaced}
+    partial = {(post_id, criterion_id) for post_id, criterion_id, _ in unknown_of}
 
     aligned = spans if unit == "post" else {}
     examples: list[Example] = []
@@ -209,15 +220,20 @@ def build_examples(
                 counted = [row for row in rows if row.annotator_id in agreeing]
             example = _example(text, criterion_id, counted, spans=aligned, labels=labels)
             if votes:
-                example = _with_votes(example, votes, is_annotated=bool(rows))
+                example = _with_votes(
+                    example,
+                    votes,
+                    is_annotated=bool(rows),
+                    are_partial=(text.post_id, criterion_id) in partial,
+                )
             examples.append(example)
-            if len({row.status for row in rows}) > 1:
+            if panel is None and _is_contradictory(rows, unit=unit, spans=aligned):
                 contradictions.append(example.example_id)
     _check_unique(examples)
     report = _report(
         corpus,
         examples,
-        contradictions,
+        contradictions if panel is None else None,
         n_without_sentence=len(without_sentence),
         n_unknown=n_unknown,
         n_not_seen=n_not_seen if panel else None,
@@ -281,10 +297,31 @@ def _example(
     )
 
 
-def _with_votes(example: Example, votes: tuple[Vote, ...], *, is_annotated: bool) -> Example:
+def _is_contradictory(rows: Sequence[Annotation], *, unit: Unit, spans: Mapping[int, Span]) -> bool:
+    """Return whether rows of a pair differ in status, of the whole text or of one span."""
+    if len({row.status for row in rows}) < 2:
+        return False
+    met = {spans[row.row] for row in rows if row.status > 0 and row.row in spans}
+    said = {
+        row.status
+        for row in rows
+        if unit == "sentence" or row.status > 0 or not row.has_evidence or spans.get(row.row) in met
+    }
+    return len(said) > 1
+
+
+def _with_votes(
+    example: Example, votes: tuple[Vote, ...], *, is_annotated: bool, are_partial: bool
+) -> Example:
     """Return an example of merged labels. Words that one of those who agree marks are evidence."""
     others = [span for span in example.hard_negative_spans if span not in example.evidence]
-    return replace(example, annotated=is_annotated, hard_negative_spans=tuple(others), votes=votes)
+    return replace(
+        example,
+        annotated=is_annotated,
+        hard_negative_spans=tuple(others),
+        votes=votes,
+        votes_are_partial=are_partial,
+    )
 
 
 def _spans_of(rows: Sequence[Annotation], spans: Mapping[int, Span]) -> tuple[Span, ...]:
@@ -380,7 +417,7 @@ def _check_unique(examples: Sequence[Example]) -> None:
 def _report(
     corpus: Corpus,
     examples: Sequence[Example],
-    contradictions: Sequence[str],
+    contradictions: Sequence[str] | None,
     *,
     n_without_sentence: int,
     n_unknown: int,
@@ -396,7 +433,7 @@ def _report(
         positives={name: counts[name, 1, True] for name in criterion_ids},
         explicit_negatives={name: counts[name, 0, True] for name in criterion_ids},
         unannotated={name: counts[name, 0, False] for name in criterion_ids},
-        contradictions=list(contradictions),
+        contradictions=contradictions,
         ignored=dict(corpus.ignored),
         posts_without_annotation=sum(p.post_id not in annotated_posts for p in corpus.posts),
         annotations_without_sentence=n_without_sentence,

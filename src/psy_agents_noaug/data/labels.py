@@ -33,6 +33,11 @@ class LabelScale:
         number = "a whole number" if self.kind == "ordinal" else "a number"
         return f"must be {number} from 0 to {self.high:g}"
 
+    @property
+    def merged(self) -> Literal["highest", "mean"]:
+        """Which label counts where rows of a pair differ, for messages."""
+        return "mean" if self.kind == "real" else "highest"
+
     def parse(self, cell: str) -> float | None:
         """Return the label in a cell, an int unless the scale is real; None where it breaks the rule."""
         cell = cell.strip()
@@ -47,7 +52,7 @@ class LabelScale:
 
     def merge(self, labels: Sequence[float]) -> float:
         """Return the label of a pair with several rows: the highest, or the mean of a real scale."""
-        return sum(labels) / len(labels) if self.kind == "real" else max(labels)
+        return sum(labels) / len(labels) if self.merged == "mean" else max(labels)
 
 
 BINARY = LabelScale("binary", high=1)

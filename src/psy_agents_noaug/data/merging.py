@@ -65,6 +65,10 @@ class MergeRule:
     def __str__(self) -> str:
         return self.kind if self.annotator_id is None else f"{self.kind}:{self.annotator_id}"
 
+    def counts(self, annotator_id: str | None) -> bool:
+        """Return whether the votes of an annotator count."""
+        return self.annotator_id in (None, annotator_id)
+
     def label(self, votes: Iterable[Vote]) -> int | None:
         """Return the label of the votes; None if nobody whose vote counts has seen the pair."""
         labels = [vote.label for vote in self._counted(votes)]
@@ -91,7 +95,7 @@ class MergeRule:
                 yield vote, Vote("", label, tuple(sorted(spans)))
 
     def _counted(self, votes: Iterable[Vote]) -> list[Vote]:
-        return [vote for vote in votes if self.annotator_id in (None, vote.annotator_id)]
+        return [vote for vote in votes if self.counts(vote.annotator_id)]
 
 
 class Panel:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from psy_agents_noaug.config.schema import ImportConfig
+from psy_agents_noaug.data.alignment import given_spans
 from psy_agents_noaug.data.annotators import conflicts
 from psy_agents_noaug.data.corpus import Corpus, load_corpus, read_criteria
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
@@ -218,7 +219,7 @@ def _report(
         own: dict[str, Any] = by_criterion[row.criterion_id]
         own["spans"] += row.start_char is not None and row.status
         own["status_0"] += not row.status
-    disagreements = conflicts(corpus.annotations)
+    disagreements = conflicts(corpus.annotations, spans=given_spans(corpus.annotations))
     return {
         "format": 1,
         "tool": tool,

@@ -1,6 +1,7 @@
 """How figures and baselines are named where people read them, by their keys in metrics.json."""
 
 from collections.abc import Mapping
+from typing import Any
 
 LABEL_FIGURES = {"F1": "f1", "AUROC": "auroc", "AP": "average_precision"}
 DECISION_FIGURES = {
@@ -61,8 +62,9 @@ EVIDENCE_BASELINES = {
     "none": "no evidence",
 }
 # Beside the systems, where `data.merge` merges the labels of annotators; by the prefix of their keys.
+MERGED_BY = "labels_merged_by"  # key of the rule, among the figures of a split
 AGAINST_OTHERS = {
-    "annotators/": "annotators, each against the others",
+    "annotators/": "annotators, each against {others}",
     "annotators/model/": "model, against the same labels",
 }
 # The figures that systems are compared by, each with the baselines that have it.
@@ -70,6 +72,16 @@ HEADLINES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "f1_macro": ("macro-F1", LABEL_BASELINES),
     "evidence_iou_f1": ("IOU F1", EVIDENCE_BASELINES),
 }
+
+
+def those_against(rule: Any) -> str:
+    """Return whose labels each annotator is held against: those of the others, or of `annotator:ID`.
+
+    Args:
+        rule: of `data.merge`.
+    """
+    _, _, named = str(rule).partition("annotator:")
+    return named or "the others"
 
 
 def protocol_prefix(name: str) -> str:

@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from psy_agents_noaug.metrics.names import AGAINST_OTHERS, LABEL_BASELINES
+from psy_agents_noaug.metrics.names import (
+    AGAINST_OTHERS,
+    LABEL_BASELINES,
+    MERGED_BY,
+    those_against,
+)
 from psy_agents_noaug.metrics.values import NO_TRAINING_PAIRS
 
 
@@ -91,7 +96,7 @@ def against_others(
     """
     return [
         [
-            shown,
+            shown.format(others=those_against(metrics.get(MERGED_BY))),
             with_interval(metrics, f"{prefix}{key}"),
             *(format_value(metrics[f"{prefix}{one}"]) for one in further),
             *[""] * (n_columns - len(further)),

@@ -9,7 +9,11 @@ from psy_agents_noaug.metrics.tables import format_value
 from psy_agents_noaug.report.facts import RunFacts, SplitFacts
 from psy_agents_noaug.report.figures import history_figure, picture
 from psy_agents_noaug.report.page import Part, Pictures, Table
-from psy_agents_noaug.run.annotators import agreement_rows
+from psy_agents_noaug.run.annotators import (
+    NOT_MET_AS_MERGED,
+    agreement_rows,
+    what_agreement_is_over,
+)
 from psy_agents_noaug.run.refits import PLAN, refit_of
 from psy_agents_noaug.tracking.base import without_private_parts
 
@@ -110,7 +114,7 @@ def corpus_parts(
     labels = data.get("labels", {})
     kinds = {
         "met": "positives",
-        "explicitly not met": "explicit_negatives",
+        NOT_MET_AS_MERGED if "annotators" in data else "explicitly not met": "explicit_negatives",
         "not annotated": "unannotated",
     }
     columns = {name: labels[key] for name, key in kinds.items() if key in labels}
@@ -139,7 +143,7 @@ def corpus_parts(
 
 
 def _annotator_parts(data: Mapping[str, Any], criteria: Mapping[str, str]) -> Iterator[Part]:
-    """Yield the agreement of the annotators, on all pairs of the corpus."""
+    """Yield the agreement of the annotators."""
     found: Mapping[str, Any] = data.get("annotators") or {}
     if not found.get("n_shared"):
         return
@@ -148,17 +152,13 @@ def _annotator_parts(data: Mapping[str, Any], criteria: Mapping[str, str]) -> It
         one: name for one, name in criteria.items() if f"per_criterion/{one}/n_pairs" in agreement
     }
     head, *rows = agreement_rows(agreement, names)
-    caption = (
-        f"Agreement of {len(found['seen'])} annotators on the {found['n_shared']:,} of "
-        f"{found['n_pairs']:,} pairs that two or more have seen; they disagree on "
-        f"{found['n_disagreements']:,}"
-    )
+    caption = f"Agreement of annotators. {what_agreement_is_over(found)}"
     yield Table("agreement", caption, head, rows, left=2, n_last=1)
 
 
 def _counts(data: Mapping[str, Any]) -> dict[str, int]:
     alignment, labels = data.get("alignment", {}), data.get("labels", {})
-    corrections = data.get("corrections") or {}
+    corrections, annotators = data.get("corrections") or {}, data.get("annotators") or {}
     counts = {f"evidence found: {kind}": n for kind, n in alignment.get("counts", {}).items()}
     for name, found in (
         ("hard negative spans", alignment.get("hard_negatives")),
@@ -172,6 +172,7 @@ def _counts(data: Mapping[str, Any]) -> dict[str, int]:
             "contradicting annotations",
             len(labels["contradictions"]) if "contradictions" in labels else None,
         ),
+        ("pairs on which annotators disagree", annotators.get("n_disagreements")),
         ("posts without annotation", labels.get("posts_without_annotation")),
         ("annotations without sentence", labels.get("annotations_without_sentence")),
         ("posts left out of training as duplicates", data.get("dropped_from_train", {}).get("n")),

@@ -16,10 +16,12 @@ from psy_agents_noaug.report.figures import drawing, lengths_figure, picture, to
 from psy_agents_noaug.report.next_steps import next_steps
 from psy_agents_noaug.report.page import Part, Pictures, Section, Table, Text, render
 from psy_agents_noaug.report.write import write_only_parts
+from psy_agents_noaug.run.annotators import what_agreement_is_over
 from psy_agents_noaug.run.data_check.facts import DataFacts, ValidFacts, check
 from psy_agents_noaug.run.data_check.lengths import MAX_TEXTS_WITH_SPANS, EncoderLengths
 from psy_agents_noaug.run.data_check.salvage import Salvage
 from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.tracking.base import without_private_parts
 from psy_agents_noaug.utils.files import make_folder, write_bytes
 
@@ -154,10 +156,16 @@ def _warning_lines(facts: DataFacts) -> list[str]:
         for kind, n in crossing.items()
         if n
     ]
-    if n := len(data.labels.contradictions):
-        merge = facts.config.data.merge
-        rule = "the highest label counts" if merge is None else f"`data.merge={merge}` decides"
-        found.append(f"The annotations of {n} pairs contradict each other; {rule}.")
+    if n := len(data.labels.contradictions or ()):
+        merged = task_class(facts.config.task.name).labels.merged
+        found.append(
+            f"The annotations of {n} pairs contradict each other; the {merged} label counts."
+        )
+    if data.annotators is not None and data.annotators.n_disagreements:
+        found.append(
+            f"Annotators: {what_agreement_is_over(data.annotators.to_json())} "
+            f"`data.merge={data.annotators.rule}` decides."
+        )
     return found
 
 

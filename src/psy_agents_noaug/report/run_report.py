@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from psy_agents_noaug.data.splits import shown_split
-from psy_agents_noaug.metrics.names import HEADLINES
+from psy_agents_noaug.metrics.names import HEADLINES, MERGED_BY
 from psy_agents_noaug.metrics.tables import beaten_line, format_value, with_interval
 from psy_agents_noaug.report.background import (
     DUPLICATES,
@@ -39,7 +39,7 @@ from psy_agents_noaug.report.tables import (
     systems_tables,
     top_level,
 )
-from psy_agents_noaug.run.annotators import MERGED_BY, merged_labels
+from psy_agents_noaug.run.annotators import merged_labels
 from psy_agents_noaug.run.refits import describe, refit_of
 from psy_agents_noaug.tracking.base import without_private_parts
 

@@ -12,6 +12,8 @@ from psy_agents_noaug.metrics.names import (
     EVIDENCE_FIGURES,
     HEADLINES,
     LABEL_FIGURES,
+    MERGED_BY,
+    those_against,
 )
 from psy_agents_noaug.metrics.subgroups import FIGURES as SUBGROUP_FIGURES
 from psy_agents_noaug.metrics.tables import format_value, with_interval
@@ -140,6 +142,7 @@ def systems_tables(figures: Figures, *, split: str) -> Iterator[Table]:
             rows.append([shown, cell(figures, prefix), gain])
         for prefix, shown in AGAINST_OTHERS.items():
             if f"{prefix}{key}" in figures:
+                shown = shown.format(others=those_against(figures.get(MERGED_BY)))
                 row: list[str | Cell] = [shown, cell(figures, f"{prefix}{key}"), ""]
                 if f"{prefix}{key}_gain" in figures:
                     row[2] = cell(figures, f"{prefix}{key}_gain", spec="+.3f", is_drawn=False)

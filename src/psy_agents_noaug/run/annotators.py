@@ -1,5 +1,6 @@
 """What a run says of its annotators: whose labels it has, and how far they agree."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ AGREEMENT = {
     "positive_agreement": "positive",
 }
 AGREEMENT_OF_EVIDENCE = {"evidence_char_f1": "evidence F1", "evidence_exact_f1": "exact"}
-MERGED_BY = "labels_merged_by"  # key of the rule, among the figures of a split
+NOT_MET_AS_MERGED = "not met by the merged label"
 _WITH_INTERVAL = ("alpha", "agreement", "evidence_char_f1")
 
 
@@ -36,19 +37,24 @@ class AnnotatorReport:
 
     Attributes:
         rule: of `data.merge`.
+        besides: the annotator of `data.merge=annotator:ID`, who may have seen and adjudicated the labels
+            of the others: no figure of agreement counts its votes. None under the other rules.
         seen: how many pairs each has seen, by id.
         n_pairs: judged by at least one of them.
-        n_shared: of them, seen by two or more.
+        n_partial: of them, left out of all that follows, see `Example.votes_are_partial`.
+        n_shared: of the others, seen by two or more.
         n_disagreements: of these, with different labels.
         n_ties: of these, with as many labels that say met as not met.
         n_not_seen: pairs left out, see `LabelReport.pairs_not_seen`.
         names: of the criteria, by id.
-        agreement: of `agreement_metrics`, on all pairs of the corpus.
+        agreement: of `agreement_metrics`, on these pairs.
     """
 
     rule: str
+    besides: str | None
     seen: dict[str, int]
     n_pairs: int
+    n_partial: int
     n_shared: int
     n_disagreements: int
     n_ties: int
@@ -60,8 +66,7 @@ class AnnotatorReport:
         """Return how labels were merged, and the agreement, for the console."""
         lines = [
             f"Annotators, by pairs seen: {', '.join(f'{k}: {n:,}' for k, n in self.seen.items())}. "
-            f"{self.n_shared:,} of {self.n_pairs:,} pairs were seen by two or more, who disagree on "
-            f"{self.n_disagreements:,} ({self.n_ties:,} ties). Merged by `data.merge={self.rule}`."
+            f"{what_agreement_is_over(vars(self))} Merged by `data.merge={self.rule}`."
         ]
         if self.n_not_seen:
             lines.append(
@@ -79,6 +84,26 @@ class AnnotatorReport:
         found = {name: value for name, value in vars(self).items() if name != "names"}
         reasons = {f"{key}_undefined": text for key, text in self.agreement.undefined.items()}
         return {**found, "agreement": {**self.agreement.values, **reasons}}
+
+
+def what_agreement_is_over(found: Mapping[str, Any]) -> str:
+    """Return sentences on the pairs that the agreement is over, and on how many of them it fails.
+
+    Args:
+        found: of `AnnotatorReport.to_json`.
+    """
+    besides, n_partial = found.get("besides"), found.get("n_partial")
+    who = "two or more" if besides is None else f"two or more besides {besides}"
+    left_out = [] if besides is None else [f"{besides}, who may have adjudicated their labels"]
+    if n_partial:
+        left_out.append(
+            f"{n_partial:,} pairs of sentences of posts and criteria where a met label has no place"
+        )
+    said = (
+        f"{found['n_shared']:,} of {found['n_pairs']:,} pairs were seen by {who}; these disagree on "
+        f"{found['n_disagreements']:,} ({found['n_ties']:,} ties)."
+    )
+    return f"{said} Agreement leaves out {'; and '.join(left_out)}." if left_out else said
 
 
 def merged_labels(rule: str) -> str:
@@ -100,16 +125,21 @@ def annotator_report(
 
     Args:
         panel: the annotators.
-        examples: all pairs.
-        labels: the counts of their labels.
+        examples: all pairs that one of them has seen, those that have no merged label among them.
+        labels: the counts of the labels.
         criteria: of the corpus.
     """
-    columns = {name: column for column, name in enumerate(panel.annotator_ids)}
-    voted = [example for example in examples if example.votes]
+    besides = panel.rule.annotator_id
+    others = [name for name in panel.annotator_ids if name != besides]
+    columns = {name: column for column, name in enumerate(others)}
+    seen = Counter(vote.annotator_id for example in examples for vote in example.votes)
+    n_pairs = sum(bool(example.votes) for example in examples)
+    voted = [e for e in examples if e.votes and not e.votes_are_partial]
     votes = np.full((len(voted), len(columns)), -1, dtype=np.int64)
     for row, example in enumerate(voted):
         for vote in example.votes:
-            votes[row, columns[vote.annotator_id]] = vote.label
+            if vote.annotator_id in columns:
+                votes[row, columns[vote.annotator_id]] = vote.label
     pairs = AnnotatedPairs(
         votes,
         np.asarray([example.criterion_id for example in voted], dtype=np.str_),
@@ -118,7 +148,7 @@ def annotator_report(
             {
                 columns[vote.annotator_id]: [(s.start_char, s.end_char) for s in vote.evidence]
                 for vote in example.votes
-                if vote.evidence
+                if vote.evidence and vote.annotator_id in columns
             }
             for example in voted
         ],
@@ -126,8 +156,10 @@ def annotator_report(
     met, unmet = (votes == 1).sum(axis=1), (votes == 0).sum(axis=1)
     return AnnotatorReport(
         rule=str(panel.rule),
-        seen={name: int((votes[:, column] >= 0).sum()) for name, column in columns.items()},
-        n_pairs=len(voted),
+        besides=besides,
+        seen={name: seen[name] for name in panel.annotator_ids},
+        n_pairs=n_pairs,
+        n_partial=n_pairs - len(voted),
         n_shared=int((met + unmet >= 2).sum()),
         n_disagreements=int(((met > 0) & (unmet > 0)).sum()),
         n_ties=int(((met > 0) & (met == unmet)).sum()),

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ from psy_agents_noaug.data.splits import (
     undivided,
 )
 from psy_agents_noaug.errors import ConfigError, DataError, first_of
-from psy_agents_noaug.run.annotators import AnnotatorReport, annotator_report
+from psy_agents_noaug.run.annotators import (
+    NOT_MET_AS_MERGED,
+    AnnotatorReport,
+    annotator_report,
+)
 from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.utils.files import without_tilde
 
@@ -209,7 +214,7 @@ def prepare_data(
         labelled.corrections,
         labelled.annotators,
     )
-    _log(prepared)
+    _log(prepared, task_class(config.task.name).labels)
     return prepared
 
 
@@ -235,19 +240,26 @@ def label_corpus(config: TrainConfig) -> LabelledCorpus:
         spans |= given_spans(corpus.annotations)
     panel = _panel(data, corpus, labels)
     if panel is None and labels.kind != "real":  # whose labels are averaged
-        check_annotators(corpus.annotations)
-    examples, report = build_examples(
+        check_annotators(corpus.annotations, spans=spans)
+    build = partial(
+        build_examples,
         corpus,
         unit=data.unit,
         sentences=data.sentences,
         unannotated_pairs=data.unannotated_pairs,
         spans=spans,
         labels=labels,
-        panel=panel,
     )
+    examples, report = build(panel=panel)
     agreement = None
     if panel is not None:
-        agreement = annotator_report(panel, examples, report, criteria=corpus.criteria)
+        voted = examples
+        if panel.rule.annotator_id is not None:  # who may not have seen all that others have
+            everyone = MergeRule("any")
+            voted, _ = build(
+                panel=Panel(corpus.annotations, everyone, unannotated_pairs=data.unannotated_pairs)
+            )
+        agreement = annotator_report(panel, voted, report, criteria=corpus.criteria)
     return LabelledCorpus(
         corpus, uncorrected, examples, spans, alignment, report, corrected, agreement
     )
@@ -408,21 +420,28 @@ def data_folder(config: DataConfig | PostsConfig) -> Path:
     return without_tilde(config.dir or ".")
 
 
-def _log(prepared: PreparedData) -> None:
+def _log(prepared: PreparedData, scale: LabelScale) -> None:
     labels, alignment = prepared.labels, prepared.alignment
     ignored = ", ".join(f"{count} {label}" for label, count in labels.ignored.items())
+    if prepared.annotators is not None:
+        n_disagreements = prepared.annotators.n_disagreements
+        differing = f"{n_disagreements} on which annotators disagree (`data.merge` decides)"
+    else:
+        differing = (
+            f"{len(labels.contradictions or ())} contradictions (pairs whose rows differ in status; "
+            f"the {scale.merged} counts)"
+        )
     logger.info(
-        "Read %d posts and %d annotations%s: %d pairs, of which %d met, %d explicitly not met, "
-        "%d unannotated; %d contradictions (pairs whose rows differ in status; %s).",
+        "Read %d posts and %d annotations%s: %d pairs, of which %d met, %d %s, %d unannotated; %s.",
         labels.n_posts,
         labels.n_annotations + sum(labels.ignored.values()),
         f" ({ignored}, left out of the labels)" if ignored else "",
         labels.n_pairs,
         sum(labels.positives.values()),
         sum(labels.explicit_negatives.values()),
+        "explicitly not met" if prepared.annotators is None else NOT_MET_AS_MERGED,
         sum(labels.unannotated.values()),
-        len(labels.contradictions),
-        "`data.merge` decides" if prepared.annotators else "the highest counts",
+        differing,
     )
     logger.info(
         "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives).",

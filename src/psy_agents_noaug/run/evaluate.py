@@ -17,7 +17,8 @@ from psy_agents_noaug.data.splits import WHOLE, shown_split
 from psy_agents_noaug.errors import CheckpointError
 from psy_agents_noaug.metrics.classification import values_at_prevalence
 from psy_agents_noaug.metrics.held_out import held_out_table
-from psy_agents_noaug.run.annotators import MERGED_BY, merged_labels
+from psy_agents_noaug.metrics.names import MERGED_BY
+from psy_agents_noaug.run.annotators import merged_labels
 from psy_agents_noaug.run.checks import (
     OF_THE_MODEL,
     check_evaluation_settings,
@@ -432,6 +433,8 @@ def report_split(
         figures["n_members"] = n_members
     if prevalence is not None:
         figures |= values_at_prevalence(figures, prevalence=prevalence)
+    if context.data.annotators is not None:
+        figures[MERGED_BY] = context.data.annotators.rule
     summary, lines = task.evaluation.summary(figures), task.evaluation.records(predicted)
     if split in _WITH_HELD_OUT and context.data.held_out:
         held_out, table, more = _held_out(task, predict, rule)
@@ -442,7 +445,6 @@ def report_split(
     if split == "train":
         summary = f"{summary}\n\n{TRAINED_ON}"
     if context.data.annotators is not None:
-        figures[MERGED_BY] = context.data.annotators.rule
         summary = f"{summary}\n\n{merged_labels(context.data.annotators.rule)}"
     if context.config.data.judges_annotated_sentences_only:
         figures["annotated_sentences_only"] = 1

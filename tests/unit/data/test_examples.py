@@ -82,9 +82,9 @@ def test_the_label_comes_from_status_and_the_evidence_from_the_spans():
     assert not_met.hard_negative_spans == (Span(0, 4),)
 
 
-def test_annotations_of_a_pair_merge_and_contradictions_are_reported():
+def test_annotations_of_a_pair_merge():
     corpus = corpus_of(
-        annotation(row=1, status=0),
+        annotation(row=1, status=0, text="one"),
         annotation(row=2),
         annotation(row=3),
         annotation(row=4),
@@ -95,7 +95,27 @@ def test_annotations_of_a_pair_merge_and_contradictions_are_reported():
     assert example.label == 1
     assert example.evidence == (Span(4, 7), Span(8, 13))
     assert example.hard_negative_spans == (Span(0, 3),)
-    assert report.contradictions == ["p1/A.1"]
+    assert report.contradictions == []  # a hard negative of other words
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_contradiction"),
+    [
+        (({"text": "one"}, {"status": 0}), True),
+        (({"text": "one"}, {"status": 0, "text": "one"}), True),
+        (({"text": "one"}, {"status": 0, "text": "two"}), False),
+        (({}, {"status": 0, "text": "two"}), False),
+        (({}, {"status": 0, "text": "lost"}), False),
+    ],
+)
+def test_rows_contradict_each_other_that_differ_on_the_whole_post_or_on_the_same_words(
+    rows, is_contradiction
+):
+    rows = [annotation(row=number, **own) for number, own in enumerate(rows, start=1)]
+    places = {"one": Span(0, 3), "two": Span(4, 7)}
+    spans = {row.row: places[row.evidence_text] for row in rows if row.evidence_text in places}
+    _, report = build(corpus_of(*rows), spans=spans)
+    assert report.contradictions == (["p1/A.1"] if is_contradiction else [])
 
 
 def test_the_order_of_rows_changes_nothing():

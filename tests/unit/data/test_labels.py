@@ -37,6 +37,7 @@ def test_a_cell_is_read_by_the_rule_of_its_scale(scale, cell, label):
 
 
 def test_several_rows_merge_to_the_highest_label_and_real_ones_to_the_mean():
+    assert [scale.merged for scale in (BINARY, SEVERITY, SHARE)] == ["highest", "highest", "mean"]
     assert BINARY.merge([0, 1, 0]) == 1
     assert SEVERITY.merge([2, 1]) == 2
     assert SHARE.merge([0.0, 0.5]) == 0.25

@@ -146,6 +146,28 @@ def test_a_label_without_a_place_says_nothing_of_single_sentences():
     assert "p1/7-19/A.1" not in examples  # b may mean it
 
 
+def test_a_label_without_a_place_of_one_whose_vote_does_not_count_leaves_nothing_out():
+    rows = row(1, "gold", span=(0, 6)), row(2, "a")
+    alone, _ = built(rows[0], merge="annotator:gold", unit="sentence")
+    examples, report = built(*rows, merge="annotator:gold", unit="sentence")
+    assert {key: e.label for key, e in examples.items()} == {
+        key: e.label for key, e in alone.items()
+    }
+    assert report.pairs_of_unknown_label == 0
+    rows = row(1, "gold"), row(2, "a", span=(0, 6))
+    _, report = built(*rows, merge="annotator:gold", unit="sentence")
+    assert report.pairs_of_unknown_label == 1
+
+
+def test_votes_on_sentences_are_partial_where_a_met_label_has_no_place():
+    rows = row(1, "a", span=(0, 6)), row(2, "b"), row(3, "b", criterion="A.2", span=(0, 6))
+    examples, _ = built(*rows, merge="majority", unit="sentence")
+    partial = {key for key, example in examples.items() if example.votes_are_partial}
+    assert partial == {"p1/0-6/A.1"}
+    of_posts, _ = built(*rows, merge="majority")
+    assert not any(example.votes_are_partial for example in of_posts.values())
+
+
 @pytest.mark.parametrize(
     ("rows", "merge", "message"),
     [

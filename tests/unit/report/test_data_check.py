@@ -14,6 +14,7 @@ from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.data_check import load_data_check_config
 from psy_agents_noaug.config.series import load_series_config
 from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.report.background import corpus_parts
 from psy_agents_noaug.report.data_check import _warning_lines
 from psy_agents_noaug.report.next_steps import next_steps
 from psy_agents_noaug.run.data_check.facts import check
@@ -123,6 +124,18 @@ def test_posts_that_meet_two_criteria_are_counted_once_for_each_two(copied):
     assert valid.n_met[2] == 1
 
 
+def test_a_post_that_meets_a_criterion_in_several_sentences_is_counted_once(copied):
+    folder, settings = copied
+    met = [row for row in read(folder / ANNOTATIONS) if row["status"] == "1"]
+    text = {row["post_id"]: row["text"] for row in read(folder / POSTS)}[met[0]["post_id"]]
+    # All sentences of its post are evidence, too.
+    write(folder / ANNOTATIONS, [*met, {**met[0], "sentence_text": text}])
+    valid = facts_of([*settings, "data.unit=sentence"]).valid
+    posts_of = {(row["post_id"], row["DSM5_symptom"]) for row in met}
+    assert sum(valid.data.labels.positives.values()) > len(posts_of)
+    assert np.trace(valid.met_together) == len(posts_of)
+
+
 def test_contradicting_annotations_are_said_to_be_decided_by_the_rule_of_the_settings(copied):
     folder, settings = copied
     rows = [{**row, "annotator_id": "ada"} for row in read(folder / ANNOTATIONS)]
@@ -131,7 +144,13 @@ def test_contradicting_annotations_are_said_to_be_decided_by_the_rule_of_the_set
     write(folder / ANNOTATIONS, rows)
     columns = "+data.columns.annotations.annotator_id=annotator_id"
     found = facts_of([*settings, columns, "data.merge=unanimous"])
-    assert "`data.merge=unanimous` decides" in " ".join(_warning_lines(found))
+    warnings = " ".join(_warning_lines(found))
+    assert "these disagree on 1 (1 ties). `data.merge=unanimous` decides" in warnings
+    assert "contradict" not in warnings
+    names = {"A.1": "Depressed mood"}
+    tables = {part.name: part for part in corpus_parts(found.valid.report, names, origin="given")}
+    assert "not met by the merged label" in tables["annotations"].head
+    assert ["pairs on which annotators disagree", "1"] in tables["corpus"].rows
 
 
 def test_a_measured_time_is_of_the_updates_that_a_training_makes(overrides, make_config):

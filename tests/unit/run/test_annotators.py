@@ -2,18 +2,22 @@
 
 import csv
 import json
+import logging
 import statistics
 
+import numpy as np
 import pytest
 
 from psy_agents_noaug import cross_validate
 from psy_agents_noaug.comparison.compare import compare_systems
 from psy_agents_noaug.comparison.systems import read_systems
 from psy_agents_noaug.config.loading import load_train_config
+from psy_agents_noaug.data.merging import MergeRule
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.metrics.tables import with_interval
-from psy_agents_noaug.run.data import prepare_data
+from psy_agents_noaug.run.data import label_corpus, prepare_data
 from psy_agents_noaug.run.train import train
+from psy_agents_noaug.tasks.criteria.annotators import annotator_metrics
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,83 @@ def two_annotators(tiny_corpus, tmp_path_factory):
 
 def config_of(make_config, folder, *more):
     return make_config(f"data.dir={folder}", *more)
+
+
+def labelled(folder, rows, *settings):
+    """Label a corpus of two sentences a post, with rows of annotations."""
+    posts = [(post, "I cry. We ate soup.") for post in sorted({row[0] for row in rows})]
+    columns = ("post_id", "criterion_id", "status", "evidence_text", "annotator_id")
+    for name, head, cells in (
+        ("posts.csv", ("post_id", "text"), posts),
+        ("annotations.csv", columns, rows),
+    ):
+        with (folder / name).open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([head, *cells])
+    own = ["data=tables", f"data.dir={folder}", "data.posts=posts.csv"]
+    own += ["data.annotations=annotations.csv", *settings]
+    return label_corpus(load_train_config("criteria", own))
+
+
+def test_under_a_named_annotator_agreement_is_that_of_the_others_on_all_that_they_have_seen(
+    tmp_path,
+):
+    of_two = [
+        (f"p{number}", "A.1", int(number % divisor == 0), "", annotator)
+        for number in range(12)
+        for annotator, divisor in (("ada", 2), ("ben", 3))
+    ]
+    of_gold = [(f"p{number}", "A.1", int(number % 2 == 0), "", "gold") for number in range(4)]
+    without = labelled(tmp_path, of_two, "data.merge=majority").annotators
+    found = labelled(tmp_path, [*of_two, *of_gold], "data.merge=annotator:gold").annotators
+    assert found.seen == {"ada": 108, "ben": 108, "gold": 36}
+    assert (found.n_shared, found.n_disagreements, found.n_not_seen) == (108, 6, 72)
+    assert found.agreement == without.agreement
+    assert "were seen by two or more besides gold; these disagree on 6" in found.summary()
+    assert "Agreement leaves out gold, who may have adjudicated their labels." in found.summary()
+
+
+def test_sentences_of_a_post_and_criterion_with_a_met_label_without_a_place_are_no_agreement(
+    tmp_path,
+):
+    rows = [
+        ("p1", "A.1", 1, "I cry.", "ada"),
+        ("p1", "A.1", 1, "", "ben"),
+        ("p1", "A.1", 0, "I cry.", "cleo"),
+        ("p2", "A.1", 1, "I cry.", "ada"),
+        ("p2", "A.1", 1, "I cry.", "ben"),
+    ]
+    data = labelled(tmp_path, rows, "data.merge=any", "data.unit=sentence")
+    found = data.annotators
+    # Of 2 sentences x 9 criteria x 2 posts one pair is not known, and one left out.
+    assert (found.n_pairs, found.n_partial, found.n_shared) == (35, 1, 34)
+    assert found.n_disagreements == 0
+    assert found.agreement.values["per_criterion/A.1/n_pairs"] == 2
+    assert "Agreement leaves out 1 pairs of sentences" in found.summary()
+    metrics = annotator_metrics(
+        data.examples,
+        np.zeros(len(data.examples), dtype=bool),
+        rule=MergeRule.of("any"),
+        criteria=[criterion.criterion_id for criterion in data.corpus.criteria],
+    )
+    assert metrics["annotators/n_pairs"] == 34
+
+
+def test_the_log_counts_disagreements_of_annotators_and_no_contradictions(
+    make_config, two_annotators, caplog
+):
+    with caplog.at_level(logging.INFO):
+        prepare_data(config_of(make_config, two_annotators, "data.merge=unanimous"))
+    (line,) = [message for message in caplog.messages if message.startswith("Read ")]
+    assert "not met by the merged label" in line
+    assert "6 on which annotators disagree" in line
+    assert "contradictions" not in line
+
+
+def test_tables_say_that_annotators_are_held_against_the_named_one(make_config, two_annotators):
+    merged = config_of(make_config, two_annotators, "data.merge=annotator:bo", "training.epochs=1")
+    summary = train(merged).summary
+    assert "annotators, each against bo" in summary
+    assert "1 annotators on 72 pairs, each against the labels of bo;" in summary
 
 
 def test_a_run_says_whose_labels_it_has_and_how_well_annotators_find_them(

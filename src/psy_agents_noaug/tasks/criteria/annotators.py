@@ -2,7 +2,8 @@
 
 Each annotator is judged against the labels of the others, merged by the same rule
 (`MergeRule.references`), and the model against the same labels of the same pairs. All such votes are
-counted together, so that an annotator has the weight of what it has seen.
+counted together, so that an annotator has the weight of what it has seen. Left out are pairs whose votes
+are partial (`Example.votes_are_partial`).
 """
 
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ def annotator_metrics(
     judged = [
         (index, vote, others)
         for index, example in enumerate(examples)
+        if not example.votes_are_partial
         for vote, others in rule.references(example.votes)
     ]
     found: MetricValues = {

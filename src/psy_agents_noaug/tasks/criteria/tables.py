@@ -10,7 +10,9 @@ from psy_agents_noaug.metrics.names import (
     DECISION_FIGURES,
     LABEL_BASELINES,
     LABEL_FIGURES,
+    MERGED_BY,
     PROTOCOL_FIGURES,
+    those_against,
 )
 from psy_agents_noaug.metrics.protocols import protocol_notes, protocol_systems, published_value
 from psy_agents_noaug.metrics.subgroups import FIGURES as SUBGROUP_FIGURES
@@ -114,8 +116,8 @@ def annotators_line(metrics: Mapping[str, Any]) -> str:
         return "No annotator can be judged against others: no pair has labels of two."
     gain = with_interval(metrics, "annotators/f1_macro_gain", spec="+.3f")
     return (
-        f"Annotators: {counts}, each against the merged labels of the others; macro-F1 of the model on "
-        f"them minus that of the annotators: {gain}."
+        f"Annotators: {counts}, each against the labels of {those_against(metrics.get(MERGED_BY))}; "
+        f"macro-F1 of the model on them minus that of the annotators: {gain}."
     )
 
 
