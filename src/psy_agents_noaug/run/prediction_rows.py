@@ -119,13 +119,14 @@ def _predictions(path: Path, faults: list[Fault]) -> Iterator[PredictionRow]:
     except UnicodeDecodeError:
         raise DataError(f"{path} must be in UTF-8, but is not.") from None
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as predictions ({type(error).__name__}).") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise DataError(f"{path} cannot be read as predictions ({reason}).") from None
 
 
 def _rows(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as content, pq.ParquetFile(content) as file:
             batches = (batch.to_pylist() for batch in file.iter_batches(_CHUNK))
             for number, row in enumerate(chain.from_iterable(batches), start=1):
                 yield f"row {number}", row

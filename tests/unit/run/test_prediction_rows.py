@@ -118,7 +118,7 @@ def test_a_ranking_needs_probabilities(lines_file):
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content):
     path = tmp_path / name
-    with pytest.raises(DataError, match="cannot be read as predictions"):
+    with pytest.raises(DataError, match=r"cannot be read as predictions \(No such file"):
         read(path)
     path.write_bytes(content)
     with pytest.raises(DataError, match=name):
