@@ -189,13 +189,20 @@ def _checked_text(
     place: str, data: Mapping[str, Any], settings: ReadSettings, reading: Reading
 ) -> str | None:
     text = settings.text_of(data)
-    if text is None:
+    is_dialogue = settings.text is None and any(map(_has_turns, data.values()))
+    if text is None or is_dialogue:
         reading.faults.append(no_text(place, data))
     elif text.startswith(_ADDRESSES) and len(text.split()) == 1:
         rule = "must hold its text, not the address of a file, which is not fetched"
         reading.faults.append(Fault(place, rule))
-        return None
-    return text
+    else:
+        return text
+    return None
+
+
+def _has_turns(value: Any) -> bool:
+    """Whether a value is a dialogue for Paragraphs, beside which no other field is the text."""
+    return isinstance(value, list) and any("text" in mapping(item) for item in value)
 
 
 # ------------------------------------------------------------------------------- JSON-MIN and CSV

@@ -367,3 +367,13 @@ def test_regions_of_paragraphs_are_refused(refused, written):
     result = {"from_name": "l", "to_name": "t", "type": "paragraphlabels", "value": value}
     path = written("export.json", [task(1, annotation(choices("A.4"), result))])
     assert "must not have regions of Paragraphs" in refused("labelstudio", path)
+
+
+@pytest.mark.parametrize("field", ["dialogue", "text"])
+@pytest.mark.parametrize("other", ["title", "comment"])
+def test_of_a_dialogue_no_other_field_becomes_the_text(refused, written, field, other):
+    data = {field: [{"author": "x", "text": TEXT}], other: "A title"}
+    path = written(
+        "export.json", [{"id": 1, "data": data, "annotations": [annotation(choices("A.4"))]}]
+    )
+    assert "must have its text in the field that `text` names" in refused("labelstudio", path)
