@@ -462,7 +462,7 @@ VERBS = (
     Verb(
         "trec",
         "score a TREC run, or predictions, by qrels; or write predictions as a TREC run",
-        usage="RUN|PREDICTIONS.jsonl [QRELS] [output=FILE] [--json]",
+        usage="RUN|PREDICTIONS [QRELS] [output=FILE] [--json]",
         example="psy-agents trec predictions/test.run predictions/test.qrels",
         run=_trec,
         flags=("--json",),

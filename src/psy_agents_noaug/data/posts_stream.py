@@ -58,7 +58,7 @@ class PostsStream:
     ) -> None:
         # Whether a post has an author makes no difference here.
         self._columns = {ours: name for ours, name in columns.items() if ours != "group_id"}
-        self._seen = _SeenIdentifiers()
+        self._seen = SeenIdentifiers()
         self._n_rows = between[0] if between else 0
         self._name = STANDARD_INPUT if path is None else path.name
         self._source = open_parts(path, required_columns_of_file("posts", self._columns), between)
@@ -143,7 +143,7 @@ def _arrow(table: Table) -> pa.Table:
     return pa.table({name: table.values(name) for name in SCHEMA.names}, schema=SCHEMA)
 
 
-class _SeenIdentifiers:
+class SeenIdentifiers:
     """Identifiers as 8 bytes each, in sorted arrays, the longest first."""
 
     def __init__(self) -> None:

@@ -2,8 +2,10 @@
 
 A run has a line `topic Q0 document rank score tag` for each ranked document, qrels a line
 `topic 0 document relevance` for each judged one. White space and % in ids are written as in URLs.
+Files with commas and a header, as eRisk's qrels are, are read too.
 """
 
+import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +18,7 @@ from psy_agents_noaug.errors import DataError
 
 Value = TypeVar("Value", float, int)
 Topics = dict[str, dict[str, Value]]  # the score, or relevance, of each document of each topic
+_HEADERS = ("rel", "relevance", "score")  # names of the column of values
 
 
 def run_lines(topic: str, documents: Sequence[str], scores: Sequence[str], *, tag: str) -> str:
@@ -79,9 +82,13 @@ def _read(
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     topics: Topics[Value] = {}
     faults: list[Fault] = []
+    first = next((number for number, line in enumerate(lines, start=1) if line.strip()), 0)
+    has_commas = first > 0 and _has_commas(lines[first - 1], columns)
     for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
+        words = _between_commas(line) if has_commas else line.split()
+        if not line.strip():
+            continue
+        if number == first and len(words) == columns and words[at].casefold() in _HEADERS:
             continue
         if len(words) != columns:
             faults.append(Fault(f"line {number}", f"must have {columns} words", f"{len(words)}"))
@@ -100,6 +107,16 @@ def _read(
         faults.append(Fault("the file", "must have a line"))
     raise_faults(f"{path} is not {what}:", faults)
     return topics
+
+
+def _has_commas(line: str, columns: int) -> bool:
+    """Whether commas, not blanks, are between the words of a line."""
+    words = _between_commas(line)
+    return len(words) == columns and all(len(word.split()) == 1 for word in words)
+
+
+def _between_commas(line: str) -> list[str]:
+    return [word.strip() for word in next(csv.reader([line], skipinitialspace=True), [])]
 
 
 def _score(word: str) -> float:

@@ -4,8 +4,8 @@ The format is that of https://labelstud.io/guide/predictions. Offsets are UTF-16
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -20,6 +20,7 @@ from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faul
 from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.run.data import label_corpus
 from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.prediction_rows import PredictionRow, prediction_row, read_predictions
 from psy_agents_noaug.utils.files import make_folder, write_bytes
 
 _UTF16 = OffsetStyle("utf16")
@@ -128,8 +129,14 @@ def _of_run(path: Path, settings: ExportConfig) -> _Predictions:
     sentences = {e.example_id: e.sentence for e in labelled.examples if e.sentence is not None}
     texts = {p.post_id: _Text(p.text, p.group_id) for p in labelled.corpus.posts}
     names = {c.criterion_id: c.name for c in labelled.corpus.criteria}
-    sentence_of = [sentences.get(str(line.get("example_id"))) for line in lines]
-    by_post = _grouped(directory.predictions_of(settings.split), lines, sentence_of, texts, names)
+    faults: list[Fault] = []
+    rows = [
+        replace(row, sentence=sentences.get(str(line.get("example_id"))))
+        for number, line in enumerate(lines, start=1)
+        if (row := prediction_row(f"line {number}", line, faults)) is not None
+    ]
+    by_post = _grouped(rows, texts, names, faults)
+    raise_faults(f"{directory.predictions_of(settings.split)} cannot be exported:", faults)
     return _Predictions(by_post, texts, names, path.resolve().name)
 
 
@@ -137,103 +144,82 @@ def _of_file(path: Path, settings: ExportConfig) -> _Predictions:
     """Read a file of `psy-agents predict`, with the posts of a table or of its own column `text`."""
     if path.parent.name == "predictions" and (path.parent.parent / "config.yaml").is_file():
         raise ConfigError(f"For the predictions of a run give its directory: {path.parent.parent}")
-    lines = _lines(path)
+    faults: list[Fault] = []
+    rows = list(read_predictions(path, faults))
     if settings.posts is not None:
-        table = read_table(Path(settings.posts))
-        if missing := [name for name in ("post_id", "text") if name not in table]:
-            raise DataError(
-                f"{settings.posts}: must have the columns post_id and text, not {missing}."
-            )
-        groups = table["group_id"] if "group_id" in table else [None] * len(table)
-        rows = zip(table["post_id"], table["text"], groups, strict=True)
-        texts = {post_id: _Text(text, group) for post_id, text, group in rows if post_id and text}
+        texts = _posts(Path(settings.posts), faults)
     else:
-        texts = {
-            str(r["post_id"]): _Text(r["text"]) for r in lines if isinstance(r.get("text"), str)
-        }
-        if not texts:
+        texts = _own_texts(rows, faults)
+        if rows and not texts:
             raise ConfigError("`posts` must name the table of the posts: posts=FILE.")
     known = {criterion.criterion_id: criterion.name for criterion in MAJOR_DEPRESSIVE_EPISODE}
-    ids = dict.fromkeys(str(line.get("criterion_id")) for line in lines)
+    ids = dict.fromkeys(row.criterion_id for row in rows)
     names = {i: known[i] for i in ids} if ids.keys() <= known.keys() else {i: i for i in ids}
-    sentence_of = [_span(line) for line in lines]
-    return _Predictions(_grouped(path, lines, sentence_of, texts, names), texts, names, path.stem)
+    by_post = _grouped(rows, texts, names, faults)
+    raise_faults(f"{path} cannot be exported:", faults)
+    return _Predictions(by_post, texts, names, path.stem)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of predictions.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        rows = _rows(path)
-    except (OSError, ValueError, RecursionError) as error:  # those of pyarrow are among them
-        raise DataError(f"{path} cannot be read as predictions ({type(error).__name__}).") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path} cannot be read as predictions: a line is no object.")
-    return rows
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        return rows
-    if path.suffix.lower() == ".csv":
-        rows_of_text: list[dict[Any, Any]] = read_table(path).to_dict("records")
-        for record in rows_of_text:
-            record["evidence"] = json.loads(record.get("evidence") or "[]")
-        return rows_of_text
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+def _posts(path: Path, faults: list[Fault]) -> dict[str, _Text]:
+    """Return the posts of a table; faults are those that it has twice."""
+    table = read_table(path)
+    if missing := [name for name in ("post_id", "text") if name not in table]:
+        raise DataError(f"{path}: must have the columns post_id and text, not {missing}.")
+    groups = table["group_id"] if "group_id" in table else [None] * len(table)
+    rows = zip(table["post_id"], table["text"], groups, strict=True)
+    texts: dict[str, _Text] = {}
+    for number, (post_id, text, group) in enumerate(rows, start=1):
+        if not (post_id and text):
+            continue
+        if post_id in texts:
+            place = f"{path.name}, row {number}"
+            faults.append(Fault(place, "must have each post once", quote_identifier(post_id)))
+        texts[post_id] = _Text(text, group)
+    return texts
 
 
-def _span(value: Mapping[str, Any]) -> Span | None:
-    """Return the span of a sentence or a piece of evidence, None if there is none."""
-    try:
-        return Span(int(value["start_char"]), int(value["end_char"]))
-    except (KeyError, TypeError, ValueError):
-        return None
+def _own_texts(rows: Iterable[PredictionRow], faults: list[Fault]) -> dict[str, _Text]:
+    """Return the posts by the column `text`; faults are rows with another text than earlier ones."""
+    texts: dict[str, _Text] = {}
+    for row in rows:
+        if row.text is None:
+            continue
+        if texts.setdefault(row.post_id, _Text(row.text)).text != row.text:
+            rule = "must have the text that earlier rows of its post have"
+            faults.append(Fault(row.place, rule, quote_identifier(row.post_id)))
+    return texts
 
 
 def _grouped(
-    path: Path,
-    lines: Sequence[Mapping[str, Any]],
-    sentences: Sequence[Span | None],
+    rows: Iterable[PredictionRow],
     texts: Mapping[str, _Text],
     names: Mapping[str, str],
+    faults: list[Fault],
 ) -> dict[str, _Prediction]:
     """Return what is predicted of each post.
 
     A criterion is met where the decision says so, or, without decisions, where there is evidence.
     """
     found: dict[str, _Prediction] = {}
-    faults: list[Fault] = []
-    for number, (line, sentence) in enumerate(zip(lines, sentences, strict=True), start=1):
-        place = f"{path.name}, line {number}"
-        post_id, criterion_id = str(line.get("post_id")), str(line.get("criterion_id"))
-        if post_id not in texts or criterion_id not in names:
+    for row in rows:
+        if row.post_id not in texts or row.criterion_id not in names:
             rule = "must be of a post and a criterion that are known"
-            faults.append(Fault(place, rule, quote_identifier(post_id)))
+            faults.append(Fault(row.place, rule, quote_identifier(row.post_id)))
             continue
-        own = found.setdefault(post_id, _Prediction())
-        evidence = line.get("evidence") or ()
-        decision = line.get("decision")
-        is_met = bool(evidence) if decision is None else str(decision) in ("1", "1.0", "True")
-        if not is_met:
+        own = found.setdefault(row.post_id, _Prediction())
+        if row.decision is None and row.evidence is None:
+            faults.append(Fault(row.place, "must have a decision or evidence"))
+        if not (bool(row.evidence) if row.decision is None else row.decision):
             continue
-        own.met[criterion_id] = None
-        spans = [(_span(piece), piece.get("score")) for piece in evidence]
-        if sentence is not None and not spans:
-            spans = [(sentence, line.get("probability"))]
+        own.met[row.criterion_id] = None
+        spans = row.evidence or ()
+        if row.sentence is not None and not spans:
+            spans = ((row.sentence, row.probability),)
         for span, score in spans:
-            if span is None or not 0 <= span.start_char < span.end_char <= len(texts[post_id].text):
-                faults.append(Fault(place, "must have evidence inside of the text of its post"))
+            if span.end_char > len(texts[row.post_id].text):
+                faults.append(Fault(row.place, "must have evidence inside of the text of its post"))
             else:
-                own.spans.append((criterion_id, span, None if score is None else float(score)))
-    raise_faults(f"{path} cannot be exported:", faults)
+                own.spans.append((row.criterion_id, span, score))
     return found
 
 

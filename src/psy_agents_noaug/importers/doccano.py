@@ -6,10 +6,11 @@ users. Offsets are code points.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from psy_agents_noaug.data.validation import Fault, quote_columns
-from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.data.validation import Fault
+from psy_agents_noaug.importers.documents import Mark, Reading, Review
 from psy_agents_noaug.importers.settings import ReadSettings
 from psy_agents_noaug.importers.sources import SourceFile, json_values
 from psy_agents_noaug.importers.values import items, mapping, name, offsets
@@ -21,10 +22,11 @@ _LABEL_LISTS = ("label", "labels", "cats", "entities")
 
 
 def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
-    """Read exports; of several files each is an annotator's, named by it."""
+    """Read exports; of an archive or several files each is an annotator's, named by it."""
     reading = Reading()
     for file in files:
-        annotator = file.name.stem if len(files) > 1 and file.name.stem not in _OF_ALL else None
+        is_of_one = len(files) > 1 or len(file.name.parts) > 1
+        annotator = file.name.stem if is_of_one and file.name.stem not in _OF_ALL else None
         prefix = f"{file.name}, " if len(files) > 1 else ""
         faults: list[Fault] = []
         for place, value in json_values([file], faults):
@@ -39,29 +41,18 @@ def _read_record(
     if not isinstance(record, dict):
         reading.faults.append(Fault(place, "must be a JSON object"))
         return
-    data = {**mapping(record.get("meta")), **record}
-    text = settings.text_of({k: v for k, v in data.items() if k not in _LABEL_LISTS})
-    if text is None:
-        rule = "must have its text in the field that `text` names"
-        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(record))}"))
+    document = settings.document_of(place, record, reading, without=_LABEL_LISTS)
+    if document is None:
         return
     by_user: dict[str | None, list[Mark]] = {}
     for user, mark in _marks(place, record, annotator, reading):
         by_user.setdefault(user, []).append(mark)
-    reading.left.add("relations", place, len(items(record.get("relations"))))
     for key in ("Comments", "comments"):
         reading.left.add("comments", place, len(items(record.get(key))))
     is_approved = record.get("annotation_approver") is not None or None
-    reviews = [Review(user, tuple(marks), is_approved) for user, marks in by_user.items()]
-    reading.documents.append(
-        Document(
-            place,
-            text,
-            tuple(reviews) or (Review(annotator, (), is_approved),),
-            document_id=settings.id_of(data, record.get("id")),
-            group_id=settings.group_of(data),
-        )
-    )
+    reviews = tuple(Review(user, tuple(marks), is_approved) for user, marks in by_user.items())
+    reviews = reviews or (Review(annotator, (), is_approved),)
+    reading.documents.append(replace(document, reviews=reviews))
 
 
 def _marks(

@@ -43,11 +43,13 @@ class Review:
         marks: in the order of the file.
         is_finished: True: the annotator submitted it, so that what has no label was not labelled; None:
             the tool does not say whether a document without labels was annotated.
+        says_all: False: the annotator was asked for these labels alone, and said nothing of others.
     """
 
     annotator_id: str | None
     marks: tuple[Mark, ...]
     is_finished: bool | None = None
+    says_all: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,12 @@ class Reading:
         faults: what cannot be read.
         left: what the tables have no place for.
         notes: what a user should know of how the file was read.
+        has_versions: whether several reviews of a document by one annotator are versions, of which one
+            counts, not parts.
     """
 
     documents: list[Document] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     left: Left = field(default_factory=Left)
     notes: list[str] = field(default_factory=list)
+    has_versions: bool = False

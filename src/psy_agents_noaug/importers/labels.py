@@ -51,9 +51,11 @@ class LabelMap:
         self.unknown: Counter[tuple[str, str]] = Counter()
         self.left_out: Counter[str] = Counter()
 
-    def knows(self, label: str) -> bool:
-        """Return whether a label is in the map or names a criterion."""
-        return _folded(label) in self._entries or resolve_criterion(label, self._names) is not None
+    def knows(self, label: str, field: str) -> bool:
+        """Return whether a label of a field is in the map or names a criterion."""
+        keys = (f"{field}:{label}", label, f"{field}:*")
+        is_mapped = any(_folded(key) in self._entries for key in keys)
+        return is_mapped or resolve_criterion(label, self._names) is not None
 
     def reads_attribute(self, mark: Mark, attribute: str) -> bool:
         """Return whether the map has an entry for a label with this attribute."""

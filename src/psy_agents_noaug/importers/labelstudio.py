@@ -13,7 +13,7 @@ from psy_agents_noaug.data.tables import read_csv_text
 from psy_agents_noaug.data.validation import Fault, quote_columns
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Mark, Reading, Review
-from psy_agents_noaug.importers.settings import ReadSettings
+from psy_agents_noaug.importers.settings import ReadSettings, no_text
 from psy_agents_noaug.importers.sources import SourceFile, json_values
 from psy_agents_noaug.importers.values import items, mapping, name, offsets
 
@@ -39,7 +39,7 @@ _ADDRESSES = ("http://", "https://", "s3://", "gs://", "azure-blob://", "/data/"
 
 def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
     """Read exports, of one kind each."""
-    reading = Reading()
+    reading = Reading(has_versions=True)
     tables = [file for file in files if file.name.suffix.lower() == ".csv"]
     flat: list[tuple[str, Mapping[str, Any]]] = []
     for table in tables:
@@ -71,12 +71,20 @@ def _read_task(
     text = _checked_text(place, data, settings, reading)
     if text is None:
         return
-    reviews = []
+    counted = []
     for annotation in items(task.get("annotations", task.get("completions"))):
         if not isinstance(annotation, dict):
             reading.faults.append(Fault(place, "must have objects as annotations"))
         elif (reason := _left_reason(annotation, settings)) is not None:
             reading.left.add(reason, place)
+        else:
+            counted.append(annotation)
+    copied = {(_annotator(a), name(a.get("parent_annotation"))) for a in counted}
+    reviews = []
+    for annotation in counted:
+        own_id = name(annotation.get("id"))
+        if own_id is not None and (_annotator(annotation), own_id) in copied:
+            reading.left.add("annotations of which the annotator made a corrected copy", place)
         else:
             marks = _marks(place, items(annotation.get("result")), reading)
             reviews.append(Review(_annotator(annotation), marks, is_finished=True))
@@ -143,6 +151,11 @@ def _value_marks(
     place: str, value: Mapping[str, Any], kind: str, field: str, reading: Reading
 ) -> Iterator[Mark]:
     """Yield a mark for each label of a region, or of the document where the value has no offsets."""
+    if kind == "paragraphlabels":
+        reading.faults.append(
+            Fault(place, "must not have regions of Paragraphs, which are not read")
+        )
+        return
     labels = [_label(label) for label in items(value.get(kind))]
     ranges: tuple[tuple[int, int], ...] = ()
     if kind in _SPAN_LABELS or "start" in value or "globalOffsets" in value:
@@ -176,14 +189,20 @@ def _checked_text(
     place: str, data: Mapping[str, Any], settings: ReadSettings, reading: Reading
 ) -> str | None:
     text = settings.text_of(data)
-    if text is None:
-        rule = "must have its text in the field that `text` names"
-        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(data))}"))
+    is_dialogue = settings.text is None and any(map(_has_turns, data.values()))
+    if text is None or is_dialogue:
+        reading.faults.append(no_text(place, data))
     elif text.startswith(_ADDRESSES) and len(text.split()) == 1:
         rule = "must hold its text, not the address of a file, which is not fetched"
         reading.faults.append(Fault(place, rule))
-        return None
-    return text
+    else:
+        return text
+    return None
+
+
+def _has_turns(value: Any) -> bool:
+    """Whether a value is a dialogue for Paragraphs, beside which no other field is the text."""
+    return isinstance(value, list) and any("text" in mapping(item) for item in value)
 
 
 # ------------------------------------------------------------------------------- JSON-MIN and CSV
@@ -269,7 +288,7 @@ def _columns(
     controls = set(settings.fields or ()) & columns.keys()
     for column in columns.keys() - controls - _OWN_COLUMNS - {settings.text, settings.id}:
         values = [record[column] for record in records if record.get(column) is not None]
-        has_choices = settings.fields is None and _are_choices(values, settings)
+        has_choices = settings.fields is None and _are_choices(column, values, settings)
         if any(_is_result(value) for value in values) or has_choices:
             controls.add(column)
     known = {settings.text, settings.id, settings.group} | controls | _OWN_COLUMNS
@@ -297,11 +316,11 @@ def _is_result(value: Any) -> bool:
     return bool(mapping(first).keys() & {*_SPAN_LABELS, "choices", "taxonomy"})
 
 
-def _are_choices(values: Sequence[Any], settings: ReadSettings) -> bool:
+def _are_choices(column: str, values: Sequence[Any], settings: ReadSettings) -> bool:
     given = [item for value in values for item in items(value)]
     if not all(isinstance(item, str) for item in given) or len(set(given)) > _MAX_CHOICES:
         return False
-    return any(settings.is_label(item) for item in set(given))
+    return any(settings.is_label(item, column) for item in set(given))
 
 
 def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterator[Mark]:

@@ -5,12 +5,13 @@ the document in `cats`, or in `accept` or `label` of Prodigy. Offsets are code p
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
-from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.data.validation import Fault
 from psy_agents_noaug.errors import ConfigError
-from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.documents import Mark, Reading, Review
 from psy_agents_noaug.importers.settings import ReadSettings
 from psy_agents_noaug.importers.sources import SourceFile, json_values
 from psy_agents_noaug.importers.values import items, mapping, name, offsets
@@ -70,11 +71,8 @@ def _span(span: Any) -> dict[str, Any]:
 def _read_record(
     place: str, record: Mapping[str, Any], settings: ReadSettings, reading: Reading
 ) -> None:
-    data = {**mapping(record.get("meta")), **record}
-    text = settings.text_of({k: v for k, v in data.items() if k not in ("label", "answer")})
-    if text is None:
-        rule = "must have its text in the field that `text` names"
-        reading.faults.append(Fault(place, rule, f"the fields are {quote_columns(list(record))}"))
+    document = settings.document_of(place, record, reading, without=("label", "answer"))
+    if document is None:
         return
     answer = name(record.get("answer"))
     reviews: tuple[Review, ...] = ()
@@ -83,35 +81,29 @@ def _read_record(
         marks = tuple(_marks(place, record, is_accepted, reading))
         if is_accepted or marks:
             annotator = name(record.get("_annotator_id")) or name(record.get("_session_id"))
-            reviews = (Review(annotator, marks, is_finished=True if answer else None),)
+            is_finished = True if answer else None
+            # Of an example with one label nothing else was asked.
+            says_all = name(record.get("label")) is None
+            reviews = (Review(annotator, marks, is_finished, says_all),)
         else:
             reading.left.add("examples that the annotator rejected", place)
     else:
         reading.left.add("examples that the annotator ignored", place)
-    reading.left.add("relations", place, len(items(record.get("relations"))))
-    own = data.get("id")
-    reading.documents.append(
-        Document(
-            place,
-            text,
-            reviews,
-            document_id=settings.id_of(data, own),
-            group_id=settings.group_of(data),
-        )
-    )
+    reading.documents.append(replace(document, reviews=reviews))
 
 
 def _marks(
     place: str, record: Mapping[str, Any], is_accepted: bool, reading: Reading
 ) -> Iterator[Mark]:
     """Yield the labels; of what was rejected only that of the example, as one that does not apply."""
-    label = name(record.get("label"))
-    spans = list(_spans(place, record, reading))
-    if label and not spans:
+    if (label := name(record.get("label"))) is not None:
         yield Mark(label, field="label", is_met=is_accepted)
+        reason = "spans of examples with a label, which only highlight words"
+        reading.left.add(reason, place, sum(len(items(group)) for _, group in _groups(record)))
     if not is_accepted:
         return
-    yield from spans
+    if label is None:
+        yield from _spans(place, record, reading)
     for accepted in items(record.get("accept")):
         if (chosen := name(accepted)) is not None:
             yield Mark(chosen, field="accept")
@@ -125,11 +117,15 @@ def _marks(
             yield Mark(category, field="cats", is_met=met)
 
 
-def _spans(place: str, record: Mapping[str, Any], reading: Reading) -> Iterator[Mark]:
+def _groups(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the lists of spans, each with its field."""
     groups: list[tuple[str, Any]] = [(key, record.get(key)) for key in ("ents", "entities")]
     spans = record.get("spans")
-    groups += list(spans.items()) if isinstance(spans, dict) else [("spans", spans)]
-    for field, group in groups:
+    return groups + (list(spans.items()) if isinstance(spans, dict) else [("spans", spans)])
+
+
+def _spans(place: str, record: Mapping[str, Any], reading: Reading) -> Iterator[Mark]:
+    for field, group in _groups(record):
         for value in items(group):
             if isinstance(value, list):
                 value = dict(zip(("start", "end", "label"), value, strict=False))

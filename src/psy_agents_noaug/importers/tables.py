@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
@@ -163,7 +163,7 @@ def make_tables(
     tables = work.tables
     for document, review, own in said:
         rows = _rows(document, review, own, work)
-        if writes_negatives:
+        if writes_negatives and review.says_all:
             labelled = {row.criterion_id for row in rows}
             others = [c.criterion_id for c in used if c.criterion_id not in labelled]
             rows += [_row(document, review, criterion_id, 0) for criterion_id in others]
@@ -219,7 +219,27 @@ def _merged(documents: Sequence[Document], work: _Work) -> list[list[Document]]:
             rule = "must have an identifier that no document with another text has"
             detail = f"{quote_identifier(identifier)} is also at {parts[0].place}"
             work.reading.faults.append(Fault(document.place, rule, detail))
+    if work.reading.has_versions:
+        work.reading.faults += [
+            fault for parts in found.values() for fault in _versions(parts, work)
+        ]
     return list(found.values())
+
+
+def _versions(parts: Sequence[Document], work: _Work) -> Iterator[Fault]:
+    """Yield a fault for each annotator that is read and has several reviews of a document."""
+    counts = Counter(review.annotator_id for part in parts for review in part.reviews)
+    for annotator, number in counts.items():
+        if number == 1 or annotator not in (work.rules.annotators or counts):
+            continue
+        if annotator is None:
+            rule = "must say of each of several annotations whose it is"
+            detail = f"{number} do not"
+        else:
+            rule = "must have one annotation of each annotator"
+            detail = f"{quote_identifier(annotator)} has {number}"
+        rule += "; annotators=[ID] and ground_truth_only=true choose which are read"
+        yield Fault(parts[0].place, rule, detail)
 
 
 def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
@@ -239,7 +259,8 @@ def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
                 work.tables.counts["annotations put together, of one document and annotator"] += 1
                 marks = (*first.marks, *review.marks)
                 is_finished = first.is_finished or review.is_finished
-                review = Review(review.annotator_id, marks, is_finished)
+                says_all = first.says_all or review.says_all
+                review = Review(review.annotator_id, marks, is_finished, says_all)
             reviews[review.annotator_id] = review
         found.append(replace(parts[0], reviews=tuple(reviews.values())))
     if work.rules.leaves_out_faulty:

@@ -22,8 +22,8 @@ def protocol_systems(metrics: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def published_value(value: float | None) -> str:
-    """Return a published figure with no more digits than it was published with, at most three."""
-    return "" if value is None else f"{value:.3f}".rstrip("0")
+    """Return a published figure with the decimals that it was published with, at most three."""
+    return "" if value is None else str(round(value, 3))
 
 
 # What is said of labels that no text has, by the kind of the protocol.

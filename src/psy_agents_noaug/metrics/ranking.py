@@ -1,11 +1,14 @@
-"""Figures of rankings, defined as in trec_eval (https://trec.nist.gov/trec_eval).
+"""Figures of rankings, those of trec_eval (https://trec.nist.gov/trec_eval) but for the means' topics.
 
 A topic (here a criterion) ranks documents (sentences) by falling score, and documents of equal score by
 falling id; scores are single precision. What is ranked below `DEPTH` does not count. Average precision
 (AP), R-precision and precision at 10 ask whether a gain is positive; NDCG (Järvelin and Kekäläinen 2002)
 sums gains, each divided by the binary logarithm of its rank plus one.
 
-They have no intervals: with other sentences to rank the figures are others, and the jackknife's
+Means are over the topics with a relevant document, as the others have no figures; trec_eval counts them
+as 0. They differ where a corpus lacks a criterion. The qrels of eRisk have no such topic.
+
+There are no intervals: with other sentences to rank the figures are others, and the jackknife's
 intervals covered too little. `average_precision_macro` of `metrics.classification` has one.
 """
 

@@ -15,6 +15,7 @@ from psy_agents_noaug.metrics.ranking import DEPTH, mean_figures, topic_figures,
 from psy_agents_noaug.metrics.tables import format_value, render_table
 from psy_agents_noaug.metrics.values import Metrics
 from psy_agents_noaug.run.directory import RunDirectory
+from psy_agents_noaug.run.prediction_rows import SUFFIXES, read_predictions
 from psy_agents_noaug.utils.files import make_folder, write_text
 
 _KEPT = (
@@ -71,35 +72,23 @@ def _best(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_predictions_as_run(path: Path) -> Topics[float]:
-    """Return the best `DEPTH` documents of each criterion in the JSONL file of a prediction.
+    """Return the best `DEPTH` documents of each criterion in a file of predictions.
 
     A document is a post or, with `rows=sentence`, a sentence: `post_id/start_char-end_char`.
 
     Raises:
-        DataError: with every line that has no id, criterion or probability.
+        DataError: with every row that is no prediction, or has no probability.
     """
     topics: Topics[float] = {}
-    faults = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    row = json.loads(line)
-                    document, topic = str(row["post_id"]), str(row["criterion_id"])
-                    if "start_char" in row:
-                        document = f"{document}/{row['start_char']}-{row['end_char']}"
-                    own = topics.setdefault(topic, {})
-                    own[document] = float(row["probability"])
-                except (LookupError, TypeError, ValueError):
-                    rule = "must have post_id, criterion_id and a probability"
-                    faults.append(Fault(f"line {number}", rule))
-                    continue
-                if len(own) >= _KEPT:
-                    topics[topic] = _best(own)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-    if not topics and not faults:
-        faults.append(Fault("the file", "must have a line"))
+    faults: list[Fault] = []
+    for row in read_predictions(path, faults):
+        if row.probability is None:
+            faults.append(Fault(row.place, "must have a number as probability"))
+            continue
+        own = topics.setdefault(row.criterion_id, {})
+        own[row.document] = row.probability
+        if len(own) >= _KEPT:
+            topics[row.criterion_id] = _best(own)
     raise_faults(f"{path} does not hold predictions of `psy-agents predict`:", faults)
     return topics
 
@@ -108,23 +97,30 @@ def trec(run: Path, qrels: Path | None, output: Path | None, *, as_json: bool = 
     """Score a run by qrels, and write it as a TREC run; return what to print.
 
     Args:
-        run: a TREC run, or the predictions of `psy-agents predict` (.jsonl).
+        run: a TREC run, or the predictions of `psy-agents predict` (.jsonl, .csv, .parquet).
         qrels: None: nothing is scored.
         output: the TREC run to write; None: none.
-        as_json: the figures as JSON with the keys of `mean_figures`.
+        as_json: the figures as JSON with the keys of `mean_figures`, and the topics that count as 0
+            or are left out of the means.
 
     Raises:
         DataError: a file is at fault, or no topic of the qrels has a relevant document.
         StorageError: the run cannot be written.
     """
-    ranked = read_predictions_as_run(run) if run.suffix == ".jsonl" else read_run(run)
+    holds_predictions = run.suffix.lower() in SUFFIXES
+    ranked = read_predictions_as_run(run) if holds_predictions else read_run(run)
     printed = []
     if qrels is not None:
         judged = read_qrels(qrels)
         metrics = run_figures(ranked, judged)
         if as_json:
-            absent = sorted(judged.keys() - ranked.keys())
-            printed.append(json.dumps({**metrics.values, "topics_not_in_run": absent}, indent=2))
+            topics = {
+                "topics_not_in_run": sorted(judged.keys() - ranked.keys()),
+                "topics_without_relevant": sorted(
+                    topic for topic, gains in judged.items() if max(gains.values()) <= 0
+                ),
+            }
+            printed.append(json.dumps({**metrics.values, **topics}, indent=2))
         else:
             printed.append(_table(metrics, ranked, judged))
     if output is not None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from psy_agents_noaug.data import table_parts
-from psy_agents_noaug.data.posts_stream import PostsStream, _SeenIdentifiers, check_posts
+from psy_agents_noaug.data.posts_stream import PostsStream, SeenIdentifiers, check_posts
 from psy_agents_noaug.data.tables import read_table
 from psy_agents_noaug.errors import ConfigError, DataError
 
@@ -333,7 +333,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_identifiers_are_remembered_in_eight_bytes_each():
-    seen, draw = _SeenIdentifiers(), np.random.default_rng(0)
+    seen, draw = SeenIdentifiers(), np.random.default_rng(0)
     known: set[str] = set()
     for size in [1, 0, *draw.integers(0, 50, size=60)]:
         names = [str(number) for number in draw.integers(0, 3000, size=size)]

@@ -14,11 +14,31 @@ def test_runs_and_qrels_are_read_back_with_ids_that_have_spaces(tmp_path):
     assert read_qrels(qrels) == {"A.1": dict.fromkeys(documents, 1)}
 
 
-def test_qrels_of_erisk_are_read(tmp_path):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        # The columns of eRisk's g_qrels_majority_2.csv.
+        ["query,q0,docid,rel", "1,0,s_405_1279_15,1", "1,0,s_1_2_3,0", "21,0,s_405_1279_15,0"],
+        ["1, 0, s_405_1279_15, 1", '"1","0","s_1_2_3","0"', "", "21,0,s_405_1279_15,0"],
+        ["1 0 s_405_1279_15 1", "1\t0\ts_1_2_3\t0", "", "21 0 s_405_1279_15 0"],
+        ["query q0 docid rel", "1 0 s_405_1279_15 1", "1 0 s_1_2_3 0", "21 0 s_405_1279_15 0"],
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_qrels_of_erisk_are_read_with_commas_or_blanks_and_with_a_header(lines, end, tmp_path):
     qrels = tmp_path / "majority.csv"
-    qrels.write_bytes(b"1 0 s_405_1279_15 1\r\n1\t0\ts_1_2_3\t0\r\n\r\n21 0 s_405_1279_15 0\r\n")
+    qrels.write_text("".join(f"{line}{end}" for line in lines), newline="")
     found = read_qrels(qrels)
     assert found == {"1": {"s_405_1279_15": 1, "s_1_2_3": 0}, "21": {"s_405_1279_15": 0}}
+
+
+def test_a_header_is_the_first_line_alone_and_ids_between_blanks_may_have_commas(tmp_path):
+    qrels = tmp_path / "qrels"
+    qrels.write_text("1 0 a,b,c,d 1\n1 0 d rel\n")
+    with pytest.raises(DataError, match="line 2: must have a whole number as word 4"):
+        read_qrels(qrels)
+    qrels.write_text("1 0 a,b,c,d 1\n")
+    assert read_qrels(qrels) == {"1": {"a,b,c,d": 1}}
 
 
 def test_all_faults_of_a_file_are_one_message(tmp_path):

@@ -66,19 +66,19 @@ def test_all_faults_are_told(exported):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("name", "content", "told"),
     [
-        ("absent.parquet", None),
-        ("bad.parquet", "no parquet"),
-        ("bad.csv", "post_id,criterion_id,evidence\n1,A.4,[{\n"),
-        ("bad.jsonl", "[1]\n"),
+        ("absent.parquet", None, "cannot be read as predictions"),
+        ("bad.parquet", "no parquet", "cannot be read as predictions"),
+        ("bad.csv", "post_id,criterion_id,evidence\n1,A.4,[{\n", "row 1: must have evidence with"),
+        ("bad.jsonl", "[1]\n", "line 1: must be a JSON object"),
     ],
 )
-def test_a_file_that_holds_no_predictions_is_refused(tmp_path, name, content):
+def test_a_file_that_holds_no_predictions_is_refused(tmp_path, name, content, told):
     path = tmp_path / name
     if content is not None:
         path.write_text(content)
-    with pytest.raises(DataError, match="cannot be read as predictions"):
+    with pytest.raises(DataError, match=told):
         export_predictions(load_export_config(["format=labelstudio", f"predictions={path}"]))
 
 
@@ -88,6 +88,21 @@ def test_posts_are_needed_and_outputs_are_not_overwritten(exported):
     exported(line(text=TEXT), posts=None)
     with pytest.raises(ConfigError, match="is there already"):
         exported(line())
+
+
+def test_rows_that_decide_nothing_and_posts_that_are_there_twice_are_faults(exported, tmp_path):
+    twice = tmp_path / "twice.csv"
+    twice.write_text("post_id,text\n1,One.\n1,Two.\n")
+    with pytest.raises(DataError) as caught:
+        exported(line(decision=None, probability=0.9), line(evidence=["words"]), posts=twice)
+    assert "line 1: must have a decision or evidence" in str(caught.value)
+    assert "line 2: must have evidence with start_char, end_char" in str(caught.value)
+    assert "twice.csv, row 2: must have each post once ('1')" in str(caught.value)
+
+
+def test_a_post_has_one_text(exported):
+    with pytest.raises(DataError, match="line 2: must have the text that earlier rows"):
+        exported(line(text=TEXT), line(criterion_id="A.1", text="Fine."), posts=None)
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,11 @@ def test_malformed_lines_are_all_told(refused, written):
     message = refused("doccano", path)
     for line in range(1, 6):
         assert f"line {line}" in message
+
+
+def test_the_file_of_an_archive_of_one_is_an_annotator(imported, written):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("anna.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}))
+    result = imported("doccano", written("export.zip", content.getvalue()))
+    assert result.rows == [("1", "anna", "A.4", 1, None)]

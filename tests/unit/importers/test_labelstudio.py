@@ -281,3 +281,100 @@ def test_a_text_in_another_field_is_named(refused, imported, written):
     assert "'title', 'letter', 'author'" in refused("labelstudio", path)
     result = imported("labelstudio", path, text="letter", group="author", id="title")
     assert result.posts == {"A": TEXT}
+
+
+def test_of_two_fields_that_may_be_the_text_none_is_taken_without_a_word(
+    refused, imported, written
+):
+    data = {"text": "A title", "body": TEXT}
+    path = written(
+        "export.json", [{"id": 1, "data": data, "annotations": [annotation(choices("A.4"))]}]
+    )
+    assert "text=FIELD) (the fields are 'text', 'body')" in refused("labelstudio", path)
+    assert imported("labelstudio", path, text="body").posts == {"1": TEXT}
+
+
+def test_a_corrected_copy_replaces_what_its_annotator_copied(imported, written):
+    old = annotation(choices("A.1"), id=10)
+    path = written(
+        "export.json",
+        [
+            task(1, old, annotation(choices("A.4"), id=11, parent_annotation=10)),
+            task(2, old, annotation(choices("A.4"), by=2, id=11, parent_annotation=10)),
+        ],
+    )
+    result = imported("labelstudio", path, negatives="none")
+    assert result.rows == [
+        ("1", "1", "A.4", 1, None),
+        ("2", "1", "A.1", 1, None),
+        ("2", "2", "A.4", 1, None),
+    ]
+    assert result.left("made a corrected copy") == 1
+
+
+def test_a_copy_that_does_not_count_replaces_nothing(imported, written):
+    copy = annotation(choices("A.4"), id=11, parent_annotation=10, was_cancelled=True)
+    path = written("export.json", [task(1, annotation(choices("A.1"), id=10), copy)])
+    assert imported("labelstudio", path).rows == [("1", "1", "A.1", 1, None)]
+
+
+@pytest.mark.parametrize(
+    ("by", "told"),
+    [
+        (None, "must say of each of several annotations whose it is"),
+        (1, "must have one annotation of each annotator"),
+    ],
+)
+def test_several_annotations_of_one_annotator_or_of_nobody_are_not_united(
+    refused, imported, written, by, told
+):
+    path = written(
+        "export.json",
+        [
+            task(
+                1,
+                annotation(choices("A.1"), by=by, id=10),
+                annotation(choices("A.4"), by=by, id=11, ground_truth=True),
+                annotation(choices("A.2"), by=2, id=12),
+            ),
+            task(2, annotation(choices("A.1"), by=by), text=OTHER),
+        ],
+    )
+    message = refused("labelstudio", path)
+    assert f"record 1 (task 1): {told}; annotators=[ID] and" in message
+    assert "task 2" not in message
+    assert imported("labelstudio", path, annotators=[2]).rows == [("1", "2", "A.2", 1, None)]
+    assert imported("labelstudio", path, ground_truth_only=True).rows[0][2] == "A.4"
+    assert imported("labelstudio", path, faulty="leave_out").posts == {"2": OTHER}
+
+
+def test_rows_of_json_min_without_annotators_are_not_united(refused, written):
+    records = [
+        {"id": 7, "text": TEXT, "annotation_id": n, "criteria": label}
+        for n, label in enumerate(["A.1", "A.4"])
+    ]
+    assert "whose it is" in refused("labelstudio", written("min.json", records))
+
+
+@pytest.mark.parametrize("key", ["mood:Low", "mood:*"])
+def test_a_column_whose_labels_the_map_names_with_it_holds_labels(imported, written, key):
+    path = written("min.json", [{"id": 1, "text": TEXT, "mood": "Low", "annotator": 1}])
+    result = imported("labelstudio", path, map={key: "A.2"})
+    assert result.rows == [("1", "1", "A.2", 1, None)]
+
+
+def test_regions_of_paragraphs_are_refused(refused, written):
+    value = {"start": "0", "end": "1", "startOffset": 0, "endOffset": 4, "paragraphlabels": ["A.4"]}
+    result = {"from_name": "l", "to_name": "t", "type": "paragraphlabels", "value": value}
+    path = written("export.json", [task(1, annotation(choices("A.4"), result))])
+    assert "must not have regions of Paragraphs" in refused("labelstudio", path)
+
+
+@pytest.mark.parametrize("field", ["dialogue", "text"])
+@pytest.mark.parametrize("other", ["title", "comment"])
+def test_of_a_dialogue_no_other_field_becomes_the_text(refused, written, field, other):
+    data = {field: [{"author": "x", "text": TEXT}], other: "A title"}
+    path = written(
+        "export.json", [{"id": 1, "data": data, "annotations": [annotation(choices("A.4"))]}]
+    )
+    assert "must have its text in the field that `text` names" in refused("labelstudio", path)

@@ -1,11 +1,10 @@
 """spaCy and Prodigy: JSONL of both, and DocBin where spaCy is installed."""
 
-from importlib.util import find_spec
-
 import pytest
 from annotated import OTHER, TEXT, at, jsonl
 
 from psy_agents_noaug.errors import ConfigError
+from psy_agents_noaug.importers import spacy as reader
 
 SLEEP = "I cannot sleep"
 START, END = at(SLEEP)
@@ -72,11 +71,36 @@ def test_one_annotator_who_says_both_is_refused(refused, imported, written):
     assert (list(kept.posts.values()), kept.left("with faults")) == ([OTHER], 1)
 
 
-def test_a_docbin_needs_spacy(imported, written):
-    path = written("a.spacy", b"x")
-    if find_spec("spacy") is None:
-        with pytest.raises(ConfigError, match=r"Reading a\.spacy needs spacy"):
-            imported("spacy", path)
+@pytest.mark.parametrize(("answer", "status"), [("accept", 1), ("reject", 0)])
+def test_spans_of_an_example_with_a_label_only_highlight(imported, written, answer, status):
+    record = {"text": TEXT, "label": "A.4", "spans": [SPAN, {"start": 0, "end": 1}], "id": 1}
+    path = written("a.jsonl", jsonl({**record, "answer": answer}))
+    result = imported("spacy", path, spans_imply_label=False)
+    assert result.rows == [("1", None, "A.4", status, None)]
+    assert result.left("only highlight words") == 2
+
+
+@pytest.mark.parametrize("negatives", ["auto", "explicit"])
+def test_who_was_asked_about_one_label_says_nothing_of_others(imported, written, negatives):
+    asked = {"text": TEXT, "id": 1, "answer": "accept"}
+    records = [
+        {**asked, "label": "A.4", "_annotator_id": "x"},
+        {**asked, "label": "A.1", "_annotator_id": "y"},
+        {**asked, "accept": ["A.4"], "_annotator_id": "z"},
+    ]
+    result = imported("spacy", written("a.jsonl", jsonl(*records)), negatives=negatives)
+    assert result.rows == [
+        ("1", "x", "A.4", 1, None),
+        ("1", "y", "A.1", 1, None),
+        ("1", "z", "A.1", 0, None),
+        ("1", "z", "A.4", 1, None),
+    ]
+
+
+def test_a_docbin_needs_spacy(imported, written, monkeypatch):
+    monkeypatch.setattr(reader, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"Reading a\.spacy needs spacy"):
+        imported("spacy", written("a.spacy", b"x"))
 
 
 def test_a_docbin_is_read(imported, written):

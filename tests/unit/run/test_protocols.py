@@ -209,3 +209,14 @@ def test_a_protocol_that_divides_the_corpus_is_about_no_other_division(posts_run
         evaluate(posts_run, split="all", verbose=False)
     with pytest.raises(ConfigError, match="divides the posts into folds"):
         load_series_config("cv", "criteria", ["protocol=redsm5_posts"])
+
+
+def test_a_topic_without_a_relevant_document_is_named_in_the_json(tmp_path, capsys, own_logging):
+    run, qrels = tmp_path / "a.run", tmp_path / "qrels"
+    run.write_text("1 Q0 d1 1 0.5 t\n1 Q0 d2 2 0.4 t\n2 Q0 d1 1 0.5 t\n")
+    qrels.write_text("1 0 d2 1\n2 0 d1 0\n3 0 d1 1\n")
+    assert main(["trec", str(run), str(qrels), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["n_topics"], found["ap"]) == (2, 0.25)
+    assert found["topics_without_relevant"] == ["2"]
+    assert found["topics_not_in_run"] == ["3"]
