@@ -79,8 +79,10 @@ class LabelMap:
 
     def target(self, mark: Mark) -> Target | None:
         """Return what a mark says; None if it is left out, or not known, which is counted."""
+        of_attributes = self._attribute_keys(mark)
+        self._used.update(of_attributes)
         keys = (f"{mark.field}:{mark.label}", mark.label, f"{mark.field}:*")
-        for key in (*self._attribute_keys(mark), *map(_folded, keys)):
+        for key in (*of_attributes, *map(_folded, keys)):
             if key in self._entries:
                 self._used.add(key)
                 if (target := self._entries[key]) is None:

@@ -165,6 +165,15 @@ def test_attributes_with_different_meanings_are_refused(imported, refused, writt
     assert imported("brat", path, **settings, faulty="leave_out").posts.keys() == {"post2"}
 
 
+def test_attributes_with_one_meaning_are_all_used(imported, written):
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", ANN.replace("A1\t", "A3\tPast T1\nA1\t")).parent
+    turned = {**MAP, "Sleep[Past]": None, "Sleep[Negation]": None}
+    result = imported("brat", path, map=turned, spans_imply_label=True)
+    assert {row[2] for row in result.rows} == {"A.1"}
+    assert result.report["map_entries_without_label"] == ["Sleep"]
+
+
 def test_a_span_of_what_is_not_met_is_asked_for_as_any_other(imported, refused, written):
     written("corpus/post1.txt", TEXT)
     path = written("corpus/post1.ann", f"T1\tSlept {spans(SLEEP)}\tI cannot sleep\n").parent
