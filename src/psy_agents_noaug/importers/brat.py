@@ -3,8 +3,9 @@
 The format is that of https://brat.nlplab.org/standoff.html. Offsets are code points.
 """
 
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -16,43 +17,103 @@ from psy_agents_noaug.importers.sources import SourceFile
 from psy_agents_noaug.importers.values import offsets
 
 SUFFIXES = (".txt", ".ann")
-_LEFT = {"R": "relations", "*": "relations", "E": "events", "N": "normalizations"}
+_LEFT = {"R": "relations", "*": "relations", "N": "normalizations"}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """An .ann file and its text.
+
+    Args:
+        file: the .ann file.
+        source: the .txt file.
+        path: of the .ann file below the folder of all files, without its suffix.
+        home: the same of the .txt file.
+    """
+
+    file: SourceFile
+    source: SourceFile
+    path: PurePosixPath
+    home: PurePosixPath
+
+    def names(self, level: int | None) -> tuple[str | None, str]:
+        """Return annotator and document, where the folders of a level are the annotators."""
+        folders = self.path.parts[:-1]
+        annotator = folders[level] if level is not None and level < len(folders) else None
+        if self.home != self.path:
+            return annotator, str(self.home)
+        return annotator, str(self.path if annotator is None else _without(self.path, level))
 
 
 def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
     """Read a folder or an archive; of a lone file the other one of the pair is missing."""
     reading = Reading()
-    texts = {f.name.with_suffix(""): f for f in files if f.name.suffix.lower() == ".txt"}
-    annotated = [f for f in files if f.name.suffix.lower() == ".ann"]
-    has_annotators = len({f.name.parent for f in annotated}) > 1
-    used = set()
-    for file in annotated:
-        stem = file.name.with_suffix("")
-        source = texts.get(stem) or texts.get(PurePosixPath(stem.name))
-        if source is None:
-            rule = "must have its text beside it, in a .txt file of the same name"
-            reading.faults.append(Fault(str(file.name), rule))
-            continue
-        used.add(source.name)
-        try:
-            text, lines = source.text(), file.text()
-        except DataError as error:
-            reading.faults.append(Fault(str(file.name), "cannot be read", str(error)))
-            continue
-        marks = _Lines(str(file.name), reading).read(lines)
-        annotator = stem.parent.name if has_annotators else None
-        review = Review(annotator or None, marks)
-        reading.documents.append(
-            Document(str(file.name), text, (review,), document_id=_identifier(stem, has_annotators))
+    pairs = _pairs(files, reading)
+    level = _annotator_level(pairs)
+    if level is None and any(len(pair.path.parts) > 1 for pair in pairs):
+        reading.notes.append(
+            "The folders are parts of the post_ids, not annotators: no text is in two of them."
         )
-    for source in texts.values():
-        if source.name not in used:
-            reading.left.add("documents without an .ann file", str(source.name))
+    first: dict[tuple[str | None, str], SourceFile] = {}
+    for pair in pairs:
+        place = str(pair.file.name)
+        annotator, document = names = pair.names(level)
+        if (other := first.setdefault(names, pair.file)) is not pair.file:
+            rule = "must be the only .ann file of its document and annotator"
+            reading.faults += [Fault(str(f.name), rule) for f in (other, pair.file)]
+            continue
+        try:
+            text, lines = pair.source.text(), pair.file.text()
+        except DataError as error:
+            reading.faults.append(Fault(place, "cannot be read", str(error)))
+            continue
+        review = Review(annotator, tuple(_Lines(place, reading).read(lines)))
+        reading.documents.append(Document(place, text, (review,), document_id=document))
     return reading
 
 
-def _identifier(stem: PurePosixPath, has_annotators: bool) -> str:
-    return stem.name if has_annotators else str(stem)
+def _pairs(files: Sequence[SourceFile], reading: Reading) -> list[_Pair]:
+    """Return the pairs: the text is beside the .ann file, or above the annotators' folders."""
+    root = posixpath.commonpath([str(file.name.parent) for file in files])
+    paths = {file.name: file.name.relative_to(root).with_suffix("") for file in files}
+    texts = {paths[f.name]: f for f in files if f.name.suffix.lower() == ".txt"}
+    pairs = []
+    for file in files:
+        if file.name.suffix.lower() != ".ann":
+            continue
+        path = paths[file.name]
+        homes = (path, _without(path, 0), PurePosixPath(path.name))
+        home = next((home for home in homes if home in texts), None)
+        if home is None:
+            rule = "must have its text beside it, in a .txt file of the same name"
+            reading.faults.append(Fault(str(file.name), rule))
+        else:
+            pairs.append(_Pair(file, texts[home], path, home))
+    used = {pair.home for pair in pairs}
+    for home, source in texts.items():
+        if home not in used:
+            reading.left.add("documents without an .ann file", str(source.name))
+    return pairs
+
+
+def _annotator_level(pairs: Sequence[_Pair]) -> int | None:
+    """Return which folders of the paths are annotators': those with the same text; None: none are."""
+    if any(pair.home != pair.path for pair in pairs):
+        return 0
+    for level in range(max((len(pair.path.parts) for pair in pairs), default=0) - 1):
+        seen: dict[tuple[PurePosixPath, bytes], str] = {}
+        for pair in pairs:
+            if level < len(pair.path.parts) - 1:
+                folder = pair.path.parts[level]
+                document = _without(pair.path, level), pair.source.content
+                if seen.setdefault(document, folder) != folder:
+                    return level
+    return None
+
+
+def _without(path: PurePosixPath, level: int | None) -> PurePosixPath:
+    """Return a path without the folder of a level."""
+    return PurePosixPath(*(p for i, p in enumerate(path.parts) if i != level))
 
 
 @dataclass
@@ -67,34 +128,46 @@ class _Lines:
     place: str
     reading: Reading
     _spans: dict[str, Mark] = field(default_factory=dict)
+    _triggers: dict[str, str] = field(default_factory=dict)  # of events
     _attributes: list[tuple[str, str]] = field(default_factory=list)
     _notes: list[tuple[str, str]] = field(default_factory=list)
 
-    def read(self, text: str) -> tuple[Mark, ...]:
-        """Return the spans with their attributes and notes."""
+    def read(self, text: str) -> Iterator[Mark]:
+        """Yield the spans with their attributes and notes, one for each event of a trigger."""
         for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
             if line.strip():
                 self._read_line(f"{self.place}, line {number}", line)
-        for target, attribute in self._attributes:
-            if target in self._spans:
-                mark = self._spans[target]
-                self._spans[target] = replace(mark, attributes=(*mark.attributes, attribute))
-            else:
-                self.reading.left.add(f"attribute {attribute} of no span", self.place)
-        for target, note in self._notes:
-            if target in self._spans:
-                mark = self._spans[target]
-                notes = f"{mark.note}\n{note}" if mark.note else note
-                self._spans[target] = replace(mark, note=notes)
-            else:
-                self.reading.left.add("notes on no span", self.place)
-        return tuple(self._spans.values())
+        for key, mark in self._spans.items():
+            events = [event for event, trigger in self._triggers.items() if trigger == key]
+            for event in events or [key]:
+                attributes = tuple(a for about, a in self._attributes if about in (key, event))
+                notes = [note for about, note in self._notes if about in (key, event)]
+                yield replace(mark, attributes=attributes, note="\n".join(notes) or None)
+        known = {
+            *self._spans,
+            *(e for e, trigger in self._triggers.items() if trigger in self._spans),
+        }
+        for about, attribute in self._attributes:
+            self.reading.left.add(
+                f"attribute {attribute} of no span", self.place, about not in known
+            )
+        for about, _ in self._notes:
+            self.reading.left.add("notes on no span", self.place, about not in known)
 
     def _read_line(self, place: str, line: str) -> None:
         key, _, rest = line.partition("\t")
         kind = key[:1]
         if kind == "T":
             self._read_span(place, key, rest)
+        elif kind == "E":
+            trigger = rest.partition(" ")[0].rpartition(":")[2].strip()
+            if not trigger:
+                self._fault(place, "must be an event: E1 TAB label:trigger")
+            elif self._triggers.setdefault(key, trigger) != trigger:
+                self._fault(place, "must have an id of its own", quote_identifier(key))
+            self.reading.left.add(
+                "events (their attributes and notes are those of the trigger)", place
+            )
         elif kind in ("A", "M"):
             words = rest.split()
             if len(words) < 2:

@@ -1,5 +1,6 @@
 """What every reader returns: annotated documents as the tool has them, and what was left of the file."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +22,7 @@ class Mark:
         quote: the words as the file has them, those of several ranges joined by spaces; None: not there.
         field: the control, layer or feature that the label belongs to; "" where the tool has none.
         is_met: False: the annotator said that the label does not apply.
-        attributes: names of further properties of the span.
+        attributes: further properties of the span, as NAME or NAME=VALUE.
         note: what the annotator wrote about it.
     """
 
@@ -32,6 +33,32 @@ class Mark:
     is_met: bool = True
     attributes: tuple[str, ...] = ()
     note: str | None = None
+
+
+def marks_of_features(
+    layer: str,
+    ranges: tuple[tuple[int, int], ...],
+    labels: Sequence[tuple[str, str]],
+    properties: Sequence[tuple[str, str]],
+) -> Iterator[Mark]:
+    """Yield a mark for each label of a span, or one that is named by its layer, which has none.
+
+    Args:
+        layer: its short name.
+        ranges: of the span.
+        labels: features with their values, of which each may be a label, or an attribute of the others.
+        properties: features with values that are no labels, such as true and false.
+    """
+    said = (*labels, *properties)
+    if not labels and ranges:
+        yield Mark(layer, ranges, field=layer, attributes=_attributes(said))
+    for feature, value in labels:
+        others = [(name, own) for name, own in said if name != feature]
+        yield Mark(value, ranges, field=f"{layer}.{feature}", attributes=_attributes(others))
+
+
+def _attributes(said: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in said)
 
 
 @dataclass(frozen=True, slots=True)

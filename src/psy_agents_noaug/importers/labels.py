@@ -37,8 +37,8 @@ class LabelMap:
     """Finds the criterion of a mark.
 
     Args:
-        entries: of the user's map: a label, `label[attribute]`, `field:label` or `field:*` to a target,
-            or to None for what is left out on purpose.
+        entries: of the user's map: a label, `label[NAME]` or `label[NAME=VALUE]` with an attribute,
+            `field:label` or `field:*` to a target, or to None for what is left out on purpose.
         criteria: whose ids, names and aliases are labels too.
     """
 
@@ -59,13 +59,32 @@ class LabelMap:
 
     def reads_attribute(self, mark: Mark, attribute: str) -> bool:
         """Return whether the map has an entry for a label with this attribute."""
-        return _folded(f"{mark.label}[{attribute}]") in self._entries
+        return self._key(mark, attribute) is not None
+
+    def differing(self, mark: Mark) -> list[str]:
+        """Return the entries of a mark's attributes if they say different things."""
+        keys = self._attribute_keys(mark)
+        is_one = len({self._entries[key] for key in keys}) <= 1
+        return [] if is_one else [self._spelling[key] for key in keys]
+
+    def _attribute_keys(self, mark: Mark) -> list[str]:
+        """Return the keys of the map's entries for attributes of a mark."""
+        found = (self._key(mark, attribute) for attribute in mark.attributes)
+        return list(dict.fromkeys(key for key in found if key is not None))
+
+    def _key(self, mark: Mark, attribute: str) -> str | None:
+        """Return the key of an attribute: its value, or its name, which stands for all but false."""
+        name, _, value = attribute.partition("=")
+        keys = [attribute, *([name] if value != "false" else [])]
+        folded = [_folded(f"{mark.label}[{key}]") for key in keys]
+        return next((key for key in folded if key in self._entries), None)
 
     def target(self, mark: Mark) -> Target | None:
         """Return what a mark says; None if it is left out, or not known, which is counted."""
-        keys = [f"{mark.label}[{attribute}]" for attribute in mark.attributes]
-        keys += [f"{mark.field}:{mark.label}", mark.label, f"{mark.field}:*"]
-        for key in map(_folded, keys):
+        of_attributes = self._attribute_keys(mark)
+        self._used.update(of_attributes)
+        keys = (f"{mark.field}:{mark.label}", mark.label, f"{mark.field}:*")
+        for key in (*of_attributes, *map(_folded, keys)):
             if key in self._entries:
                 self._used.add(key)
                 if (target := self._entries[key]) is None:
@@ -118,14 +137,18 @@ def read_map(value: str | Mapping[str, Any] | None, criteria: Sequence[Criterion
         ConfigError: the same of a setting on the command line.
     """
     path = Path(value) if isinstance(value, str) else None
-    given = _file_entries(path) if path is not None else dict(value or {})  # type: ignore[arg-type]
+    given = _file_entries(path) if path is not None else list(dict(value or {}).items())  # type: ignore[arg-type]
     names = criterion_names(criteria)
     entries: dict[str, Target | None] = {}
+    seen: set[str] = set()
     faults = []
-    for label, target in given.items():
+    for label, target in given:
         if not isinstance(label, str | int) or isinstance(label, bool):
             faults.append(f"{label}: a label must be text; put it in quotes")
             continue
+        if (folded := _folded(str(label))) in seen:
+            faults.append(f"{shown_label(str(label))}: must be there once, in whatever case")
+        seen.add(folded)
         try:
             entries[str(label)] = _target(target, names)
         except ValueError as error:
@@ -138,26 +161,38 @@ def read_map(value: str | Mapping[str, Any] | None, criteria: Sequence[Criterion
     return LabelMap(entries, criteria)
 
 
-def _file_entries(path: Path) -> dict[Any, Any]:
+def _file_entries(path: Path) -> list[tuple[Any, Any]]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         frame = read_table(path)
         if missing := [c for c in ("label", "criterion_id") if c not in frame]:
             raise DataError(f"{path}: must have the columns label and criterion_id, not {missing}.")
         statuses = frame["status"] if "status" in frame else [None] * len(frame)
         rows = zip(frame["label"], frame["criterion_id"], statuses, strict=True)
-        return {
-            label: criterion and {"criterion_id": criterion, "status": status or "1"}
+        return [
+            (label, criterion and {"criterion_id": criterion, "status": status or "1"})
             for label, criterion, status in rows
-        }
+        ]
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _yaml_entries(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: must be YAML ({type(error).__name__}).") from None
-    if not isinstance(found, dict):
+    if found is None:
         raise DataError(f"{path}: must map labels to criteria, LABEL: CRITERION_ID on each line.")
     return found
+
+
+def _yaml_entries(text: str) -> list[tuple[Any, Any]] | None:
+    """Return the keys and values of a YAML mapping, also keys that are there twice; None: it is none."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        return [tuple(loader.construct_object(n, deep=True) for n in pair) for pair in node.value]
+    finally:
+        loader.dispose()
 
 
 def _target(value: Any, names: Mapping[str, str]) -> Target | None:

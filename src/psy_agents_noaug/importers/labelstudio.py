@@ -4,7 +4,9 @@ The formats are those of https://labelstud.io/guide/task_format and https://labe
 Offsets are UTF-16 units, as browsers count; those of a model's predictions may be code points.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from psy_agents_noaug.importers.values import items, mapping, name, offsets
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 _SPAN_LABELS = ("labels", "hypertextlabels", "paragraphlabels")
+_LABELS = (*_SPAN_LABELS, "choices", "taxonomy")
 # What Label Studio adds to the columns of the data in JSON-MIN and CSV.
 _OWN_COLUMNS = frozenset(
     (
@@ -133,18 +136,42 @@ def _annotator(annotation: Mapping[str, Any]) -> str | None:
 
 def _marks(place: str, results: Sequence[Any], reading: Reading) -> tuple[Mark, ...]:
     marks: list[Mark] = []
-    for result in results:
-        kind = name(mapping(result).get("type"))
-        value = mapping(mapping(result).get("value"))
-        field = name(mapping(result).get("from_name")) or ""
+    regions, said = _regions(results)
+    for result in map(mapping, results):
+        kind, field = name(result.get("type")), name(result.get("from_name")) or ""
+        identifier = name(result.get("id")) or ""
         if kind == "relation":
             reading.left.add("relations", place)
-        elif kind in (*_SPAN_LABELS, "choices", "taxonomy"):
-            found = list(_value_marks(place, value, kind, field, reading))
-            marks += found
-        else:
+        elif kind in _LABELS:
+            value = {**regions.get(identifier, {}), **mapping(result.get("value"))}
+            others = tuple(f"{f}={v}" for f, v in said.get(identifier, ()) if f != field)
+            found = _value_marks(place, value, kind, field, reading)
+            marks += [replace(mark, attributes=others) for mark in found]
+        elif kind != "rating" or identifier not in regions:
             reading.left.add(f"results of type {kind or 'unknown'}", place)
     return tuple(marks)
+
+
+def _regions(
+    results: Sequence[Any],
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, list[tuple[str, str]]]]:
+    """Return the value of each region by id, and what was said of each: control and label or rating.
+
+    Results of one region have one id: its labels, and the choices and ratings that are about it.
+    """
+    regions: dict[str, Mapping[str, Any]] = {}
+    said: dict[str, list[tuple[str, str]]] = {}
+    for result in map(mapping, results):
+        identifier, kind = name(result.get("id")), name(result.get("type"))
+        value, field = mapping(result.get("value")), name(result.get("from_name")) or ""
+        if identifier is None or kind is None:
+            continue
+        if kind in _SPAN_LABELS:
+            regions.setdefault(identifier, value)
+        if kind in (*_LABELS, "rating"):
+            labels = filter(None, map(_label, items(value.get(kind))))
+            said.setdefault(identifier, []).extend((field, label) for label in labels)
+    return regions, {identifier: said[identifier] for identifier in regions}
 
 
 def _value_marks(
@@ -159,8 +186,7 @@ def _value_marks(
     labels = [_label(label) for label in items(value.get(kind))]
     ranges: tuple[tuple[int, int], ...] = ()
     if kind in _SPAN_LABELS or "start" in value or "globalOffsets" in value:
-        place_of = mapping(value.get("globalOffsets")) or value
-        found = offsets(place_of.get("start"), place_of.get("end"))
+        found = _range(value)
         if found is None:
             rule = "must have start and end of each region, whole numbers of characters"
             reading.faults.append(Fault(place, rule, "HyperText needs globalOffsets"))
@@ -175,6 +201,11 @@ def _value_marks(
             reading.faults.append(Fault(place, "must have labels that are text"))
         else:
             yield Mark(label, ranges, quote, field)
+
+
+def _range(value: Mapping[str, Any]) -> tuple[int, int] | None:
+    place = mapping(value.get("globalOffsets")) or value
+    return offsets(place.get("start"), place.get("end"))
 
 
 def _label(value: Any) -> str | None:
@@ -255,11 +286,8 @@ def _read_flat(
         text = _checked_text(place, _data_of(record, controls), settings, reading)
         if text is None:
             continue
-        marks = [
-            mark
-            for column in sorted(controls & record.keys())
-            for mark in _flat_marks(place, column, record[column], reading)
-        ]
+        columns = {column: record[column] for column in sorted(controls & record.keys())}
+        marks = _with_attributes(place, columns, reading)
         is_annotated = any(record.get(key) is not None for key in ("annotation_id", "annotator"))
         review = Review(_annotator(record), tuple(marks), is_finished=is_annotated or None)
         reading.documents.append(
@@ -313,7 +341,7 @@ def _is_the_text(
 def _is_result(value: Any) -> bool:
     """Whether a value is what Label Studio writes for regions, several choices or relations."""
     first = items(value)[0] if items(value) else None
-    return bool(mapping(first).keys() & {*_SPAN_LABELS, "choices", "taxonomy"})
+    return bool(mapping(first).keys() & set(_LABELS))
 
 
 def _are_choices(column: str, values: Sequence[Any], settings: ReadSettings) -> bool:
@@ -326,10 +354,35 @@ def _are_choices(column: str, values: Sequence[Any], settings: ReadSettings) -> 
 def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterator[Mark]:
     for item in items(value):
         if isinstance(item, dict):
-            kind = next((k for k in (*_SPAN_LABELS, "choices", "taxonomy") if k in item), None)
+            kind = next((k for k in _LABELS if k in item), None)
             if kind is None:
                 reading.left.add(f"results in the column {column} without labels", place)
             else:
                 yield from _value_marks(place, item, kind, column, reading)
         elif (label := _label(item)) is not None:
             yield Mark(label, field=column)
+
+
+def _with_attributes(place: str, columns: Mapping[str, Any], reading: Reading) -> list[Mark]:
+    """Return the marks of a record; what several columns have at one place is about one region."""
+    marks = [
+        m for column, value in columns.items() for m in _flat_marks(place, column, value, reading)
+    ]
+    regions: Counter[tuple[str, tuple[tuple[int, int], ...]]] = Counter(
+        (column, (found,))
+        for column, value in columns.items()
+        for item in items(value)
+        if (found := _range(mapping(item))) is not None
+    )
+    result = []
+    for mark in marks:
+        others = [
+            o for o in marks if mark.ranges and o.ranges == mark.ranges and o.field != mark.field
+        ]
+        if others and regions[mark.field, mark.ranges] > 1:
+            rule = "must be JSON where several regions are at one place, with results about each"
+            reading.faults.append(Fault(place, rule))
+            break
+        attributes = tuple(f"{other.field}={other.label}" for other in others)
+        result.append(replace(mark, attributes=attributes))
+    return result

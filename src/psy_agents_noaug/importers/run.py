@@ -67,7 +67,12 @@ def import_annotations(tool: str, path: Path, config: ImportConfig) -> str:
     if tool not in _TOOLS:
         raise ConfigError(not_one_of("TOOL", TOOLS, tool))
     _check_settings(tool, config)
-    output = Path(config.output) if config.output else path.with_name(f"{path.stem}_tables")
+    if path.name in (
+        "",
+        "..",
+    ):  # the current folder, or one above it, which have no name of their own
+        path = path.resolve()
+    output = Path(config.output) if config.output else path.parent / f"{path.stem}_tables"
     check_unused(output, what="import")
     criteria = _criteria(config)
     labels = read_map(config.map, criteria)

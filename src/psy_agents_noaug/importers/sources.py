@@ -90,8 +90,7 @@ def read_sources(path: Path, suffixes: Sequence[str]) -> list[SourceFile]:
         if path.is_dir():
             files = [
                 found
-                for place in sorted(path.rglob("*"))
-                if place.is_file() and not place.is_symlink()
+                for place in _files_in(path)
                 for found in _expanded(
                     PurePosixPath(place.relative_to(path)), place, budget, wanted
                 )
@@ -103,6 +102,29 @@ def read_sources(path: Path, suffixes: Sequence[str]) -> list[SourceFile]:
     if not files:
         raise DataError(f"{path}: there is no {', '.join(suffixes)} file in it.")
     return files
+
+
+def _files_in(folder: Path, above: Sequence[Path] = ()) -> Iterator[Path]:
+    """Yield the files of a folder and its folders, sorted, also behind links, but none that are hidden.
+
+    Args:
+        folder: to look into.
+        above: the folders in which it is, to which a link may lead back.
+
+    Raises:
+        DataError: a link leads nowhere.
+    """
+    above = (*above, folder.resolve())
+    for place in sorted(folder.iterdir()):
+        if _is_hidden(PurePosixPath(place.name)):
+            continue
+        if place.is_dir():
+            if place.resolve() not in above:
+                yield from _files_in(place, above)
+        elif place.is_file():
+            yield place
+        elif place.is_symlink():
+            raise DataError(f"{place}: is a link to a file that is not there.")
 
 
 def _expanded(
@@ -147,7 +169,7 @@ def _safe_name(name: str) -> PurePosixPath:
 
 
 def _is_hidden(name: PurePosixPath) -> bool:
-    """Whether a member is a trace of a desktop (__MACOSX, .DS_Store)."""
+    """Whether a file is a trace of a desktop or an editor (__MACOSX, .DS_Store, .ipynb_checkpoints)."""
     return any(part.startswith((".", "__MACOSX")) for part in name.parts)
 
 

@@ -17,7 +17,7 @@ from psy_agents_noaug.data.validation import (
     quote_identifier,
 )
 from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Reading, Review
-from psy_agents_noaug.importers.labels import LabelMap
+from psy_agents_noaug.importers.labels import LabelMap, shown_label
 from psy_agents_noaug.importers.placing import Placed, UnitSetting, place_marks
 
 MAX_CHARACTERS = 5_000_000  # of one document
@@ -31,7 +31,8 @@ class Rules:
 
     Args:
         unit: of the offsets, or auto.
-        spans_imply_label: whether a span says that its criterion is met; None: not said.
+        spans_imply_label: whether a span says that its criterion is met (by the map: not met); None: not
+            said.
         empty: whether a document without labels was annotated, and is a negative; None: not said.
         negatives: whether what an annotator did not label becomes rows of status 0.
         annotators: whose annotations are read; None: everybody's.
@@ -111,7 +112,8 @@ class _Work:
         if self.spans_without_label:
             rule = (
                 "have no label of their document: spans_imply_label=true if a span says that its "
-                "criterion is met, spans_imply_label=false if only a label of the document does"
+                "criterion is met (or, by the map, not met), spans_imply_label=false if only a label of "
+                "the document does"
             )
             faults.append(_question(self.spans_without_label, "spans", rule))
         return faults
@@ -152,7 +154,7 @@ def make_tables(
         for document, placed in kept
         for review, spans in zip(document.reviews, placed.spans, strict=True)
     ]
-    contradicting = _contradicting(said, work)
+    contradicting = _contradicting(said, labels, work)
     kept = [(document, placed) for document, placed in kept if document.place not in contradicting]
     said = [(d, review, own) for d, review, own in said if d.place not in contradicting]
     found = {criterion_id for _, _, own in said for criterion_id in own} | labels.mapped_criteria()
@@ -361,13 +363,17 @@ def _said_by(
 ) -> dict[str, _Said]:
     """Return what an annotator said of a document, by criterion."""
     said: dict[str, _Said] = {}
-    for mark, found in zip(review.marks, spans, strict=True):
-        target = labels.target(mark)
-        for attribute in mark.attributes:
-            if not labels.reads_attribute(mark, attribute):
-                work.reading.left.add(f"attribute {attribute}", document.place)
+    targets = [labels.target(mark) for mark in review.marks]
+    marks = list(zip(review.marks, targets, spans, strict=True))
+    kept = {(mark.ranges, mark.label) for mark, target, _ in marks if target is not None}
+    for mark, target, found in marks:
         if target is None:
             continue
+        for attribute in mark.attributes:
+            name, _, value = attribute.partition("=")
+            if not labels.reads_attribute(mark, attribute) and (mark.ranges, value) not in kept:
+                reason = f"attribute {name} of a label (LABEL[{name}] in the map reads it)"
+                work.reading.left.add(reason, document.place)
         if not mark.is_met and target.status == 0:
             work.tables.counts["labels of absence that do not apply, which say nothing"] += 1
             continue
@@ -383,37 +389,52 @@ def _said_by(
 
 
 def _contradicting(
-    said: Sequence[tuple[Document, Review, Mapping[str, _Said]]], work: _Work
+    said: Sequence[tuple[Document, Review, Mapping[str, _Said]]], labels: LabelMap, work: _Work
 ) -> set[str]:
     """Return the places of documents in which one annotator says of a criterion both yes and no."""
     found = set()
-    for document, _, criteria in said:
-        for criterion_id, own in criteria.items():
-            implied = bool(own.met) and work.rules.spans_imply_label is True
-            if len(own.statuses | {1} if implied else own.statuses) < 2:
-                continue
-            if work.rules.leaves_out_faulty and document.place not in found:
+    for document, review, criteria in said:
+        rule = "must not have a criterion both met and not met by one annotator"
+        faults = [
+            Fault(document.place, rule, criterion_id)
+            for criterion_id, own in criteria.items()
+            if len(own.statuses | {1} if _says_status(own.met, work) else own.statuses) > 1
+        ]
+        rule = "must not have a span with several attributes that the map gives different meanings"
+        faults += [
+            Fault(document.place, rule, ", ".join(map(shown_label, entries)))
+            for mark in review.marks
+            if (entries := labels.differing(mark))
+        ]
+        if faults and work.rules.leaves_out_faulty:
+            if document.place not in found:
                 _leave_out_faulty(document, work)
-            elif not work.rules.leaves_out_faulty:
-                rule = "must not have a criterion both met and not met by one annotator"
-                work.reading.faults.append(Fault(document.place, rule, criterion_id))
-            found.add(document.place)
+        else:
+            work.reading.faults += faults
+        found |= {fault.place for fault in faults}
     return found
+
+
+def _says_status(spans: Sequence[tuple[Span, str | None]], work: _Work) -> bool:
+    """Whether spans say what the status of their criterion is."""
+    return bool(spans) and work.rules.spans_imply_label is True
 
 
 def _rows(document: Document, review: Review, said: Mapping[str, _Said], work: _Work) -> list[Row]:
     rows: list[Row] = []
     for criterion_id, own in said.items():
-        implied = bool(own.met) and work.rules.spans_imply_label is True
-        rows += [_row(document, review, criterion_id, 0, span, note) for span, note in own.not_met]
-        if implied or 1 in own.statuses:
-            met = [_row(document, review, criterion_id, 1, span, note) for span, note in own.met]
-            rows += met or [_row(document, review, criterion_id, 1)]
-        elif own.met and work.rules.spans_imply_label is None:
-            work.spans_without_label += [document.place] * len(own.met)
-        else:
-            reason = "spans without a label of their document (spans_imply_label=false)"
-            work.reading.left.add(reason, document.place, len(own.met))
+        # A span of what is not met may stand beside the label met: it is a hard negative.
+        labelled = {0: bool(own.statuses), 1: 1 in own.statuses}
+        for status, spans in ((0, own.not_met), (1, own.met)):
+            if labelled[status] or _says_status(spans, work):
+                rows += [_row(document, review, criterion_id, status, s, note) for s, note in spans]
+            elif work.rules.spans_imply_label is None:
+                work.spans_without_label += [document.place] * len(spans)
+            else:
+                reason = "spans without a label of their document (spans_imply_label=false)"
+                work.reading.left.add(reason, document.place, len(spans))
+        if 1 in own.statuses and not own.met:
+            rows.append(_row(document, review, criterion_id, 1))
         if 0 in own.statuses:
             rows.append(_row(document, review, criterion_id, 0))
     return rows

@@ -10,15 +10,24 @@ from dataclasses import dataclass, field
 
 from psy_agents_noaug.data.offsets import OffsetUnit
 from psy_agents_noaug.data.validation import Fault
-from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.documents import (
+    Document,
+    Mark,
+    Reading,
+    Review,
+    marks_of_features,
+)
 from psy_agents_noaug.importers.sources import SourceFile
 from psy_agents_noaug.importers.values import offsets
 
 _FORMAT = re.compile(r"#FORMAT=WebAnno TSV 3(\.\d+)?\s*")
 _TOKEN = re.compile(r"\d+-\d+(\.\d+)?")
+_EMPTY = re.compile(r"(\d+)-\1")  # a place between two characters, which may have annotations
 _NUMBERED = re.compile(r"(.*?)(?<!\\)\[(\d+)\]", re.DOTALL)
-_ESCAPED = re.compile(r"\\(->|.)", re.DOTALL)
-_CONTROL = {"t": "\t", "n": "\n", "r": "\r"}
+# Up to 3.1 as in Java, with \u00e4; since then a backslash is always doubled.
+_ESCAPED = re.compile(r"\\(->|u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", "b": "\b"}
+_BOOLEAN = ("true", "false")
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,6 @@ class _Token:
     end: int
     text: str
     cells: Sequence[str]
-    is_part: bool
 
 
 @dataclass
@@ -68,7 +76,7 @@ def read_tsv(file: SourceFile, annotator: str | None, reading: Reading) -> Docum
         return None
     layers = [layer for line in lines if (layer := _layer(line)) is not None]
     faults: list[Fault] = []
-    sentences = _sentences(place, lines, layers, faults)
+    sentences = _sentences(place, lines, layers, faults, reading)
     built = None if faults else _text(sentences)
     if built is None:
         rule = "must have tokens that are in their sentences, where their offsets say"
@@ -88,7 +96,11 @@ def _layer(line: str) -> _Layer | None:
 
 
 def _sentences(
-    place: str, lines: Sequence[str], layers: Sequence[_Layer], faults: list[Fault]
+    place: str,
+    lines: Sequence[str],
+    layers: Sequence[_Layer],
+    faults: list[Fault],
+    reading: Reading,
 ) -> list[_Sentence]:
     width = sum(layer.width for layer in layers)
     sentences: list[_Sentence] = []
@@ -105,8 +117,12 @@ def _sentences(
         elif _TOKEN.match(line):
             is_open = False
             cells = line.split("\t")
-            token = _token(cells, width)
-            if token is None or not sentences:
+            if len(cells) > 1 and _EMPTY.fullmatch(cells[1]):
+                is_annotated = any(cell not in ("", "_") for cell in cells[3:])
+                reading.left.add("spans without a character", place, is_annotated)
+                continue
+            token = _token(cells, width, sentences[-1].text) if sentences else None
+            if token is None:
                 rule = f"must be a token below #Text=: id, start-end, word, and {width} cells"
                 faults.append(Fault(f"{place}, line {number}", rule, f"{len(cells) - 3} cells"))
             else:
@@ -116,7 +132,8 @@ def _sentences(
     return sentences
 
 
-def _token(cells: Sequence[str], width: int) -> _Token | None:
+def _token(cells: Sequence[str], width: int, sentence: str) -> _Token | None:
+    """Return a token; its word is written as it is, though by other programs also escaped."""
     if len(cells) < 3:
         return None
     start, _, end = cells[1].partition("-")
@@ -126,7 +143,8 @@ def _token(cells: Sequence[str], width: int) -> _Token | None:
         values.pop()
     if found is None or len(values) != width:
         return None
-    return _Token(*found, _unescaped(cells[2]), values, is_part="." in cells[0])
+    word = cells[2] if cells[2] in sentence else _unescaped(cells[2])
+    return _Token(*found, word, values)
 
 
 def _text(sentences: Sequence[_Sentence]) -> tuple[str, OffsetUnit] | None:
@@ -176,11 +194,9 @@ def _marks(
                 for feature, value in zip(layer.features, span.values, strict=False)
                 if value is not None
             ]
-            ranges = ((span.start, span.end),)
-            if not given:
-                yield Mark(short, ranges, field=short)
-            for feature, value in given:
-                yield Mark(value, ranges, field=f"{short}.{feature}")
+            labels = [(feature, value) for feature, value in given if value not in _BOOLEAN]
+            properties = [(feature, value) for feature, value in given if value in _BOOLEAN]
+            yield from marks_of_features(short, ((span.start, span.end),), labels, properties)
 
 
 def _spans(tokens: Sequence[_Token], columns: slice) -> list[_Span]:
@@ -232,4 +248,12 @@ def _split(cell: str) -> list[str]:
 
 
 def _unescaped(text: str) -> str:
-    return _ESCAPED.sub(lambda found: _CONTROL.get(found[1], found[1]), text)
+    found = _ESCAPED.sub(lambda escape: _character(escape[1]), text)
+    # Java escapes a character outside of the basic plane as two.
+    return found.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+
+
+def _character(escape: str) -> str:
+    if len(escape) == 5:
+        return chr(int(escape[1:], 16))
+    return _CONTROL.get(escape, escape)

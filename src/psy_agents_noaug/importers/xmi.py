@@ -1,17 +1,26 @@
 """UIMA CAS XMI, as INCEpTION and WebAnno export it, through dkpro-cassis. It counts code points."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BytesIO
+from pathlib import PurePosixPath
 from typing import Any
 
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.importers.documents import Document, Mark, Reading, Review
+from psy_agents_noaug.importers.documents import (
+    Document,
+    Mark,
+    Reading,
+    Review,
+    marks_of_features,
+)
 from psy_agents_noaug.importers.sources import SourceFile, refuse_entities
+from psy_agents_noaug.importers.values import name
 
 _NAMED_ENTITY = "de.tudarmstadt.ukp.dkpro.core.api.ner.type.NamedEntity"
 # Tokens, sentences, lemmas and the like, which say nothing of criteria.
 _LINGUISTIC = ("uima.", "de.tudarmstadt.ukp.dkpro.", "org.dkpro.", "de.tudarmstadt.ukp.clarin.")
+_METADATA = "de.tudarmstadt.ukp.dkpro.core.api.metadata.type.DocumentMetaData"
 _OWN_FEATURES = ("begin", "end", "sofa", "xmiID", "literal", "order")
 
 
@@ -23,7 +32,7 @@ def read_xmi(
     Args:
         file: the CAS.
         type_system: the types in it.
-        annotator: None: not known.
+        annotator: None: not known; the user whose name the file and its metadata have.
         reading: gets what is left.
 
     Raises:
@@ -41,23 +50,36 @@ def read_xmi(
             cas = load_cas_from_xmi(BytesIO(file.content), typesystem=types)
         text = cas.sofa_string
         place = str(file.name)
-        marks = tuple(
-            mark for structure in cas.select_all_fs() for mark in _marks(structure, place, reading)
-        )
+        structures = list(cas.select_all_fs())
+        marks = tuple(mark for s in structures for mark in _marks(s, place, reading))
     except Exception as error:  # noqa: BLE001  (what it raises at malformed files is not documented)
         raise DataError(f"malformed XMI or type system ({type(error).__name__})") from None
     if not isinstance(text, str):
         raise DataError("the CAS holds no text")
-    return Document(place, text, (Review(annotator, marks),))
+    title, own = _metadata(structures)
+    if annotator is None and title is not None and own == file.name.stem:
+        annotator = own if own not in (title, PurePosixPath(title).stem) else None
+    return Document(place, text, (Review(annotator, marks),), document_id=title or own)
+
+
+def _metadata(structures: Iterable[Any]) -> tuple[str | None, str | None]:
+    """Return what a CAS says of its document: its title, and an id, for which INCEpTION has the user."""
+    for structure in structures:
+        if structure.type.name == _METADATA:
+            keys = ("documentTitle", "documentId")
+            title, own = (name(getattr(structure, key, None)) for key in keys)
+            return title, own
+    return None, None
 
 
 def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
-    """Yield a mark for each value of a layer's features, or one that is named by a layer without any."""
+    """Yield the marks of an annotation: its text features are labels, true, false and numbers not."""
     layer: str = structure.type.name
     if layer.startswith(_LINGUISTIC) and layer != _NAMED_ENTITY:
         return
     short = layer.rpartition(".")[2]
-    values = []
+    labels: list[tuple[str, str]] = []
+    properties: list[tuple[str, str]] = []
     for feature in structure.type.all_features:
         value = getattr(structure, feature.name, None)
         if feature.name in _OWN_FEATURES or value is None:
@@ -66,10 +88,12 @@ def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
         if hasattr(value, "type") and hasattr(value, "begin"):
             reading.left.add("relations", place)
             return
-        if isinstance(value, str) and kind != "uima.cas.Boolean":
-            values.append((feature.name, value))
+        if kind == "uima.cas.Boolean" or isinstance(value, int | float):
+            properties.append((feature.name, str(value).lower()))
+        elif isinstance(value, str):
+            labels.append((feature.name, value))
         elif kind == "uima.cas.StringArray":
-            values += [(feature.name, element) for element in value.elements or ()]
+            labels += [(feature.name, element) for element in value.elements or ()]
         else:
             reading.left.add(f"values of the feature {short}.{feature.name}", place)
     begin, end = getattr(structure, "begin", None), getattr(structure, "end", None)
@@ -77,7 +101,4 @@ def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
     if ranges and begin == end:
         reading.left.add("spans without a character", place)
         return
-    if not values and ranges:
-        yield Mark(short, ranges, field=short)
-    for feature_name, value in values:
-        yield Mark(value, ranges, field=f"{short}.{feature_name}")
+    yield from marks_of_features(short, ranges, labels, properties)

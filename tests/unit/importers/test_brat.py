@@ -1,5 +1,7 @@
 """brat: standoff files, discontinuous spans, attributes and notes, folders of annotators."""
 
+import zipfile
+
 import pyarrow.parquet as pq
 from annotated import OTHER, TEXT, at
 
@@ -37,7 +39,7 @@ def test_discontinuous_spans_become_several_rows_and_notes_explanations(imported
     assert {row["explanation"] for row in table} == {None, "says so twice"}
     left = {reason: result.left(reason) for reason in ("relations", "events", "normalizations")}
     assert left == {"relations": 2, "events": 1, "normalizations": 1}
-    assert result.left("attribute Severity=high") == 1
+    assert (result.left("attribute Severity"), result.left("attribute Negation")) == (1, 1)
 
 
 def test_attributes_may_turn_a_label_round_or_leave_it_out(imported, written):
@@ -64,6 +66,126 @@ def test_folders_are_annotators_who_may_share_the_texts(imported, written):
         ("one", "ben", "A.4", 0, None),
     ]
     assert result.left("without an .ann file") == 1
+
+
+def test_annotators_are_the_folders_in_which_the_same_texts_are(imported, refused, written):
+    for annotator, label in (("anna", "A.4"), ("ben", "A.6")):
+        for batch in ("batch1", "batch2"):
+            written(f"corpus/{annotator}/{batch}/d.txt", f"{TEXT}{batch}")
+            line = f"T1\t{label} {spans(SLEEP)}\tI cannot sleep\n"
+            root = written(f"corpus/{annotator}/{batch}/d.ann", line).parents[2]
+    result = imported("brat", root, spans_imply_label=True, annotators=["anna"])
+    assert result.rows == [
+        (f"{batch}/d", "anna", "A.4", 1, "I cannot sleep") for batch in ("batch1", "batch2")
+    ]
+    below = imported("brat", root.parent, spans_imply_label=True)
+    assert below.report["annotators"] == {"anna": 2, "ben": 2}
+
+
+def test_an_annotator_has_one_file_of_a_document(refused, imported, written):
+    written("corpus/d.txt", TEXT)
+    written("corpus/anna/d.ann", f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n")
+    line = f"T1\tA.6 {spans(SLEEP)}\tI cannot sleep\n"
+    root = written("corpus/anna/again/d.ann", line).parents[2]
+    message = refused("brat", root, spans_imply_label=True)
+    assert message.count("must be the only .ann file of its document and annotator") == 2
+
+
+def test_folders_of_different_texts_are_no_annotators(imported, written):
+    for folder, text in (("train", TEXT), ("dev", f"{TEXT} And so on.")):
+        written(f"corpus/{folder}/1.txt", text)
+        line = f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
+        root = written(f"corpus/{folder}/1.ann", line).parents[1]
+    result = imported("brat", root, spans_imply_label=True)
+    assert result.posts.keys() == {"train/1", "dev/1"}
+    assert {row[1] for row in result.rows} == {None}
+    assert "not annotators: no text is in two of them" in result.summary
+
+
+def test_texts_may_be_above_the_annotators_in_a_zip_and_of_one_annotator(imported, written):
+    line = f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
+    written("corpus/one.txt", TEXT)
+    root = written("corpus/anna/one.ann", line).parents[1]
+    path = written("corpus.zip", b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(root / "one.txt", "one.txt")
+        archive.write(root / "anna/one.ann", "anna/one.ann")
+    for export in (root, path):
+        rows = imported("brat", export, spans_imply_label=True).rows
+        assert rows == [("one", "anna", "A.4", 1, "I cannot sleep")]
+
+
+def test_attributes_and_notes_of_an_event_are_those_of_its_trigger(imported, written):
+    content = (
+        f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
+        f"T2\tA.1 {spans(CRY)}\tI cry all day\n"
+        "E1\tA.4:T1 Time:T2\nE2\tA.1:T2\nE3\tA.1:T2\n"
+        "A1\tNegation E1\nA2\tNegation E3\nA3\tNegation E9\n#1\tAnnotatorNotes E1\tsleeps well\n"
+    )
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", content).parent
+    turned = {f"{c}[Negation]": {"criterion_id": c, "status": 0} for c in ("A.1", "A.4")}
+    result = imported("brat", path, map=turned, spans_imply_label=True)
+    assert result.rows == [
+        ("post1", None, "A.1", 0, "I cry all day"),
+        ("post1", None, "A.1", 1, "I cry all day"),
+        ("post1", None, "A.4", 0, "I cannot sleep"),
+    ]
+    table = pq.read_table(result.folder / "annotations.parquet").to_pylist()
+    assert {row["explanation"] for row in table} == {None, "sleeps well"}
+    assert (result.left("Negation of no span"), result.left("events")) == (1, 3)
+
+
+def test_a_name_in_the_map_stands_for_all_values_but_false(imported, written):
+    lines = [f"T{n}\tA.4 {spans(SLEEP)}\tI cannot sleep\n" for n in (1, 2, 3)]
+    lines += ["A1\tPast T1 false\n", "A2\tPast T2 long_ago\n"]
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", "".join(lines)).parent
+    result = imported("brat", path, map={"A.4[Past]": None}, spans_imply_label=True)
+    assert result.rows == [("post1", None, "A.4", 1, "I cannot sleep")]
+    assert result.report["labels_left_out"] == {"A.4": 1}
+
+
+def test_attributes_with_different_meanings_are_refused(imported, refused, written):
+    written("corpus/post2.txt", OTHER)
+    written("corpus/post2.ann", "T1\tA.4 0 2\tWe\n")
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", ANN.replace("A1\t", "A3\tPast T1\nA1\t")).parent
+    settings = {
+        "map": {
+            **MAP,
+            "Sleep[Past]": "A.4",
+            "Sleep[Negation]": {"criterion_id": "A.4", "status": 0},
+        },
+        "spans_imply_label": True,
+    }
+    message = refused("brat", path, **settings)
+    assert "post1.ann: must not have a span with several attributes" in message
+    assert "('Sleep[Past]', 'Sleep[Negation]')" in message
+    assert imported("brat", path, **settings, faulty="leave_out").posts.keys() == {"post2"}
+
+
+def test_attributes_with_one_meaning_are_all_used(imported, written):
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", ANN.replace("A1\t", "A3\tPast T1\nA1\t")).parent
+    turned = {**MAP, "Sleep[Past]": None, "Sleep[Negation]": None}
+    result = imported("brat", path, map=turned, spans_imply_label=True)
+    assert {row[2] for row in result.rows} == {"A.1"}
+    assert result.report["map_entries_without_label"] == ["Sleep"]
+
+
+def test_a_span_of_what_is_not_met_is_asked_for_as_any_other(imported, refused, written):
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", f"T1\tSlept {spans(SLEEP)}\tI cannot sleep\n").parent
+    turned = {"Slept": {"criterion_id": "A.4", "status": 0}}
+    assert "1 spans" in refused("brat", path, map=turned)
+    written("corpus/post2.txt", OTHER)
+    written("corpus/post2.ann", "T1\tA.1 0 2\tWe\n")
+    message = refused("brat", path, map=turned, spans_imply_label=False)
+    assert "no document has a label" in message
+    assert "2 spans without a label of their document" in message
+    result = imported("brat", path, map=turned, spans_imply_label=True)
+    assert result.rows[0] == ("post1", None, "A.4", 0, "I cannot sleep")
 
 
 def test_a_span_over_a_line_end_is_compared_without_it(imported, written):

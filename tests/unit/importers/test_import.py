@@ -61,11 +61,19 @@ def test_a_map_is_read_from_yaml_and_csv(imported, labelled, written, suffix):
         ("- Sad\n", ["must map labels to criteria"]),
         ("Sad: [\n", ["must be YAML"]),
         ("Sad: {criterion_id: A.1, status: 2}", ["must have the status 0 or 1"]),
+        ("low: A.1\nLow: A.6\n", ["'Low': must be there once"]),
+        ("low: A.1\nlow: A.6\n", ["'low': must be there once"]),
     ],
 )
 def test_faults_of_a_map_are_told_at_once(refused, labelled, written, content, told):
     message = refused("doccano", labelled("Sad"), map=str(written("map.yaml", content)))
     assert all(words in message for words in told)
+
+
+def test_a_label_that_is_in_a_table_twice_is_refused(refused, labelled, written):
+    table = "label,criterion_id\nSleep/fatigue,A.4\nSleep/fatigue,A.6\n"
+    message = refused("doccano", labelled("Sleep/fatigue"), map=str(written("map.csv", table)))
+    assert "'Sleep/fatigue': must be there once" in message
 
 
 def test_criteria_of_ones_own_are_all_kept(imported, labelled, written):
@@ -136,6 +144,18 @@ def test_names_in_an_archive_lead_nowhere(imported, written, tmp_path):
     assert not list(tmp_path.parent.rglob("escaped.jsonl"))
 
 
+def test_links_are_followed_and_hidden_files_are_not_read(imported, refused, written, tmp_path):
+    line = jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})
+    folder = written("corpus/.ipynb_checkpoints/other.jsonl", "no JSON").parents[1]
+    written("corpus/._anna.jsonl", b"\x00")
+    (folder / "anna.jsonl").symlink_to(written("elsewhere/a.jsonl", line))
+    (folder / "more").symlink_to(written("linked/ben.jsonl", line).parent)
+    (folder / "more" / "back").symlink_to(folder)
+    assert imported("doccano", folder).report["annotators"] == {"anna": 1, "ben": 1}
+    (folder / "lost.jsonl").symlink_to(tmp_path / "nowhere")
+    assert "lost.jsonl: is a link to a file that is not there" in refused("doccano", folder)
+
+
 # ------------------------------------------------------------------------------------- command line
 
 
@@ -149,6 +169,15 @@ def test_the_command_line_names_the_tools(capsys, own_logging):
     assert main(["import", "--help"]) == 0
     keys = capsys.readouterr().out.partition("with the overrides given here:\n")[2]
     assert yaml.safe_load(keys)["negatives"] == "auto"
+
+
+def test_the_current_folder_has_a_name(written, monkeypatch, capsys, own_logging):
+    folder = written("all.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})).parent
+    monkeypatch.chdir(folder)
+    assert main(["import", "doccano", "."]) == 0
+    assert "1 documents: 1 posts" in capsys.readouterr().out
+    report = json.loads((folder.parent / f"{folder.name}_tables/import.json").read_text())
+    assert report["file"] == folder.name
 
 
 def test_an_imported_folder_trains_as_it_is(written, tmp_path, tiny_encoder, capsys, own_logging):

@@ -1,6 +1,7 @@
 """INCEpTION: WebAnno TSV 3.x, UIMA CAS XMI, and the archives of both."""
 
 import io
+import re
 import zipfile
 from xml.sax.saxutils import quoteattr
 
@@ -42,9 +43,8 @@ CELLS = {
 MAP = {"Symptom.certainty:*": None, "Doubtful": None, "low|mood": "A.1"}
 
 
-@pytest.mark.parametrize("minor", [1, 2, 3])
-def test_tsv_is_read_in_all_versions_of_three(imported, written, minor):
-    content, text = tsv(SENTENCES, CELLS, minor=minor)
+def test_tsv_has_spans_of_several_tokens_stacks_and_layers_without_features(imported, written):
+    content, text = tsv(SENTENCES, CELLS)
     path = written("post1.tsv", content)
     result = imported("inception", path, map=MAP, spans_imply_label=True)
     assert result.posts == {"post1": text}
@@ -55,6 +55,55 @@ def test_tsv_is_read_in_all_versions_of_three(imported, written, minor):
     ]
     assert result.left("relations") == 1
     assert result.report["offset_units"] == {"utf16": 1}
+
+
+@pytest.mark.parametrize(
+    ("version", "escaped", "text"),
+    [
+        ("3.1", r"\u00e4 \uD83D\uDE00 \"sad\"\f day", 'ä 😀 "sad"\f day'),
+        ("3.2", 'ä 😀 "sad"\\f day\\b\\r', 'ä 😀 "sad"\f day\b\r'),
+        ("3.3", r"#Sentence.id=s1|ä 😀 C:\\temp sad", r"ä 😀 C:\temp sad"),
+    ],
+)
+def test_the_text_of_each_version_of_tsv_is_unescaped(imported, written, version, escaped, text):
+    head, _, escaped = escaped.rpartition("|")
+    lines = [HEADER.format(minor=version[-1]) + head, f"#Text={escaped}"]
+    for number, found in enumerate(re.finditer(r'[^\s"]+', text), start=1):
+        start = units(text[: found.start()])
+        label = "A.1" if found[0] == "sad" else "_"
+        cells = f"*\t{label}" if label != "_" else "_\t_"
+        lines.append(
+            f"1-{number}\t{start}-{start + units(found[0])}\t{found[0]}\t{cells}\t_\t_\t_\t"
+        )
+    path = written("p.tsv", "\n".join(lines))
+    result = imported("inception", path, spans_imply_label=True)
+    assert (result.posts, result.rows[0][-1]) == ({"p": text}, "sad")
+
+
+def test_a_unit_without_a_character_is_left_out_and_counted(imported, written):
+    content, _ = tsv(SENTENCES, CELLS)
+    between = "1-4.1\t19-19\t\t*\tA.2\t_\t_\t_\t\n"
+    path = written("p.tsv", content.replace("\n\n#Text=I cry", f"\n{between}\n#Text=I cry"))
+    result = imported("inception", path, map=MAP, spans_imply_label=True)
+    assert {row[2] for row in result.rows} == {"A.1", "A.4", "A.6"}
+    assert result.left("without a character") == 1
+
+
+def test_true_and_false_of_tsv_are_attributes(imported, written):
+    header = "#FORMAT=WebAnno TSV 3.3\n#T_SP=webanno.custom.Symptom|symptom|negated\n\n\n"
+    tokens = ["1-1\t0-5\tSleep\tA.4\ttrue\t", "1-2\t6-11\tsadly\tA.1\tfalse\t"]
+    path = written("p.tsv", "\n".join([f"{header}#Text=Sleep sadly", *tokens]))
+    turned = {"A.4[negated]": {"criterion_id": "A.4", "status": 0}}
+    result = imported("inception", path, map=turned, spans_imply_label=True)
+    assert result.rows == [("p", None, "A.1", 1, "sadly"), ("p", None, "A.4", 0, "Sleep")]
+    assert result.left("attribute negated") == 1
+
+
+def test_another_feature_of_the_span_is_an_attribute(imported, written):
+    content, _ = tsv(SENTENCES, CELLS)
+    turned = {**MAP, "A.4[certainty=high]": {"criterion_id": "A.4", "status": 0}}
+    result = imported("inception", written("p.tsv", content), map=turned, spans_imply_label=True)
+    assert ("p", None, "A.4", 0, "I cannot sleep") in result.rows
 
 
 def test_tsv_of_two_sentences_on_lines_of_their_own_keeps_the_lines_of_a_sentence(
@@ -84,6 +133,25 @@ def test_a_project_export_names_documents_and_annotators(imported, written):
     assert ("post 1.txt", "anna", "A.6", 1, "sleep I") in result.rows
     assert ("post 1.txt", "ben", "A.6", 0, None) in result.rows
     assert result.left("INITIAL_CAS") == 1
+
+
+def test_the_sources_of_a_project_are_no_documents_of_it(imported, written):
+    content, _ = tsv(SENTENCES, CELLS)
+    bare, _ = tsv(SENTENCES, {})
+    files = {"annotation/p.tsv/anna.tsv": content, "source/p.tsv": bare}
+    settings = {"map": MAP, "spans_imply_label": True, "empty": "negative"}
+    result = imported("inception", written("project.zip", archive(files)), **settings)
+    assert (result.posts.keys(), result.left("(source)")) == ({"p.tsv"}, 1)
+    alone = imported("inception", written("source/q.tsv", content).parents[1], **settings)
+    assert "q" in alone.posts
+
+
+def test_two_files_of_one_document_without_annotators_are_refused(refused, written):
+    content, _ = tsv(SENTENCES, CELLS)
+    written("export/anna/one.tsv", content)
+    path = written("export/ben/one.tsv", content).parents[1]
+    message = refused("inception", path, map=MAP, spans_imply_label=True)
+    assert message.count("must be the only file of its document and annotator") == 2
 
 
 @pytest.mark.parametrize(
@@ -125,13 +193,21 @@ def types():
         ("webanno.custom.Cause", annotation, link),
         ("webanno.custom.Document", "uima.cas.AnnotationBase", feature("label")),
         ("de.tudarmstadt.ukp.dkpro.core.api.segmentation.type.Token", annotation, ""),
+        (
+            METADATA,
+            "uima.tcas.DocumentAnnotation",
+            feature("documentTitle") + feature("documentId"),
+        ),
     ]
     return TYPES.format(
         types="\n".join(TYPE.format(name=n, parent=p, features=f) for n, p, f in described)
     )
 
 
-def xmi(text, spans, labels=(), head=""):
+METADATA = "de.tudarmstadt.ukp.dkpro.core.api.metadata.type.DocumentMetaData"
+
+
+def xmi(text, spans, labels=(), head="", *, title=None, user=None, sure="true"):
     """A CAS; offsets are UTF-16 units, as Java writes them."""
     elements, ids = [], []
 
@@ -143,17 +219,23 @@ def xmi(text, spans, labels=(), head=""):
         start, end = at(words, text, utf16=True)
         add(
             f'<custom:Symptom xmi:id="{{id}}" sofa="1" begin="{start}" end="{end}" '
-            f'symptom={quoteattr(label)} sure="true"/>'
+            f'symptom={quoteattr(label)} sure="{sure}"/>'
         )
     add('<type:Token xmi:id="{id}" sofa="1" begin="0" end="2"/>')
     for label in labels:
         add(f'<custom:Document xmi:id="{{id}}" sofa="1" label={quoteattr(label)}/>')
+    if title is not None:
+        add(
+            f'<meta:DocumentMetaData xmi:id="{{id}}" sofa="1" begin="0" end="{units(text)}" '
+            f"documentTitle={quoteattr(title)} documentId={quoteattr(user)}/>"
+        )
     if len(spans) > 1:
         add('<custom:Cause xmi:id="{id}" sofa="1" begin="0" end="2" Governor="10" Dependent="11"/>')
     quoted = quoteattr(text, {"\n": "&#10;"})
     return f"""<?xml version="1.0" encoding="UTF-8"?>{head}
 <xmi:XMI xmlns:xmi="http://www.omg.org/XMI" xmlns:cas="http:///uima/cas.ecore"
  xmlns:custom="http:///webanno/custom.ecore"
+ xmlns:meta="http:///de/tudarmstadt/ukp/dkpro/core/api/metadata/type.ecore"
  xmlns:type="http:///de/tudarmstadt/ukp/dkpro/core/api/segmentation/type.ecore" xmi:version="2.0">
 <cas:NULL xmi:id="0"/>{"".join(elements)}
 <cas:Sofa xmi:id="1" sofaNum="1" sofaID="_InitialView" mimeType="text" sofaString={quoted}/>
@@ -186,7 +268,30 @@ def test_xmi_in_an_archive_with_its_types_is_read(imported, written):
         ("post1", None, "A.4", 1, "I cannot sleep"),
     ]
     assert result.left("relations") == 1
-    assert result.left("feature Symptom.sure") == 2
+    assert result.left("attribute sure") == 2
+
+
+@pytest.mark.usefixtures("cassis")
+@pytest.mark.parametrize(("sure", "status"), [("true", 1), ("false", 0)])
+def test_true_and_false_of_xmi_are_attributes(imported, written, sure, status):
+    content = xmi(TEXT, [("I cannot sleep", "A.4")], sure=sure)
+    path = written("post1.zip", archive({"post1.xmi": content, "TypeSystem.xml": types()}))
+    turned = {"A.4[sure=false]": {"criterion_id": "A.4", "status": 0}}
+    result = imported("inception", path, map=turned, spans_imply_label=True)
+    assert result.rows == [("post1", None, "A.4", status, "I cannot sleep")]
+
+
+@pytest.mark.usefixtures("cassis")
+def test_the_metadata_of_xmi_name_document_and_annotator(imported, written):
+    for user, label in (("anna", "A.4"), ("ben", "A.6")):
+        content = xmi(TEXT, [("I cannot sleep", label)], title="one.txt", user=user)
+        members = {f"{user}.xmi": content, "TypeSystem.xml": types()}
+        path = written(f"exports/{user}/one.zip", archive(members))
+    result = imported("inception", path.parents[1], spans_imply_label=True, negatives="none")
+    assert result.rows == [
+        ("one.txt", "anna", "A.4", 1, "I cannot sleep"),
+        ("one.txt", "ben", "A.6", 1, "I cannot sleep"),
+    ]
 
 
 @pytest.mark.usefixtures("cassis")

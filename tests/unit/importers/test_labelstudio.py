@@ -75,6 +75,65 @@ def test_overlapping_spans_and_regions_with_two_labels_are_all_kept(imported, wr
     ]
 
 
+def region(*results, identifier="r1"):
+    """The results of one region, which have its id."""
+    return [{**result, "id": identifier} for result in results]
+
+
+def absent(words=SLEEP, **more):
+    result = span(words, **more)
+    value = {k: v for k, v in result["value"].items() if k != "labels"}
+    return {
+        **result,
+        "from_name": "status",
+        "type": "choices",
+        "value": {**value, "choices": ["absent"]},
+    }
+
+
+NEGATED = {"Sleep problems[status=absent]": {"criterion_id": "A.4", "status": 0}, "absent": None}
+
+
+def test_choices_about_a_region_are_attributes_of_its_labels(imported, written):
+    crying = region(span("I cry", "A.1"), identifier="r2")
+    without_place = {**absent(), "value": {"choices": ["absent"]}}
+    rating = {"from_name": "sure", "type": "rating", "value": {"rating": 4}}
+    for about in (absent(), without_place):
+        path = written(
+            "export.json",
+            [task(1, annotation(*region(span(SLEEP), about, rating), *crying))],
+        )
+        result = imported("labelstudio", path, map=NEGATED, spans_imply_label=True)
+        assert result.rows == [("1", "1", "A.1", 1, "I cry"), ("1", "1", "A.4", 0, SLEEP)]
+        assert (result.left("attribute sure"), result.left("attribute status")) == (1, 0)
+
+
+def test_an_attribute_that_the_map_does_not_name_is_counted(imported, written):
+    path = written("export.json", [task(1, annotation(*region(span(SLEEP), absent())))])
+    result = imported("labelstudio", path, map={"absent": None}, spans_imply_label=True)
+    assert result.rows == [("1", "1", "A.4", 1, SLEEP)]
+    assert result.left("attribute status of a label (LABEL[status] in the map reads it)") == 1
+
+
+def test_two_labels_of_a_region_are_both_read_and_no_attribute_is_counted(imported, written):
+    both = region(span(SLEEP), {**absent(), "value": {**absent()["value"], "choices": ["A.6"]}})
+    path = written("export.json", [task(1, annotation(*both))])
+    result = imported("labelstudio", path, spans_imply_label=True)
+    assert [row[2:] for row in result.rows] == [("A.4", 1, SLEEP), ("A.6", 1, SLEEP)]
+    assert not result.left("attribute")
+
+
+def test_choices_at_the_place_of_a_region_are_attributes_in_json_min(imported, refused, written):
+    record = {"id": 7, "text": TEXT, "annotator": 1, "annotation_id": 1}
+    record |= {"evidence": [span(SLEEP)["value"]], "status": [absent()["value"]]}
+    settings = {"map": NEGATED, "spans_imply_label": True}
+    result = imported("labelstudio", written("min.json", [record]), **settings)
+    assert result.rows == [("7", "1", "A.4", 0, SLEEP)]
+    record["evidence"].append(span(SLEEP, "A.6")["value"])
+    message = refused("labelstudio", written("min.json", [record]), **settings)
+    assert "must be JSON where several regions are at one place" in message
+
+
 def test_annotators_are_kept_apart_and_say_no_to_what_they_did_not_label(imported, written):
     path = written(
         "export.json",
@@ -151,19 +210,35 @@ def test_the_files_of_a_cloud_storage_are_a_task_each(imported, written):
     assert imported("labelstudio", path.parent).posts.keys() == {"1", "2"}
 
 
-def test_hypertext_is_read_by_its_global_offsets(imported, written):
-    start, end = at(SLEEP, utf16=True)
+def hypertext(words, start):
+    """A region of HyperText; its offsets count the text that is shown, without the markup."""
     value = {
         "start": "/p[1]/text()[1]",
         "end": "/p[1]/text()[1]",
         "startOffset": 0,
-        "globalOffsets": {"start": start, "end": end},
-        "text": SLEEP,
+        "globalOffsets": {"start": start, "end": start + len(words)},
+        "text": words,
         "hypertextlabels": ["A.4"],
     }
-    result = {"from_name": "l", "to_name": "t", "type": "hypertextlabels", "value": value}
+    return {"from_name": "l", "to_name": "t", "type": "hypertextlabels", "value": value}
+
+
+def test_hypertext_without_markup_is_read_by_its_global_offsets(imported, written):
+    result = hypertext(SLEEP, at(SLEEP, utf16=True)[0])
     path = written("export.json", [task(1, annotation(choices("A.4"), result))])
     assert imported("labelstudio", path).rows == [("1", "1", "A.4", 1, SLEEP)]
+
+
+def test_hypertext_with_markup_is_found_by_its_words_or_refused(imported, refused, written):
+    text = f"<p>Hello.</p><p>{SLEEP}, <b>ever</b>.</p>"
+    result = hypertext(SLEEP, len("Hello."))
+    path = written("export.json", [task(1, annotation(choices("A.4"), result), text=text)])
+    found = imported("labelstudio", path)
+    assert found.rows == [("1", "1", "A.4", 1, SLEEP)]
+    assert found.report["counts"]["spans found by their words, as their offsets are wrong"] == 1
+    over_a_tag = hypertext(f"{SLEEP}, ever", len("Hello."))
+    path = written("export.json", [task(1, annotation(choices("A.4"), over_a_tag), text=text)])
+    assert "must have at the offsets of each span the words" in refused("labelstudio", path)
 
 
 def flat_records():
