@@ -19,6 +19,7 @@ from psy_agents_noaug.models.masked_lm import MaskedLanguageModel
 from psy_agents_noaug.run.adapt import Adaptation, adapt
 from psy_agents_noaug.run.sync import sync
 from psy_agents_noaug.run.train import train
+from psy_agents_noaug.run.unlabelled import unlabelled_posts
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 from psy_agents_noaug.training.trainer import Trainer
 
@@ -134,6 +135,32 @@ def test_posts_of_val_and_test_are_left_out_and_counted(run: Adapt) -> None:
     assert counts["same"] >= 16  # 8 of val, 8 of test
     assert counts["near"] >= 1
     assert counts["train"] + counts["val"] + counts["same"] + counts["near"] == 71
+
+
+def test_quotations_as_short_as_are_hardly_found_are_left_out_alike_each_time(
+    settings: list[str], tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Chance decides of them, by the key of the search."""
+    with (tiny_corpus / "redsm5_posts.csv").open(newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["post_id"] > "p21"]  # test
+    words = max(texts, key=len).split()
+    path = tmp_path / "quotations.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("post_id", "text"))
+        for number in range(300):
+            begin = number % (len(words) - 21)
+            around = [f"own{number}word{place}" for place in range(30)]
+            quoted = words[begin : begin + 20 + number % 2]
+            writer.writerow((f"u{number}", " ".join([*around[:15], *quoted, *around[15:]])))
+    config = load_adapt_config([*settings, f"data.posts={path}"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    found = []
+    for _ in range(2):
+        with unlabelled_posts(config, tokenizer, tmp_path) as posts:
+            found.append((posts.counts, posts.fingerprint))
+    assert found[0] == found[1]
+    assert 0 < found[0][0]["near"] < 300
 
 
 def test_the_result_trains_as_an_encoder_whose_identity_is_recorded(
