@@ -93,7 +93,7 @@ def data_sections(facts: DataFacts) -> list[Section]:
     if valid is not None:
         data = valid.data
         made += [
-            ("Criteria", _criteria(valid)),
+            ("Criteria", _criteria(facts, valid)),
             ("What the figures will tell", _expected(facts, valid)),
         ]
     made.append(("Length in tokens", _lengths(facts)))
@@ -247,17 +247,19 @@ def _readable(found: Salvage | None) -> Iterator[Part]:
     if found.labels:
         rows = [[*label, f"{n:,}"] for label, n in found.labels.items()]
         head = ["criterion", "status", "rows"]
-        yield Table("labels", "Labels as they are written", head, rows, left=2)
+        n_rarer = found.n_labels - len(found.labels)
+        notes = [f"{n_rarer:,} rarer labels are not listed."] if n_rarer else []
+        yield Table("labels", "Labels as they are written", head, rows, left=2, notes=notes)
 
 
 def _n_rows(n: int | None) -> str:
     return "cannot be read" if n is None else f"{n:,}"
 
 
-def _criteria(valid: ValidFacts) -> Iterator[Part]:
+def _criteria(facts: DataFacts, valid: ValidFacts) -> Iterator[Part]:
     data = valid.data
     names = [one.criterion_id for one in data.criteria]
-    n_posts = len(data.corpus.posts)
+    n_posts = valid.n_paired
     pairs = {split: own for split, own in data.examples.items() if split in SPLIT_NAMES}
     rows = []
     for number, one in enumerate(data.criteria):
@@ -269,7 +271,11 @@ def _criteria(valid: ValidFacts) -> Iterator[Part]:
         rows.append(row)
     head = ["criterion", "name", "posts that meet it", "share"]
     head += [f"met pairs of {split}" for split in pairs]
-    yield Table("prevalence", "How often each criterion is met", head, rows, left=2)
+    note = f"Shares are of the {n_posts:,} posts that have pairs in a split."
+    if facts.config.data.unannotated_pairs == "drop":
+        note += " Where a criterion was not annotated, they count as not meeting it."
+    caption = "How often each criterion is met"
+    yield Table("prevalence", caption, head, rows, left=2, notes=[note])
     if len(names) > 1:
         off = valid.met_together - np.diag(np.diag(valid.met_together))
         first, second = np.unravel_index(int(off.argmax()), off.shape)
@@ -398,8 +404,8 @@ def _doubtful(facts: DataFacts, alignment: AlignmentReport) -> Iterator[Part]:
     rows = []
     for kind, ids in kinds.items():
         for name in ids[:_MAX_ROWS]:
-            row = name.partition(" (")[0].rpartition("/")[2]
-            rows.append([name, kind, *([texts.get(int(row), "")] if texts else [])])
+            row = int(name.rpartition("/")[2].partition(" (")[0])
+            rows.append([name, kind, *([texts.get(row, "")] if texts else [])])
     if not rows:
         return
     head = ["post/criterion/row", "evidence", *(["its words"] if texts else [])]

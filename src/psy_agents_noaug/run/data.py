@@ -270,6 +270,21 @@ def _panel(data: DataConfig, corpus: Corpus, labels: LabelScale) -> Panel | None
     return Panel(corpus.annotations, rule, unannotated_pairs=data.unannotated_pairs)
 
 
+def label_posts(config: TrainConfig, corpus: Corpus) -> list[Example]:
+    """Return the pairs of whole posts, labelled as `data` says, whatever its unit is."""
+    data = config.data
+    labels = task_class(config.task.name).labels
+    examples, _ = build_examples(
+        corpus,
+        unit="post",
+        unannotated_pairs=data.unannotated_pairs,
+        spans={},
+        labels=labels,
+        panel=_panel(data, corpus, labels),
+    )
+    return examples
+
+
 def load_whole_posts(config: TrainConfig) -> tuple[Corpus, list[Example]]:
     """Return the corpus, and the pairs of whole posts by which it is divided.
 

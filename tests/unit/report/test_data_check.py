@@ -14,7 +14,8 @@ from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.data_check import load_data_check_config
 from psy_agents_noaug.config.series import load_series_config
 from psy_agents_noaug.errors import DataError
-from psy_agents_noaug.report.data_check import _warning_lines
+from psy_agents_noaug.report.data_check import _warning_lines, data_sections
+from psy_agents_noaug.report.figures import drawing
 from psy_agents_noaug.report.next_steps import next_steps
 from psy_agents_noaug.run.data_check.facts import check
 from psy_agents_noaug.run.train import train
@@ -44,6 +45,14 @@ def copied(tiny_corpus, tmp_path, settings):
 def facts_of(settings, task="criteria"):
     checked, config = load_data_check_config(task, settings)
     return check(config, checked, settings)
+
+
+def parts_of(facts, title):
+    """Return the parts of a section of the page."""
+    with drawing():
+        return [
+            p for section in data_sections(facts) if section.title == title for p in section.parts
+        ]
 
 
 def read(path):
@@ -123,6 +132,40 @@ def test_posts_that_meet_two_criteria_are_counted_once_for_each_two(copied):
     assert valid.n_met[2] == 1
 
 
+def test_criteria_are_counted_in_the_posts_that_have_pairs(copied):
+    folder, settings = copied
+    splits = json.loads((folder / "splits.json").read_text())
+    splits["unused"] = splits["train"][10:]  # p10 to p13
+    splits["train"] = splits["train"][:10]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    valid = facts_of(settings).valid
+    met = [number for number in range(30) if number % 4 and number not in range(10, 14)]
+    assert valid.n_paired == 26
+    assert valid.n_met == {0: 26 - len(met), 1: len(met)}
+    assert valid.met_together.sum() == len(met)
+
+
+def test_posts_without_annotation_are_in_no_share_where_their_pairs_are_dropped(copied):
+    folder, settings = copied
+    rows = read(folder / ANNOTATIONS)
+    write(folder / ANNOTATIONS, [row for row in rows if row["post_id"] not in ("p00", "p01")])
+    valid = facts_of([*settings, "data.unannotated_pairs=drop"]).valid
+    assert valid.n_paired == sum(valid.n_met.values()) == 28
+
+
+@pytest.mark.parametrize("more", [(), ("data.merge=any",)])
+def test_a_post_meets_a_criterion_of_which_no_sentence_is_known_to_show_it(copied, more):
+    folder, settings = copied
+    rows = [{**row, "annotator_id": "ada"} for row in read(folder / ANNOTATIONS)]
+    rows[1]["sentence_text"] = ""
+    write(folder / ANNOTATIONS, rows)
+    columns = "+data.columns.annotations.annotator_id=annotator_id"
+    valid = facts_of([*settings, columns, "data.unit=sentence", *more]).valid
+    n_met = sum(row["status"] == "1" for row in rows)
+    assert np.trace(valid.met_together) == n_met
+    assert valid.n_met == {0: 30 - n_met, 1: n_met}
+
+
 def test_contradicting_annotations_are_said_to_be_decided_by_the_rule_of_the_settings(copied):
     folder, settings = copied
     rows = [{**row, "annotator_id": "ada"} for row in read(folder / ANNOTATIONS)]
@@ -178,6 +221,26 @@ def test_all_faults_of_tables_splits_and_encoder_are_one_message_and_a_page(
     assert files_with(PLANTED, tmp_path / "outputs") == []
 
 
+def test_a_post_without_a_text_is_known_to_the_split_file(copied):
+    folder, settings = copied
+    posts = read(folder / POSTS)
+    posts[3]["text"] = ""
+    write(folder / POSTS, posts)
+    (fault,) = facts_of(settings).faults
+    assert f"{POSTS}, row 4, column text" in fault
+
+
+def test_labels_that_are_too_many_to_be_listed_are_counted(copied):
+    folder, settings = copied
+    rows = read(folder / ANNOTATIONS)
+    for number, row in enumerate(rows):
+        row["DSM5_symptom"] = f"X.{number}"
+    write(folder / ANNOTATIONS, [*rows, *({**row, "status": "7"} for row in rows[:4])])
+    *_, labels = parts_of(facts_of(settings), "What could be read")
+    assert len(labels.rows) == 30
+    assert labels.notes == ["4 rarer labels are not listed."]
+
+
 def test_posts_of_a_corpus_with_faults_are_still_counted_in_tokens(copied):
     folder, settings = copied
     annotations = read(folder / ANNOTATIONS)
@@ -216,6 +279,25 @@ def test_no_word_of_a_post_is_shown_unless_asked_for_and_then_in_one_private_fil
     assert files_with(PLANTED, outputs) == ["data_with_text.html"]
     (page,) = outputs.rglob("data_with_text.html")
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
+
+
+def test_evidence_is_shown_in_its_words_whatever_the_names_of_the_posts(copied):
+    folder, settings = copied
+    splits = json.loads((folder / "splits.json").read_text())
+    splits |= {name: [f"p (1)/{one}" for one in splits[name]] for name in ("train", "val", "test")}
+    (folder / "splits.json").write_text(json.dumps(splits))
+    posts, annotations = read(folder / POSTS), read(folder / ANNOTATIONS)
+    for row in (*posts, *annotations):
+        row["post_id"] = f"p (1)/{row['post_id']}"
+    annotations[5]["sentence_text"] = f"{PLANTED} jumped over {PLANTED}"
+    annotations[6]["sentence_text"] = annotations[6]["sentence_text"].replace("e", "i", 2)
+    write(folder / POSTS, posts)
+    write(folder / ANNOTATIONS, annotations)
+    (table,) = parts_of(facts_of([*settings, "with_text=true"]), "Evidence to look at")
+    assert [row[1:] for row in table.rows] == [
+        ["not in the post", annotations[5]["sentence_text"]],
+        ["found by similarity (score)", annotations[6]["sentence_text"]],
+    ]
 
 
 def test_steps_are_commands_with_the_settings_of_the_check_and_end_in_a_training(copied):

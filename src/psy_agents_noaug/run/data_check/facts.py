@@ -11,13 +11,13 @@ import numpy as np
 from psy_agents_noaug.config.schema import DataCheckConfig, TrainConfig
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
-from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.examples import HELD_OUT, Example
 from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.errors import ConfigError, DataError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
 from psy_agents_noaug.models.encoder import Encoder, check_positions, load_encoder
 from psy_agents_noaug.run.checks import check_monitor
-from psy_agents_noaug.run.data import PreparedData, prepare_data
+from psy_agents_noaug.run.data import PreparedData, label_posts, prepare_data
 from psy_agents_noaug.run.data_check.lengths import EncoderLengths, encoder_lengths
 from psy_agents_noaug.run.data_check.salvage import Salvage, salvage
 from psy_agents_noaug.run.data_check.timing import TrainingTime, training_time
@@ -41,8 +41,10 @@ class ValidFacts:
         n_crossing: texts of train that val or test has too.
         n_groups: authors, or posts where they are not known.
         n_annotators: 0: the annotations do not say who made them.
-        met_together: posts that meet both criteria; met by it, on the diagonal; `[criteria, criteria]`.
-        n_met: number of posts by how many criteria they meet.
+        n_paired: posts that have pairs.
+        met_together: of these, that meet both criteria; met by it, on the diagonal;
+            `[criteria, criteria]`.
+        n_met: number of these by how many criteria they meet.
         copies: number of posts whose text another post has too, apart from case and spaces.
         expected: figures of val and test by split and key; empty: the task has no F1 of labels.
     """
@@ -52,6 +54,7 @@ class ValidFacts:
     n_crossing: int
     n_groups: int
     n_annotators: int
+    n_paired: int
     met_together: np.ndarray
     n_met: Mapping[int, int]
     copies: int
@@ -223,10 +226,13 @@ def judged_texts(
 def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -> ValidFacts:
     ids = [criterion.criterion_id for criterion in data.criteria]
     position = {one: number for number, one in enumerate(ids)}
-    met_in: dict[str, set[str]] = {post.post_id: set() for post in data.corpus.posts}
-    for example in (one for own in data.examples.values() for one in own):
-        if example.label > 0 and example.criterion_id in position:
-            met_in[example.post_id].add(example.criterion_id)
+    pairs = [pair for name, own in data.examples.items() if name != HELD_OUT for pair in own]
+    met_in: dict[str, set[str]] = {pair.post_id: set() for pair in pairs}
+    # A post can meet a criterion of which no sentence is known to show it.
+    labelled = pairs if config.data.unit == "post" else label_posts(config, data.corpus)
+    for pair in labelled:
+        if pair.label > 0 and pair.post_id in met_in and pair.criterion_id in position:
+            met_in[pair.post_id].add(pair.criterion_id)
     met = np.zeros((len(met_in), len(ids)), dtype=np.int64)
     for row, own in enumerate(met_in.values()):
         met[row, [position[one] for one in own]] = 1
@@ -238,6 +244,7 @@ def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -
         n_crossing=len(data.duplicates.post_ids("train")),
         n_groups=len({post.group_id for post in data.corpus.posts}),
         n_annotators=len(annotators),
+        n_paired=len(met_in),
         met_together=met.T @ met,
         n_met=dict(sorted(Counter(met.sum(axis=1).tolist()).items())),
         copies=sum(count for count in texts.values() if count > 1),
