@@ -4,19 +4,22 @@ import csv
 import json
 import shlex
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from psy_agents_noaug import check_data
 from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.data_check import load_data_check_config
 from psy_agents_noaug.config.series import load_series_config
-from psy_agents_noaug.errors import DataError
+from psy_agents_noaug.errors import DataError, OutOfMemoryError
 from psy_agents_noaug.report.data_check import _warning_lines, data_sections
 from psy_agents_noaug.report.figures import drawing
 from psy_agents_noaug.report.next_steps import next_steps
+from psy_agents_noaug.run.data_check import facts as facts_module
 from psy_agents_noaug.run.data_check.facts import check
 from psy_agents_noaug.run.train import train
 from psy_agents_noaug.tasks.base import TaskInputs
@@ -177,16 +180,39 @@ def test_contradicting_annotations_are_said_to_be_decided_by_the_rule_of_the_set
     assert "`data.merge=unanimous` decides" in " ".join(_warning_lines(found))
 
 
-def test_a_measured_time_is_of_the_updates_that_a_training_makes(overrides, make_config):
+def test_a_measured_time_is_of_the_updates_that_a_training_makes(
+    overrides, make_config, monkeypatch
+):
+    """By a clock on which the first update takes 5 s, each further one 1 s, and 48 pairs of val 1 s."""
+    ticks = iter([0, 5, 6, 7, 8, 9, 10, 11, 20, 21])
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks))
+    monkeypatch.setattr("psy_agents_noaug.run.data_check.timing.time", clock)
     time = facts_of([*overrides, "training.train_batch_size=4"]).time
     result = train(make_config("training.train_batch_size=4"))
     assert time.n_updates == json.loads((result.directory / "manifest.json").read_text())["steps"]
     assert time.n_evaluations == 2 + 1
-    assert time.seconds == pytest.approx(
-        time.n_updates * time.seconds_per_update + 3 * time.seconds_per_evaluation
-    )
-    assert time.n_measured > 0
-    assert 0 < time.seconds < 600
+    assert time.n_measured == 6  # without the first, until 10 s are over
+    assert time.seconds == pytest.approx(time.n_updates * 1.0 + 3 * 72 / 48)
+
+
+def test_a_time_that_cannot_be_measured_costs_the_page_nothing_else(overrides, monkeypatch):
+    def training_time(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(facts_module, "training_time", training_time)
+    facts = facts_of(overrides)
+    assert (facts.time, facts.faults) == (None, [])
+    (warnings,) = parts_of(facts, "Warnings")
+    assert "The time of a training was not measured. Memory ran out" in " ".join(warnings.lines)
+
+
+def test_memory_that_runs_out_is_an_error_with_a_remedy(settings, monkeypatch):
+    def prepare_data(_):
+        raise MemoryError
+
+    monkeypatch.setattr(facts_module, "prepare_data", prepare_data)
+    with pytest.raises(OutOfMemoryError, match="free memory on this machine"):
+        facts_of(settings)
 
 
 def test_all_faults_of_tables_splits_and_encoder_are_one_message_and_a_page(
@@ -334,6 +360,15 @@ def test_no_cross_validation_is_proposed_where_a_protocol_divides_the_posts(copi
     own = [s for s in settings if not s.startswith(("data.splits", "data.duplicates"))]
     steps = next_steps(facts_of([*own, "protocol=redsm5_posts"]))
     assert [step.command for step in steps if " cv " in step.command] == []
+
+
+def test_no_cross_validation_is_proposed_where_it_would_bring_unused_posts_back(copied):
+    folder, settings = copied
+    splits = json.loads((folder / "splits.json").read_text())
+    splits["unused"] = splits["train"][10:]
+    splits["train"] = splits["train"][:10]
+    (folder / "splits.json").write_text(json.dumps(splits))
+    assert [step for step in next_steps(facts_of(settings)) if " cv " in step.command] == []
 
 
 def test_the_python_function_returns_the_page_and_raises_with_faults(copied):

@@ -13,7 +13,7 @@ from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import HELD_OUT, Example
 from psy_agents_noaug.data.span import Span
-from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.errors import ConfigError, DataError, PsyAgentsError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
 from psy_agents_noaug.models.encoder import Encoder, check_positions, load_encoder
 from psy_agents_noaug.run.checks import check_monitor
@@ -26,6 +26,7 @@ from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders
 from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
 from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,6 @@ class DataFacts:
         valid: None: the corpus has faults.
         readable: what can be read of it then.
         lengths: of the judged texts, by encoder; the configured ones first.
-        n_configured: how many encoders are configured.
         time: None: not measured.
     """
 
@@ -86,11 +86,11 @@ class DataFacts:
     valid: ValidFacts | None = None
     readable: Salvage | None = None
     lengths: Sequence[EncoderLengths] = field(default_factory=tuple)
-    n_configured: int = 0
     time: TrainingTime | None = None
 
 
 @without_texts()
+@explained_memory_errors()
 def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[str]) -> DataFacts:
     """Find out what a training would find, without training.
 
@@ -121,7 +121,7 @@ def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[st
     task = _task(config, hardware, encoders, data, faults)
     time = None
     if settings.time and task is not None and not faults:
-        time = training_time(config, task, hardware)
+        time = _time(config, task, hardware, notes)
     return DataFacts(
         config,
         settings,
@@ -131,7 +131,6 @@ def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[st
         valid=_valid(config, settings, data) if data is not None else None,
         readable=readable,
         lengths=lengths,
-        n_configured=len(encoders),
         time=time,
     )
 
@@ -161,6 +160,18 @@ def _task(
             faults.append(str(error))
         return None
     return task
+
+
+def _time(
+    config: TrainConfig, task: Task, hardware: Hardware, notes: list[str]
+) -> TrainingTime | None:
+    """Measure how long a training takes; what prevents it is added to the notes."""
+    try:
+        with explained_memory_errors():
+            return training_time(config, task, hardware)
+    except PsyAgentsError as error:
+        notes.append(f"The time of a training was not measured. {error}")
+        return None
 
 
 def _lengths(
