@@ -141,20 +141,8 @@ def _faults(facts: DataFacts) -> Iterator[Part]:
 
 
 def _warning_lines(facts: DataFacts) -> list[str]:
-    if facts.valid is None:
-        return list(facts.notes)
-    data = facts.valid.data
-    found = [*data.alignment.warnings(), *data.warnings, *facts.notes]
-    copies = facts.valid.report["duplicates_across_splits"]
-    crossing = {kind: copies[f"n_posts_{kind}"]["train"] for kind in DUPLICATES}
-    if facts.config.data.duplicates == "drop_from_train":
-        crossing = {}
-    found += [
-        f"{n} texts of train are {DUPLICATES[kind]} in val or test: a model may know them by heart."
-        for kind, n in crossing.items()
-        if n
-    ]
-    if n := len(data.labels.contradictions):
+    found = [*facts.warnings, *facts.notes]
+    if facts.valid and (n := len(facts.valid.data.labels.contradictions)):
         merge = facts.config.data.merge
         rule = "the highest label counts" if merge is None else f"`data.merge={merge}` decides"
         found.append(f"The annotations of {n} pairs contradict each other; {rule}.")
@@ -176,7 +164,13 @@ def _facts(facts: DataFacts) -> dict[str, str]:
     found: dict[str, str] = {}
     if (valid := facts.valid) is not None:
         data = valid.data
-        labels = data.labels
+        labels, divided = data.labels, data.counts.values()
+        n_pairs = sum(own["pairs"] for own in divided)
+        n_met = sum(sum(own["positives"].values()) for own in divided)
+        apart = {
+            "posts unused": len(data.splits.unused),
+            "texts left out of train": len(data.dropped),
+        }
         found = {
             "posts": f"{labels.n_posts:,}, "
             + (
@@ -186,14 +180,20 @@ def _facts(facts: DataFacts) -> dict[str, str]:
             ),
             "annotations": f"{labels.n_annotations:,}"
             + (f" by {valid.n_annotators} annotators" if valid.n_annotators else ""),
-            f"pairs of a {facts.config.data.unit} and a criterion": f"{labels.n_pairs:,}, of which "
-            f"{sum(labels.positives.values()):,} met",
+            f"pairs of a {facts.config.data.unit} and a criterion": f"{n_pairs:,}, of which "
+            f"{n_met:,} met",
             "evidence": ", ".join(f"{n:,} {kind}" for kind, n in data.alignment.counts.items() if n)
             or "none",
             "splits": ", ".join(
-                f"{name} {own['posts']:,} posts" for name, own in data.counts.items()
+                [f"{name} {own['posts']:,} posts" for name, own in data.counts.items()]
+                + [f"{n:,} {what}" for what, n in apart.items() if n]
             ),
         }
+        if data.held_out:
+            found["held-out criteria"] = ", ".join(
+                f"{name} ({own['pairs']:,} pairs of test, {own['positives']:,} met)"
+                for name, own in data.held_out_counts().items()
+            )
     for one in facts.lengths:
         if not len(one.lengths):
             continue

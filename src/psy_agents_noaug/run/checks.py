@@ -1,7 +1,7 @@
 """What must hold before a run's figures are computed; each check refuses with what to do."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from psy_agents_noaug.config.loading import PROTOCOL, RECIPE, read_overrides_fil
 from psy_agents_noaug.config.schema import ProtocolConfig, TrainConfig
 from psy_agents_noaug.data.splits import WHOLE
 from psy_agents_noaug.errors import CheckpointError, ConfigError, StorageError, faults_message
+from psy_agents_noaug.run.adapted import adaptation_warnings
 from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences, directory_of
 from psy_agents_noaug.run.refits import LEARNED_VAL, REFIT
@@ -224,8 +225,14 @@ def check_space(directory: RunDirectory, task: Task) -> None:
         )
 
 
-def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
-    """Warn where a best configuration was found on other data, or with other versions, than these."""
+def training_warnings(config: TrainConfig, data: PreparedData) -> list[str]:
+    """Return what a user should know before a training, besides the warnings of the data alone."""
+    adapted = adaptation_warnings(config.model, data.fingerprints(corrected=False))
+    return [*_other_conditions(config, data), *adapted]
+
+
+def _other_conditions(config: TrainConfig, data: PreparedData) -> Iterator[str]:
+    """Yield how a best configuration was found on other data, or with other versions, than these."""
     if config.best_config is None:
         return
     path = Path(config.best_config)
@@ -246,7 +253,7 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
             if before.get(name) != value
         ]
         if changes:
-            logger.warning("%s was found %s: %s.", path, headline, ", ".join(changes))
+            yield f"{path} was found {headline}: {', '.join(changes)}."
 
 
 def check_evaluation_settings(explicit: Mapping[str, Any], *, split: str = "test") -> None:

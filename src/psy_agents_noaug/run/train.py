@@ -10,7 +10,6 @@ from typing import Any
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import OUT_OF_FOLD
 from psy_agents_noaug.errors import CheckpointError, ConfigError
-from psy_agents_noaug.run.adapted import warn_of_adaptation
 from psy_agents_noaug.run.checks import (
     check_kept_weights,
     check_monitor,
@@ -19,8 +18,8 @@ from psy_agents_noaug.run.checks import (
     check_resumed_refit,
     check_same_checkpoint,
     check_space,
+    training_warnings,
     warn_of_another_precision,
-    warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.data import PreparedData, prepare_data
@@ -112,8 +111,8 @@ def train(
     with shared_directory(config, hardware) as directory:
         with distributed.shared_errors():
             data = prepare_data(config)
-            warn_of_other_conditions(config, data)
-            warn_of_adaptation(config.model, data.fingerprints())
+            for warning in training_warnings(config, data):
+                logger.warning(warning)
             checkpoint = continued_checkpoint(config, directory)
             if checkpoint is not None:
                 with using(directory.last_checkpoint):

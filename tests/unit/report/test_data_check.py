@@ -2,7 +2,9 @@
 
 import csv
 import json
+import logging
 import shlex
+import shutil
 import stat
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from psy_agents_noaug.cli import main
 from psy_agents_noaug.config.data_check import load_data_check_config
 from psy_agents_noaug.config.series import load_series_config
 from psy_agents_noaug.errors import DataError, OutOfMemoryError
-from psy_agents_noaug.report.data_check import _warning_lines, data_sections
+from psy_agents_noaug.report.data_check import _facts, _warning_lines, data_sections
 from psy_agents_noaug.report.figures import drawing
 from psy_agents_noaug.report.next_steps import next_steps
 from psy_agents_noaug.run.data_check import facts as facts_module
@@ -68,6 +70,13 @@ def write(path, rows):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def leave_unused(folder):
+    """Take p10 to p13 out of train."""
+    splits = json.loads((folder / "splits.json").read_text())
+    splits |= {"train": splits["train"][:10], "unused": splits["train"][10:]}
+    (folder / "splits.json").write_text(json.dumps(splits))
 
 
 def plant(folder):
@@ -137,10 +146,7 @@ def test_posts_that_meet_two_criteria_are_counted_once_for_each_two(copied):
 
 def test_criteria_are_counted_in_the_posts_that_have_pairs(copied):
     folder, settings = copied
-    splits = json.loads((folder / "splits.json").read_text())
-    splits["unused"] = splits["train"][10:]  # p10 to p13
-    splits["train"] = splits["train"][:10]
-    (folder / "splits.json").write_text(json.dumps(splits))
+    leave_unused(folder)
     valid = facts_of(settings).valid
     met = [number for number in range(30) if number % 4 and number not in range(10, 14)]
     assert valid.n_paired == 26
@@ -167,6 +173,51 @@ def test_a_post_meets_a_criterion_of_which_no_sentence_is_known_to_show_it(copie
     n_met = sum(row["status"] == "1" for row in rows)
     assert np.trace(valid.met_together) == n_met
     assert valid.n_met == {0: 30 - n_met, 1: n_met}
+
+
+@pytest.mark.parametrize("unannotated_pairs", ["negative", "drop"])
+def test_the_page_has_the_warnings_of_a_training(
+    copied, make_config, caplog, tiny_encoder, tmp_path, unannotated_pairs
+):
+    folder, settings = copied
+    encoder = tmp_path / "adapted"
+    shutil.copytree(tiny_encoder, encoder)
+    (encoder / "adaptation.json").write_text("{}")
+    posts, annotations = read(folder / POSTS), read(folder / ANNOTATIONS)
+    posts[25]["text"] = posts[0]["text"]  # of test, and of train
+    annotations[1]["sentence_text"] = annotations[4]["sentence_text"] = ""
+    write(folder / POSTS, posts)
+    write(folder / ANNOTATIONS, annotations)
+    more = [
+        f"data.dir={folder}",
+        f"model.pretrained_model={encoder}",
+        "data.unit=sentence",
+        "data.duplicates=drop_from_train",
+        f"data.unannotated_pairs={unannotated_pairs}",
+    ]
+    facts = facts_of([*settings, *more])
+    caplog.clear()
+    train(make_config(*more))
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert set(_warning_lines(facts)) <= set(told)
+    for part in (
+        "annotations have no sentence",
+        "exact duplicates of a text",
+        "texts are left out of training",
+        "fewer than 20",
+        "was adapted to posts from which val and test of another corpus",
+    ):
+        assert part in " ".join(_warning_lines(facts))
+
+
+def test_pairs_at_a_glance_are_those_of_the_splits(copied):
+    folder, settings = copied
+    leave_unused(folder)
+    known = _facts(facts_of([*settings, "data.held_out_criteria=[A.2]"]))
+    met = [n for n in range(30) if n % 4 and n not in range(10, 14) and n % 9 != 1]
+    assert known["pairs of a post and a criterion"] == f"{26 * 8}, of which {len(met)} met"
+    assert known["splits"] == "train 10 posts, val 8 posts, test 8 posts, 4 posts unused"
+    assert known["held-out criteria"] == "A.2 (8 pairs of test, 0 met)"
 
 
 def test_contradicting_annotations_are_said_to_be_decided_by_the_rule_of_the_settings(copied):
@@ -364,10 +415,7 @@ def test_no_cross_validation_is_proposed_where_a_protocol_divides_the_posts(copi
 
 def test_no_cross_validation_is_proposed_where_it_would_bring_unused_posts_back(copied):
     folder, settings = copied
-    splits = json.loads((folder / "splits.json").read_text())
-    splits["unused"] = splits["train"][10:]
-    splits["train"] = splits["train"][:10]
-    (folder / "splits.json").write_text(json.dumps(splits))
+    leave_unused(folder)
     assert [step for step in next_steps(facts_of(settings)) if " cv " in step.command] == []
 
 

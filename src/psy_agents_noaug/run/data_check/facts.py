@@ -16,7 +16,7 @@ from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.errors import ConfigError, DataError, PsyAgentsError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
 from psy_agents_noaug.models.encoder import Encoder, check_positions, load_encoder
-from psy_agents_noaug.run.checks import check_monitor
+from psy_agents_noaug.run.checks import check_monitor, training_warnings
 from psy_agents_noaug.run.data import PreparedData, label_posts, prepare_data
 from psy_agents_noaug.run.data_check.lengths import EncoderLengths, encoder_lengths
 from psy_agents_noaug.run.data_check.salvage import Salvage, salvage
@@ -72,6 +72,7 @@ class DataFacts:
         overrides: that both came from.
         faults: each a message with all faults of a kind; a training would be refused.
         notes: what could not be found out, and why.
+        warnings: of a training.
         valid: None: the corpus has faults.
         readable: what can be read of it then.
         lengths: of the judged texts, by encoder; the configured ones first.
@@ -83,6 +84,7 @@ class DataFacts:
     overrides: Sequence[str]
     faults: Sequence[str]
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     valid: ValidFacts | None = None
     readable: Salvage | None = None
     lengths: Sequence[EncoderLengths] = field(default_factory=tuple)
@@ -128,6 +130,7 @@ def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[st
         overrides,
         faults,
         notes,
+        warnings=[*data.all_warnings(), *training_warnings(config, data)] if data else [],
         valid=_valid(config, settings, data) if data is not None else None,
         readable=readable,
         lengths=lengths,
