@@ -16,7 +16,7 @@ from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences, directory_of
 from psy_agents_noaug.run.refits import LEARNED_VAL, REFIT
 from psy_agents_noaug.run.seen import is_shared, on_training_data
-from psy_agents_noaug.tasks.base import Task
+from psy_agents_noaug.tasks.base import Task, TaskEvaluation
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import (
     Checkpoint,
@@ -33,13 +33,17 @@ logger = logging.getLogger(__name__)
 OF_THE_MODEL = ("model.max_length", "task.decoding")
 
 
-def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
+def check_monitor(monitor: str, evaluation: TaskEvaluation) -> Literal["max", "min"]:
     """Return which way the monitor gets better.
+
+    Args:
+        monitor: `training.monitor`.
+        evaluation: of the task.
 
     Raises:
         ConfigError: the monitor is not a metric on val that training may steer by.
     """
-    known = {f"val/{name}": direction for name, direction in task.evaluation.monitors().items()}
+    known = {f"val/{name}": direction for name, direction in evaluation.monitors().items()}
     if monitor not in known:
         per_criterion = sorted(name for name in known if "/per_criterion/" in name)
         names = ", ".join(sorted(known.keys() - set(per_criterion)))

@@ -123,7 +123,8 @@ def train(
             check_same_checkpoint(steps, directory.last_checkpoint)
             task = _build(config, hardware, data, _encoders(config, checkpoint, directory))
             # Without val nothing is monitored.
-            monitor_mode = check_monitor(config.training.monitor, task) if refit is None else None
+            monitor, evaluation = config.training.monitor, task.evaluation
+            monitor_mode = check_monitor(monitor, evaluation) if refit is None else None
             for split in task.examples:
                 for note in task.input_summary(split):
                     logger.info(note)
@@ -198,7 +199,7 @@ def preview(config: TrainConfig) -> RunPreview:
     hardware = prepare_hardware(config)
     data = prepare_data(config)
     task = _build(config, hardware, data, load_encoders(config))
-    maximise = check_monitor(config.training.monitor, task) == "max"
+    maximise = check_monitor(config.training.monitor, task.evaluation) == "max"
     for split in ("train", "val"):
         task.source(split)
     return RunPreview(maximise, data.fingerprints())

@@ -18,7 +18,7 @@ from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.posts_stream import PostsStream
 from psy_agents_noaug.data.seen import KeyedHashes, SeenPosts
 from psy_agents_noaug.data.token_file import TokenBlocks, TokenFileWriter
-from psy_agents_noaug.errors import DataError, first_of
+from psy_agents_noaug.errors import MAX_NAMES_LISTED, DataError, first_of
 from psy_agents_noaug.run.data import load_divided
 from psy_agents_noaug.utils.files import (
     sha256_of_json,
@@ -105,7 +105,7 @@ def _read(config: AdaptConfig, tokenizer: Any, path: Path) -> UnlabelledPosts:
                 counts["read"] += len(posts)
                 for kind, own in left.items():
                     counts[kind] += len(own)
-                    ids[kind] = sorted([*ids[kind], *own])[:5]
+                    ids[kind] = sorted([*ids[kind], *own])[:MAX_NAMES_LISTED]
             blocks, fingerprint = writer.finish()
     finally:
         stream.close()
@@ -181,4 +181,5 @@ def _log(
     kinds = {"same": "have the text of a post of val or test", "near": "are near duplicates of one"}
     for kind, what in kinds.items():
         if counts[kind]:
-            logger.info("Left out: %d posts that %s: %s", counts[kind], what, first_of(ids[kind]))
+            names = first_of(ids[kind], n=counts[kind])
+            logger.info("Left out: %d posts that %s: %s", counts[kind], what, names)

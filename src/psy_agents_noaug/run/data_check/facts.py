@@ -157,7 +157,7 @@ def _task(
         inputs = TaskInputs(encoders, data.criteria, examples, hardware.max_tokens_held)
         task = build_task(config, inputs)
         task.check_training_examples()
-        check_monitor(config.training.monitor, task)
+        check_monitor(config.training.monitor, task.evaluation)
     except (ConfigError, DataError) as error:
         if str(error) not in faults:
             faults.append(str(error))
