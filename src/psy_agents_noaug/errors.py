@@ -77,9 +77,14 @@ def faults_message(headline: str, faults: Sequence[str]) -> str:
     return "\n".join([headline, *(f"  - {fault}" for fault in faults)])
 
 
-def first_of(names: Sequence[str]) -> str:
-    """List the first ten names, and how many more there are: one line must not hold thousands."""
-    rest = len(names) - MAX_NAMES_LISTED
+def first_of(names: Sequence[str], *, n: int | None = None) -> str:
+    """List the first ten names, and how many more there are: one line must not hold thousands.
+
+    Args:
+        names: all of them, or the first ten at least.
+        n: how many there are; None: no more than are given.
+    """
+    rest = (len(names) if n is None else n) - MAX_NAMES_LISTED
     return ", ".join(names[:MAX_NAMES_LISTED]) + (f" and {rest:,} more" if rest > 0 else "")
 
 

@@ -92,7 +92,9 @@ class LabelReport:
             `LabelScale.merge` decides. None where annotators' labels are merged.
         ignored: rows left out, by label.
         annotations_without_sentence: rows that belong to no sentence of their post, because they have
-            no evidence or it was not found; 0 unless all sentences are paired.
+            no evidence or it was not found; 0 unless all sentences are paired. Where unannotated pairs
+            are negatives, rows of status 0 are not counted: their sentences are negatives anyway.
+        negatives_without_sentence: those of them that have status 0.
         pairs_of_unknown_label: pairs left out because such a row says that their criterion is met
             somewhere in the post.
         pairs_not_seen: pairs left out because the annotator of `data.merge=annotator:ID` has not seen
@@ -109,6 +111,7 @@ class LabelReport:
     ignored: Mapping[str, int]
     posts_without_annotation: int
     annotations_without_sentence: int
+    negatives_without_sentence: int
     pairs_of_unknown_label: int
     pairs_not_seen: int | None = None
 
@@ -183,6 +186,9 @@ def build_examples(
             by_criterion.setdefault(annotation.criterion_id, []).append(annotation)
     without_sentence = [row for row in corpus.annotations if not parts[row.row]]
     unplaced = [row for row in without_sentence if row.status > 0]
+    n_lost_negatives = (
+        0 if unannotated_pairs == "negative" else len(without_sentence) - len(unplaced)
+    )
     unknown = {
         (row.post_id, row.criterion_id)
         for row in unplaced
@@ -234,7 +240,8 @@ def build_examples(
         corpus,
         examples,
         contradictions if panel is None else None,
-        n_without_sentence=len(without_sentence),
+        n_without_sentence=len(unplaced) + n_lost_negatives,
+        n_lost_negatives=n_lost_negatives,
         n_unknown=n_unknown,
         n_not_seen=n_not_seen if panel else None,
     )
@@ -420,6 +427,7 @@ def _report(
     contradictions: Sequence[str] | None,
     *,
     n_without_sentence: int,
+    n_lost_negatives: int,
     n_unknown: int,
     n_not_seen: int | None,
 ) -> LabelReport:
@@ -437,6 +445,7 @@ def _report(
         ignored=dict(corpus.ignored),
         posts_without_annotation=sum(p.post_id not in annotated_posts for p in corpus.posts),
         annotations_without_sentence=n_without_sentence,
+        negatives_without_sentence=n_lost_negatives,
         pairs_of_unknown_label=n_unknown,
         pairs_not_seen=n_not_seen,
     )

@@ -95,7 +95,7 @@ def data_sections(facts: DataFacts) -> list[Section]:
     if valid is not None:
         data = valid.data
         made += [
-            ("Criteria", _criteria(valid)),
+            ("Criteria", _criteria(facts, valid)),
             ("What the figures will tell", _expected(facts, valid)),
         ]
     made.append(("Length in tokens", _lengths(facts)))
@@ -143,19 +143,10 @@ def _faults(facts: DataFacts) -> Iterator[Part]:
 
 
 def _warning_lines(facts: DataFacts) -> list[str]:
+    found = [*facts.warnings, *facts.notes]
     if facts.valid is None:
-        return list(facts.notes)
+        return found
     data = facts.valid.data
-    found = [*data.alignment.warnings(), *data.warnings, *facts.notes]
-    copies = facts.valid.report["duplicates_across_splits"]
-    crossing = {kind: copies[f"n_posts_{kind}"]["train"] for kind in DUPLICATES}
-    if facts.config.data.duplicates == "drop_from_train":
-        crossing = {}
-    found += [
-        f"{n} texts of train are {DUPLICATES[kind]} in val or test: a model may know them by heart."
-        for kind, n in crossing.items()
-        if n
-    ]
     if n := len(data.labels.contradictions or ()):
         merged = task_class(facts.config.task.name).labels.merged
         found.append(
@@ -184,7 +175,13 @@ def _facts(facts: DataFacts) -> dict[str, str]:
     found: dict[str, str] = {}
     if (valid := facts.valid) is not None:
         data = valid.data
-        labels = data.labels
+        labels, divided = data.labels, data.counts.values()
+        n_pairs = sum(own["pairs"] for own in divided)
+        n_met = sum(sum(own["positives"].values()) for own in divided)
+        apart = {
+            "posts unused": len(data.splits.unused),
+            "texts left out of train": len(data.dropped),
+        }
         found = {
             "posts": f"{labels.n_posts:,}, "
             + (
@@ -194,14 +191,20 @@ def _facts(facts: DataFacts) -> dict[str, str]:
             ),
             "annotations": f"{labels.n_annotations:,}"
             + (f" by {valid.n_annotators} annotators" if valid.n_annotators else ""),
-            f"pairs of a {facts.config.data.unit} and a criterion": f"{labels.n_pairs:,}, of which "
-            f"{sum(labels.positives.values()):,} met",
+            f"pairs of a {facts.config.data.unit} and a criterion": f"{n_pairs:,}, of which "
+            f"{n_met:,} met",
             "evidence": ", ".join(f"{n:,} {kind}" for kind, n in data.alignment.counts.items() if n)
             or "none",
             "splits": ", ".join(
-                f"{name} {own['posts']:,} posts" for name, own in data.counts.items()
+                [f"{name} {own['posts']:,} posts" for name, own in data.counts.items()]
+                + [f"{n:,} {what}" for what, n in apart.items() if n]
             ),
         }
+        if data.held_out:
+            found["held-out criteria"] = ", ".join(
+                f"{name} ({own['pairs']:,} pairs of test, {own['positives']:,} met)"
+                for name, own in data.held_out_counts().items()
+            )
     for one in facts.lengths:
         if not len(one.lengths):
             continue
@@ -255,17 +258,19 @@ def _readable(found: Salvage | None) -> Iterator[Part]:
     if found.labels:
         rows = [[*label, f"{n:,}"] for label, n in found.labels.items()]
         head = ["criterion", "status", "rows"]
-        yield Table("labels", "Labels as they are written", head, rows, left=2)
+        n_rarer = found.n_labels - len(found.labels)
+        notes = [f"{n_rarer:,} rarer labels are not listed."] if n_rarer else []
+        yield Table("labels", "Labels as they are written", head, rows, left=2, notes=notes)
 
 
 def _n_rows(n: int | None) -> str:
     return "cannot be read" if n is None else f"{n:,}"
 
 
-def _criteria(valid: ValidFacts) -> Iterator[Part]:
+def _criteria(facts: DataFacts, valid: ValidFacts) -> Iterator[Part]:
     data = valid.data
     names = [one.criterion_id for one in data.criteria]
-    n_posts = len(data.corpus.posts)
+    n_posts = valid.n_paired
     pairs = {split: own for split, own in data.examples.items() if split in SPLIT_NAMES}
     rows = []
     for number, one in enumerate(data.criteria):
@@ -277,7 +282,11 @@ def _criteria(valid: ValidFacts) -> Iterator[Part]:
         rows.append(row)
     head = ["criterion", "name", "posts that meet it", "share"]
     head += [f"met pairs of {split}" for split in pairs]
-    yield Table("prevalence", "How often each criterion is met", head, rows, left=2)
+    note = f"Shares are of the {n_posts:,} posts that have pairs in a split."
+    if facts.config.data.unannotated_pairs == "drop":
+        note += " Where a criterion was not annotated, they count as not meeting it."
+    caption = "How often each criterion is met"
+    yield Table("prevalence", caption, head, rows, left=2, notes=[note])
     if len(names) > 1:
         off = valid.met_together - np.diag(np.diag(valid.met_together))
         first, second = np.unravel_index(int(off.argmax()), off.shape)
@@ -406,8 +415,8 @@ def _doubtful(facts: DataFacts, alignment: AlignmentReport) -> Iterator[Part]:
     rows = []
     for kind, ids in kinds.items():
         for name in ids[:_MAX_ROWS]:
-            row = name.partition(" (")[0].rpartition("/")[2]
-            rows.append([name, kind, *([texts.get(int(row), "")] if texts else [])])
+            row = int(name.rpartition("/")[2].partition(" (")[0])
+            rows.append([name, kind, *([texts.get(row, "")] if texts else [])])
     if not rows:
         return
     head = ["post/criterion/row", "evidence", *(["its words"] if texts else [])]

@@ -75,7 +75,8 @@ def _of_model(facts: DataFacts, valid: ValidFacts) -> Iterator[Step]:
         )
     expected = valid.expected.get("test", {}).get("f1_macro")
     half = expected.half_width if expected else None
-    divided = facts.config.protocol.divides  # as the protocol says, not into folds
+    # As the protocol says, or without the posts that its file leaves unused: not into folds of all.
+    divided = facts.config.protocol.divides or valid.data.splits.unused
     if expected and not divided and (half is None or half > _WIDE):
         known = "cannot have an interval" if half is None else f"will be known to ±{half:.2f} only"
         yield Step(

@@ -37,7 +37,12 @@ from psy_agents_noaug.run.train import (
 from psy_agents_noaug.run.unlabelled import UnlabelledPosts, unlabelled_posts
 from psy_agents_noaug.tasks.base import ENCODER, TaskInputs
 from psy_agents_noaug.tasks.build import build_task
-from psy_agents_noaug.tasks.masked_lm import LANGUAGE_MODEL, MaskedLanguageTask
+from psy_agents_noaug.tasks.masked_lm import (
+    LANGUAGE_MODEL,
+    MaskedLanguageEvaluation,
+    MaskedLanguageTask,
+    check_encoder,
+)
 from psy_agents_noaug.tracking.base import Tracker
 from psy_agents_noaug.training.checkpoint import Checkpoint, load_checkpoint, using, weights_sha256
 from psy_agents_noaug.training.evaluator import Evaluator
@@ -113,13 +118,15 @@ def adapt(config: AdaptConfig) -> Adaptation:
     distributed = hardware.distributed
     with shared_directory(config, hardware) as directory, ExitStack() as stack:
         with distributed.shared_errors():
+            # Before the posts are read, which takes minutes.
+            mode = check_monitor(config.training.monitor, MaskedLanguageEvaluation())
             checkpoint = continued_checkpoint(config, directory)
             encoder, language_model, head = _models(config, checkpoint, directory)
+            check_encoder(encoder, max_length=config.model.max_length)
             posts = stack.enter_context(unlabelled_posts(config, encoder.tokenizer, directory.path))
             if checkpoint is not None:
                 check_resumption(checkpoint, posts.fingerprints(), config, hardware, directory)
             task = _task(config, hardware, encoder, language_model, posts)
-            mode = check_monitor(config.training.monitor, task)
         trainer = Trainer(
             task,
             config,

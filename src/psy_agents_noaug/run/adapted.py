@@ -37,26 +37,27 @@ def adaptations(model: ModelConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
-def warn_of_adaptation(model: ModelConfig, fingerprints: Mapping[str, str]) -> None:
-    """Warn of an adapted encoder that may have read the posts of val and test of a run.
+def adaptation_warnings(model: ModelConfig, fingerprints: Mapping[str, str]) -> list[str]:
+    """Return warnings of an adapted encoder that may have read the posts of val and test of a run.
 
     Args:
         model: of the run.
-        fingerprints: of its corpus and division.
+        fingerprints: of its corpus, without corrections, and division.
     """
+    found = []
     for name, facts in adaptations(model).items():
         left_out = facts.get("left_out")
         known = left_out if isinstance(left_out, dict) else {}
         changed = [key for key, value in fingerprints.items() if known.get(key) != value]
         if changed:
-            logger.warning(
-                "`model.%s` was adapted to posts from which val and test of another corpus or division "
-                "were left out (%s differ): if it has read posts of val or test here, figures on them "
-                "may be too good. Adapt it with the `data` settings of this run.",
-                name,
-                " and ".join(changed),
+            found.append(
+                f"`model.{name}` was adapted to posts from which val and test of another corpus or "
+                f"division were left out ({' and '.join(changed)} differ): if it has read posts of val "
+                "or test here, figures on them may be too good. Adapt it with the `data` settings of "
+                "this run."
             )
         if not facts["is_unchanged"]:
-            logger.warning(
-                "The weights of `model.%s` have changed since `psy-agents adapt` wrote them.", name
+            found.append(
+                f"The weights of `model.{name}` have changed since `psy-agents adapt` wrote them."
             )
+    return found

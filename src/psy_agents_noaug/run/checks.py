@@ -1,7 +1,7 @@
 """What must hold before a run's figures are computed; each check refuses with what to do."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ from psy_agents_noaug.config.loading import PROTOCOL, RECIPE, read_overrides_fil
 from psy_agents_noaug.config.schema import ProtocolConfig, TrainConfig
 from psy_agents_noaug.data.splits import WHOLE
 from psy_agents_noaug.errors import CheckpointError, ConfigError, StorageError, faults_message
+from psy_agents_noaug.run.adapted import adaptation_warnings
 from psy_agents_noaug.run.data import PreparedData
 from psy_agents_noaug.run.directory import RunDirectory, differences, directory_of
 from psy_agents_noaug.run.refits import LEARNED_VAL, REFIT
 from psy_agents_noaug.run.seen import is_shared, on_training_data
-from psy_agents_noaug.tasks.base import Task
+from psy_agents_noaug.tasks.base import Task, TaskEvaluation
 from psy_agents_noaug.tracking.manifest import package_versions
 from psy_agents_noaug.training.checkpoint import (
     Checkpoint,
@@ -32,13 +33,17 @@ logger = logging.getLogger(__name__)
 OF_THE_MODEL = ("model.max_length", "task.decoding")
 
 
-def check_monitor(monitor: str, task: Task) -> Literal["max", "min"]:
+def check_monitor(monitor: str, evaluation: TaskEvaluation) -> Literal["max", "min"]:
     """Return which way the monitor gets better.
+
+    Args:
+        monitor: `training.monitor`.
+        evaluation: of the task.
 
     Raises:
         ConfigError: the monitor is not a metric on val that training may steer by.
     """
-    known = {f"val/{name}": direction for name, direction in task.evaluation.monitors().items()}
+    known = {f"val/{name}": direction for name, direction in evaluation.monitors().items()}
     if monitor not in known:
         per_criterion = sorted(name for name in known if "/per_criterion/" in name)
         names = ", ".join(sorted(known.keys() - set(per_criterion)))
@@ -224,8 +229,14 @@ def check_space(directory: RunDirectory, task: Task) -> None:
         )
 
 
-def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
-    """Warn where a best configuration was found on other data, or with other versions, than these."""
+def training_warnings(config: TrainConfig, data: PreparedData) -> list[str]:
+    """Return what a user should know before a training, besides the warnings of the data alone."""
+    adapted = adaptation_warnings(config.model, data.fingerprints(corrected=False))
+    return [*_other_conditions(config, data), *adapted]
+
+
+def _other_conditions(config: TrainConfig, data: PreparedData) -> Iterator[str]:
+    """Yield how a best configuration was found on other data, or with other versions, than these."""
     if config.best_config is None:
         return
     path = Path(config.best_config)
@@ -246,7 +257,7 @@ def warn_of_other_conditions(config: TrainConfig, data: PreparedData) -> None:
             if before.get(name) != value
         ]
         if changes:
-            logger.warning("%s was found %s: %s.", path, headline, ", ".join(changes))
+            yield f"{path} was found {headline}: {', '.join(changes)}."
 
 
 def check_evaluation_settings(explicit: Mapping[str, Any], *, split: str = "test") -> None:

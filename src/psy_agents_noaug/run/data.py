@@ -90,6 +90,7 @@ class PreparedData:
             train, and there is no val. Under `HELD_OUT` the pairs of `held_out` with the posts of
             test, or with all where the corpus is not divided, if there are such criteria.
         dropped: texts (posts, or their sentences) that are left out of training as duplicates.
+        uncorrected: fingerprint of the corpus as the files have it.
         corrections: what `data.corrections` did, if it is given.
         annotators: their agreement, where `data.merge` merges their labels.
     """
@@ -105,12 +106,14 @@ class PreparedData:
     counts: dict[str, dict[str, Any]]
     warnings: list[str]
     dropped: Sequence[str]
+    uncorrected: str
     corrections: CorrectionReport | None = None
     annotators: AnnotatorReport | None = None
 
-    def fingerprints(self) -> dict[str, str]:
-        """Return hashes of the corpus's content and of its division."""
-        return {"corpus": self.corpus.fingerprint, "splits": self.splits.fingerprint}
+    def fingerprints(self, *, corrected: bool = True) -> dict[str, str]:
+        """Return hashes of the corpus's content, with corrections or without, and of its division."""
+        corpus = self.corpus.fingerprint if corrected else self.uncorrected
+        return {"corpus": corpus, "splits": self.splits.fingerprint}
 
     def posts(self, *splits: str) -> list[Post]:
         """Return the posts of `splits` without those that are left out of training."""
@@ -134,6 +137,41 @@ class PreparedData:
         for example in self.examples.get(HELD_OUT, []):
             labels[example.criterion_id].append(example.label > 0)
         return {name: {"pairs": len(own), "positives": sum(own)} for name, own in labels.items()}
+
+    def all_warnings(self) -> list[str]:
+        """Return what a user should know of the data, a sentence or two each."""
+        found: list[str] = []
+        labels = self.labels
+        if labels.annotations_without_sentence:
+            unknown, negative = labels.pairs_of_unknown_label, labels.negatives_without_sentence
+            found.append(
+                f"{labels.annotations_without_sentence} annotations have no sentence, because they have "
+                "no evidence or it was not found: their posts are judged without them"
+                + (
+                    f", and without {unknown} pairs whose label is therefore unknown"
+                    if unknown
+                    else ""
+                )
+                + "."
+                + (f" {negative} of them have status 0, and give no negative." if negative else "")
+            )
+        found += self.alignment.warnings()
+        for kind, pairs in self.duplicates.by_kind().items():
+            if pairs:
+                counts = ", ".join(
+                    f"{len(self.duplicates.post_ids(name, kind))} of {name}" for name in self.counts
+                )
+                names = [f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]
+                found.append(
+                    f"There are {_DUPLICATES[kind]} in different splits (texts: {counts}): "
+                    f"{first_of(names)}"
+                )
+        if self.dropped:
+            found.append(
+                f"{len(self.dropped)} texts are left out of training, as val or test has them too "
+                f"(data.duplicates=drop_from_train): {first_of(self.dropped)}"
+            )
+        return [*found, *self.warnings]
 
     def report(self) -> dict[str, Any]:
         """Return everything that `alignment.json` holds: ids and counts, no text."""
@@ -211,6 +249,7 @@ def prepare_data(
         counts,
         warnings,
         dropped,
+        labelled.uncorrected.fingerprint,
         labelled.corrections,
         labelled.annotators,
     )
@@ -280,6 +319,21 @@ def _panel(data: DataConfig, corpus: Corpus, labels: LabelScale) -> Panel | None
             "`data.merge` merges labels that are met or not met, which this task's are not."
         )
     return Panel(corpus.annotations, rule, unannotated_pairs=data.unannotated_pairs)
+
+
+def label_posts(config: TrainConfig, corpus: Corpus) -> list[Example]:
+    """Return the pairs of whole posts, labelled as `data` says, whatever its unit is."""
+    data = config.data
+    labels = task_class(config.task.name).labels
+    examples, _ = build_examples(
+        corpus,
+        unit="post",
+        unannotated_pairs=data.unannotated_pairs,
+        spans={},
+        labels=labels,
+        panel=_panel(data, corpus, labels),
+    )
+    return examples
 
 
 def load_whole_posts(config: TrainConfig) -> tuple[Corpus, list[Example]]:
@@ -448,13 +502,6 @@ def _log(prepared: PreparedData, scale: LabelScale) -> None:
         ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
         alignment.hard_negatives,
     )
-    if labels.annotations_without_sentence:
-        logger.warning(
-            "%d annotations have no sentence, because they have no evidence or it was not found: their "
-            "posts are judged without them, and without %d pairs whose label is therefore unknown.",
-            labels.annotations_without_sentence,
-            labels.pairs_of_unknown_label,
-        )
     if prepared.annotators is not None:
         logger.info(prepared.annotators.summary())
     if prepared.corrections is not None:
@@ -474,8 +521,6 @@ def _log(prepared: PreparedData, scale: LabelScale) -> None:
             "taken for none.",
             alignment.missing,
         )
-    for warning in alignment.warnings():
-        logger.warning(warning)
     shown = {} if "val" in prepared.counts else {"train": "train and val together"}
     logger.info(
         "Splits (%s): %s.",
@@ -494,24 +539,5 @@ def _log(prepared: PreparedData, scale: LabelScale) -> None:
                 for name, count in prepared.held_out_counts().items()
             ),
         )
-    for kind, pairs in prepared.duplicates.by_kind().items():
-        if pairs:
-            counts = ", ".join(
-                f"{len(prepared.duplicates.post_ids(name, kind))} of {name}"
-                for name in prepared.counts
-            )
-            logger.warning(
-                "There are %s in different splits (texts: %s): %s",
-                _DUPLICATES[kind],
-                counts,
-                first_of([f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]),
-            )
-    if prepared.dropped:
-        logger.warning(
-            "%d texts are left out of training, as val or test has them too "
-            "(data.duplicates=drop_from_train): %s",
-            len(prepared.dropped),
-            first_of(prepared.dropped),
-        )
-    for warning in prepared.warnings:
+    for warning in prepared.all_warnings():
         logger.warning(warning)

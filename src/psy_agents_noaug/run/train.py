@@ -10,7 +10,6 @@ from typing import Any
 from psy_agents_noaug.config.schema import TrainConfig
 from psy_agents_noaug.data.splits import OUT_OF_FOLD
 from psy_agents_noaug.errors import CheckpointError, ConfigError
-from psy_agents_noaug.run.adapted import warn_of_adaptation
 from psy_agents_noaug.run.checks import (
     check_kept_weights,
     check_monitor,
@@ -19,8 +18,8 @@ from psy_agents_noaug.run.checks import (
     check_resumed_refit,
     check_same_checkpoint,
     check_space,
+    training_warnings,
     warn_of_another_precision,
-    warn_of_other_conditions,
 )
 from psy_agents_noaug.run.context import RunContext
 from psy_agents_noaug.run.data import PreparedData, prepare_data
@@ -112,8 +111,8 @@ def train(
     with shared_directory(config, hardware) as directory:
         with distributed.shared_errors():
             data = prepare_data(config)
-            warn_of_other_conditions(config, data)
-            warn_of_adaptation(config.model, data.fingerprints())
+            for warning in training_warnings(config, data):
+                logger.warning(warning)
             checkpoint = continued_checkpoint(config, directory)
             if checkpoint is not None:
                 with using(directory.last_checkpoint):
@@ -124,7 +123,8 @@ def train(
             check_same_checkpoint(steps, directory.last_checkpoint)
             task = _build(config, hardware, data, _encoders(config, checkpoint, directory))
             # Without val nothing is monitored.
-            monitor_mode = check_monitor(config.training.monitor, task) if refit is None else None
+            monitor, evaluation = config.training.monitor, task.evaluation
+            monitor_mode = check_monitor(monitor, evaluation) if refit is None else None
             for split in task.examples:
                 for note in task.input_summary(split):
                     logger.info(note)
@@ -199,7 +199,7 @@ def preview(config: TrainConfig) -> RunPreview:
     hardware = prepare_hardware(config)
     data = prepare_data(config)
     task = _build(config, hardware, data, load_encoders(config))
-    maximise = check_monitor(config.training.monitor, task) == "max"
+    maximise = check_monitor(config.training.monitor, task.evaluation) == "max"
     for split in ("train", "val"):
         task.source(split)
     return RunPreview(maximise, data.fingerprints())

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +18,18 @@ from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.posts_stream import PostsStream
 from psy_agents_noaug.data.seen import KeyedHashes, SeenPosts
 from psy_agents_noaug.data.token_file import TokenBlocks, TokenFileWriter
-from psy_agents_noaug.errors import DataError, first_of
+from psy_agents_noaug.errors import MAX_NAMES_LISTED, DataError, first_of
 from psy_agents_noaug.run.data import load_divided
-from psy_agents_noaug.utils.files import storing, temporary_beside, without_tilde
+from psy_agents_noaug.utils.files import (
+    sha256_of_json,
+    storing,
+    temporary_beside,
+    without_tilde,
+)
 
 logger = logging.getLogger(__name__)
 
 _POSTS_AT_ONCE = 1000
-_KEY_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _read(config: AdaptConfig, tokenizer: Any, path: Path) -> UnlabelledPosts:
                 counts["read"] += len(posts)
                 for kind, own in left.items():
                     counts[kind] += len(own)
-                    ids[kind] = sorted([*ids[kind], *own])[:5]
+                    ids[kind] = sorted([*ids[kind], *own])[:MAX_NAMES_LISTED]
             blocks, fingerprint = writer.finish()
     finally:
         stream.close()
@@ -124,11 +127,17 @@ def _read(config: AdaptConfig, tokenizer: Any, path: Path) -> UnlabelledPosts:
 
 
 def _posts_to_leave_out(config: AdaptConfig) -> tuple[SeenPosts, dict[str, str]]:
-    """Return the posts of val and test, and fingerprints of their corpus and its division."""
+    """Return the posts of val and test, and fingerprints of their corpus and its division.
+
+    The search finds a few posts by chance, by its key. The key is no secret, as no hash is written: it
+    follows from the fingerprints, so that all runs and processes leave out the same posts.
+    """
     corpus, splits = load_divided(config.data)
+    left_out = {"corpus": corpus.fingerprint, "splits": splits.fingerprint}
+    key = bytes.fromhex(sha256_of_json(left_out))
     judged = {*splits.val, *splits.test}
     posts = [post for post in corpus.posts if post.post_id in judged]
-    unseen = SeenPosts.of(posts, hashes=KeyedHashes(secrets.token_bytes(_KEY_BYTES)))
+    unseen = SeenPosts.of(posts, hashes=KeyedHashes(key))
     logger.info(
         "Left out are the %d posts of val and test of data=%s%s, and near duplicates of them.",
         len(posts),
@@ -137,7 +146,7 @@ def _posts_to_leave_out(config: AdaptConfig) -> tuple[SeenPosts, dict[str, str]]
         if config.data.source == "bundled"
         else "",
     )
-    return unseen, {"corpus": corpus.fingerprint, "splits": splits.fingerprint}
+    return unseen, left_out
 
 
 def _are_held_out(texts: Sequence[str], config: AdaptConfig) -> np.ndarray:
@@ -172,4 +181,5 @@ def _log(
     kinds = {"same": "have the text of a post of val or test", "near": "are near duplicates of one"}
     for kind, what in kinds.items():
         if counts[kind]:
-            logger.info("Left out: %d posts that %s: %s", counts[kind], what, first_of(ids[kind]))
+            names = first_of(ids[kind], n=counts[kind])
+            logger.info("Left out: %d posts that %s: %s", counts[kind], what, names)

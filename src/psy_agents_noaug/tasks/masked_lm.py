@@ -19,6 +19,7 @@ from psy_agents_noaug.data.masking import mask_words
 from psy_agents_noaug.data.token_file import TokenBlocks
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.metrics.tables import format_value
+from psy_agents_noaug.models.encoder import Encoder, check_positions
 from psy_agents_noaug.models.masked_lm import MaskedLanguageModel, config_text
 from psy_agents_noaug.tasks.base import (
     ENCODER,
@@ -185,17 +186,32 @@ class MaskedLanguageEvaluation(TaskEvaluation):
         )
 
 
+def check_encoder(encoder: Encoder, *, max_length: int) -> None:
+    """Refuse an encoder that cannot be trained on masked blocks of posts.
+
+    Args:
+        encoder: to be trained.
+        max_length: tokens of a block with its special tokens.
+
+    Raises:
+        ConfigError: its tokenizer has no mask token, or it has fewer positions.
+    """
+    if encoder.tokenizer.mask_token_id is None:
+        raise ConfigError(
+            "The tokenizer of `model.pretrained_model` has no mask token, so the encoder was not "
+            "pretrained with masks. Use another encoder."
+        )
+    check_positions(max_length, encoder)
+
+
 class MaskedLanguageTask(Task):
     """Predicts masked words of posts.
 
     Args:
         config: of the run.
-        inputs: the encoder.
+        inputs: the encoder, see `check_encoder`.
         language_model: of the encoder's family, see `MaskedLanguageModel`.
         blocks: of the splits train and val.
-
-    Raises:
-        ConfigError: the tokenizer has no mask token.
     """
 
     name = "adapt"
@@ -211,11 +227,6 @@ class MaskedLanguageTask(Task):
     ) -> None:
         super().__init__(config, inputs)
         tokenizer = inputs.encoders[ENCODER].tokenizer
-        if tokenizer.mask_token_id is None:
-            raise ConfigError(
-                "The tokenizer of `model.pretrained_model` has no mask token, so the encoder was not "
-                "pretrained with masks. Use another encoder."
-            )
         self._language_model_config = config_text(language_model)
         self.model = MaskedLanguageModel(self.network(ENCODER), language_model)
         self.evaluation = MaskedLanguageEvaluation()

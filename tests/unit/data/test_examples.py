@@ -62,6 +62,7 @@ def test_every_post_is_paired_with_every_criterion_where_unannotated_is_negative
         "ignored": {"SPECIAL_CASE": 3},
         "posts_without_annotation": 0,
         "annotations_without_sentence": 0,
+        "negatives_without_sentence": 0,
         "pairs_of_unknown_label": 0,
     }
 

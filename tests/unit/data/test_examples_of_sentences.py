@@ -119,9 +119,18 @@ def test_where_the_sentence_of_a_met_criterion_is_unknown_the_other_pairs_are_no
         "p1/20-41/A.2",
     ]
     assert [e.example_id for e in examples if e.post_id == "p2"] == ["p2/0-7/A.1", "p2/0-7/A.2"]
-    assert report.annotations_without_sentence == 2
+    assert report.annotations_without_sentence == 1  # of row 3, status 0, nothing is lost
     assert report.pairs_of_unknown_label == 2
     assert report.n_pairs == 6
+
+
+@pytest.mark.parametrize(("unannotated_pairs", "n_lost"), [("negative", 0), ("drop", 2)])
+def test_status_0_without_a_sentence_is_lost_where_unannotated_pairs_are_dropped(
+    unannotated_pairs, n_lost
+):
+    rows = (annotation(row=1), annotation("A.2", 0, row=2), annotation("A.1", 0, row=3))
+    _, report = build(*rows, spans={1: Span(0, 9)}, unannotated_pairs=unannotated_pairs)
+    assert report.annotations_without_sentence == report.negatives_without_sentence == n_lost
 
 
 def test_a_span_of_white_space_is_in_no_sentence():

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import logging
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from psy_agents_noaug.models.masked_lm import MaskedLanguageModel
 from psy_agents_noaug.run.adapt import Adaptation, adapt
 from psy_agents_noaug.run.sync import sync
 from psy_agents_noaug.run.train import train
+from psy_agents_noaug.run.unlabelled import unlabelled_posts
 from psy_agents_noaug.training.checkpoint import load_checkpoint, weights_sha256
 from psy_agents_noaug.training.trainer import Trainer
 
@@ -128,16 +131,50 @@ def test_micro_batches_and_padding_change_nothing_but_rounding(run: Adapt) -> No
         assert relative_difference(whole, run(*COMPARABLE, other)) < 1e-4
 
 
-def test_posts_of_val_and_test_are_left_out_and_counted(run: Adapt) -> None:
+def test_posts_of_val_and_test_are_left_out_and_counted(
+    run: Adapt, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     counts = json.loads((run().directory / "manifest.json").read_text())["posts"]
     assert counts["read"] == 71
     assert counts["same"] >= 16  # 8 of val, 8 of test
     assert counts["near"] >= 1
+    (line,) = [line for line in caplog.messages if "have the text of a post of val or test" in line]
+    assert line.endswith(f"p23 and {counts['same'] - 10} more")
     assert counts["train"] + counts["val"] + counts["same"] + counts["near"] == 71
 
 
+def test_quotations_as_short_as_are_hardly_found_are_left_out_alike_each_time(
+    settings: list[str], tiny_encoder: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    """Chance decides of them, by the key of the search."""
+    with (tiny_corpus / "redsm5_posts.csv").open(newline="", encoding="utf-8") as file:
+        texts = [row["text"] for row in csv.DictReader(file) if row["post_id"] > "p21"]  # test
+    words = max(texts, key=len).split()
+    path = tmp_path / "quotations.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("post_id", "text"))
+        for number in range(300):
+            begin = number % (len(words) - 21)
+            around = [f"own{number}word{place}" for place in range(30)]
+            quoted = words[begin : begin + 20 + number % 2]
+            writer.writerow((f"u{number}", " ".join([*around[:15], *quoted, *around[15:]])))
+    config = load_adapt_config([*settings, f"data.posts={path}"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    found = []
+    for _ in range(2):
+        with unlabelled_posts(config, tokenizer, tmp_path) as posts:
+            found.append((posts.counts, posts.fingerprint))
+    assert found[0] == found[1]
+    assert 0 < found[0][0]["near"] < 300
+
+
 def test_the_result_trains_as_an_encoder_whose_identity_is_recorded(
-    run: Adapt, make_config: Callable[..., TrainConfig], caplog: pytest.LogCaptureFixture
+    run: Adapt,
+    make_config: Callable[..., TrainConfig],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
 ) -> None:
     result = run()
     again = train(make_config(f"model.pretrained_model={result.model}"))
@@ -146,6 +183,15 @@ def test_the_result_trains_as_an_encoder_whose_identity_is_recorded(
     own = json.loads((result.directory / "manifest.json").read_text())
     assert facts["weights_sha256"] == own["encoder_sha256"]
     assert facts["is_unchanged"]
+    corrections = tmp_path / "corrections.csv"
+    corrections.write_text("post_id,criterion_id,label,start_char,end_char,note\np00,A.5,1,,,\n")
+    train(
+        make_config(
+            f"model.pretrained_model={result.model}",
+            f"data.corrections={corrections}",
+            "run_name=corrected",
+        )
+    )
     assert "was adapted to posts" not in caplog.text
     train(
         make_config(f"model.pretrained_model={result.model}", "data.splits=null", "run_name=other")
@@ -197,7 +243,24 @@ def test_the_loss_is_that_of_transformers_own_model(tiny_encoder: Path) -> None:
     assert torch.allclose(loss, expected)
 
 
-def test_faults_are_told_before_anything_is_read(settings: list[str]) -> None:
+def test_faults_of_the_settings_are_told_before_anything_is_read(
+    settings: list[str], tiny_encoder: Path, tmp_path: Path
+) -> None:
+    unmasked = tmp_path / "unmasked"
+    shutil.copytree(tiny_encoder, unmasked)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(unmasked)
+    for setting, fault in (
+        (f"model.pretrained_model={unmasked}", "has no mask token"),
+        ("model.max_length=129", "`model.max_length` must be at most 128"),
+        ("training.monitor=val/nothing", "`training.monitor` must be a figure on val"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            adapt(load_adapt_config([*settings, "data.posts=/nowhere.csv", setting]))
+
+
+def test_settings_that_no_adaptation_has_are_refused(settings: list[str]) -> None:
     with pytest.raises(ConfigError, match="`posts` must be given"):
         load_adapt_config([item for item in settings if not item.startswith("data.posts")])
     with pytest.raises(ConfigError, match=r"`model.lora` is of the tasks"):

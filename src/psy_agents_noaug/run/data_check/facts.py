@@ -11,13 +11,13 @@ import numpy as np
 from psy_agents_noaug.config.schema import DataCheckConfig, TrainConfig
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
-from psy_agents_noaug.data.examples import Example
+from psy_agents_noaug.data.examples import HELD_OUT, Example
 from psy_agents_noaug.data.span import Span
-from psy_agents_noaug.errors import ConfigError, DataError
+from psy_agents_noaug.errors import ConfigError, DataError, PsyAgentsError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
 from psy_agents_noaug.models.encoder import Encoder, check_positions, load_encoder
-from psy_agents_noaug.run.checks import check_monitor
-from psy_agents_noaug.run.data import PreparedData, prepare_data
+from psy_agents_noaug.run.checks import check_monitor, training_warnings
+from psy_agents_noaug.run.data import PreparedData, label_posts, prepare_data
 from psy_agents_noaug.run.data_check.lengths import EncoderLengths, encoder_lengths
 from psy_agents_noaug.run.data_check.salvage import Salvage, salvage
 from psy_agents_noaug.run.data_check.timing import TrainingTime, training_time
@@ -26,6 +26,7 @@ from psy_agents_noaug.tasks.base import Encoders, Task, TaskInputs
 from psy_agents_noaug.tasks.build import build_task, load_encoders
 from psy_agents_noaug.tasks.registry import task_class
 from psy_agents_noaug.training.hardware import Hardware
+from psy_agents_noaug.utils.out_of_memory import explained_memory_errors
 from psy_agents_noaug.utils.private_errors import without_texts
 
 logger = logging.getLogger(__name__)
@@ -41,8 +42,10 @@ class ValidFacts:
         n_crossing: texts of train that val or test has too.
         n_groups: authors, or posts where they are not known.
         n_annotators: 0: the annotations do not say who made them.
-        met_together: posts that meet both criteria; met by it, on the diagonal; `[criteria, criteria]`.
-        n_met: number of posts by how many criteria they meet.
+        n_paired: posts that have pairs.
+        met_together: of these, that meet both criteria; met by it, on the diagonal;
+            `[criteria, criteria]`.
+        n_met: number of these by how many criteria they meet.
         copies: number of posts whose text another post has too, apart from case and spaces.
         expected: figures of val and test by split and key; empty: the task has no F1 of labels.
     """
@@ -52,6 +55,7 @@ class ValidFacts:
     n_crossing: int
     n_groups: int
     n_annotators: int
+    n_paired: int
     met_together: np.ndarray
     n_met: Mapping[int, int]
     copies: int
@@ -68,10 +72,10 @@ class DataFacts:
         overrides: that both came from.
         faults: each a message with all faults of a kind; a training would be refused.
         notes: what could not be found out, and why.
+        warnings: of a training.
         valid: None: the corpus has faults.
         readable: what can be read of it then.
         lengths: of the judged texts, by encoder; the configured ones first.
-        n_configured: how many encoders are configured.
         time: None: not measured.
     """
 
@@ -80,14 +84,15 @@ class DataFacts:
     overrides: Sequence[str]
     faults: Sequence[str]
     notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     valid: ValidFacts | None = None
     readable: Salvage | None = None
     lengths: Sequence[EncoderLengths] = field(default_factory=tuple)
-    n_configured: int = 0
     time: TrainingTime | None = None
 
 
 @without_texts()
+@explained_memory_errors()
 def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[str]) -> DataFacts:
     """Find out what a training would find, without training.
 
@@ -118,17 +123,17 @@ def check(config: TrainConfig, settings: DataCheckConfig, overrides: Sequence[st
     task = _task(config, hardware, encoders, data, faults)
     time = None
     if settings.time and task is not None and not faults:
-        time = training_time(config, task, hardware)
+        time = _time(config, task, hardware, notes)
     return DataFacts(
         config,
         settings,
         overrides,
         faults,
         notes,
+        warnings=[*data.all_warnings(), *training_warnings(config, data)] if data else [],
         valid=_valid(config, settings, data) if data is not None else None,
         readable=readable,
         lengths=lengths,
-        n_configured=len(encoders),
         time=time,
     )
 
@@ -152,12 +157,24 @@ def _task(
         inputs = TaskInputs(encoders, data.criteria, examples, hardware.max_tokens_held)
         task = build_task(config, inputs)
         task.check_training_examples()
-        check_monitor(config.training.monitor, task)
+        check_monitor(config.training.monitor, task.evaluation)
     except (ConfigError, DataError) as error:
         if str(error) not in faults:
             faults.append(str(error))
         return None
     return task
+
+
+def _time(
+    config: TrainConfig, task: Task, hardware: Hardware, notes: list[str]
+) -> TrainingTime | None:
+    """Measure how long a training takes; what prevents it is added to the notes."""
+    try:
+        with explained_memory_errors():
+            return training_time(config, task, hardware)
+    except PsyAgentsError as error:
+        notes.append(f"The time of a training was not measured. {error}")
+        return None
 
 
 def _lengths(
@@ -223,10 +240,13 @@ def judged_texts(
 def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -> ValidFacts:
     ids = [criterion.criterion_id for criterion in data.criteria]
     position = {one: number for number, one in enumerate(ids)}
-    met_in: dict[str, set[str]] = {post.post_id: set() for post in data.corpus.posts}
-    for example in (one for own in data.examples.values() for one in own):
-        if example.label > 0 and example.criterion_id in position:
-            met_in[example.post_id].add(example.criterion_id)
+    pairs = [pair for name, own in data.examples.items() if name != HELD_OUT for pair in own]
+    met_in: dict[str, set[str]] = {pair.post_id: set() for pair in pairs}
+    # A post can meet a criterion of which no sentence is known to show it.
+    labelled = pairs if config.data.unit == "post" else label_posts(config, data.corpus)
+    for pair in labelled:
+        if pair.label > 0 and pair.post_id in met_in and pair.criterion_id in position:
+            met_in[pair.post_id].add(pair.criterion_id)
     met = np.zeros((len(met_in), len(ids)), dtype=np.int64)
     for row, own in enumerate(met_in.values()):
         met[row, [position[one] for one in own]] = 1
@@ -238,6 +258,7 @@ def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -
         n_crossing=len(data.duplicates.post_ids("train")),
         n_groups=len({post.group_id for post in data.corpus.posts}),
         n_annotators=len(annotators),
+        n_paired=len(met_in),
         met_together=met.T @ met,
         n_met=dict(sorted(Counter(met.sum(axis=1).tolist()).items())),
         copies=sum(count for count in texts.values() if count > 1),

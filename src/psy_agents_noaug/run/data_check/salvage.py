@@ -1,7 +1,7 @@
 """What can be read of a corpus that breaks the data contract."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from psy_agents_noaug.config.schema import DataConfig
@@ -44,20 +44,22 @@ class Salvage:
     Args:
         tables: those that are configured.
         posts: those with an id and a text; of several with one id the first.
-        labels: rows of the annotations, by criterion and status as they are written.
+        labels: rows of the annotations, by criterion and status as they are written; the most frequent.
+        n_labels: how many labels there are.
         faults: further ones, which the corpus's own faults hide from a training.
     """
 
     tables: tuple[TableFacts, ...]
     posts: tuple[Post, ...]
     labels: Mapping[tuple[str, str], int]
+    n_labels: int
     faults: tuple[str, ...]
 
 
 def salvage(config: DataConfig) -> Salvage:
     """Read the tables of files one by one, without checks of their cells."""
     if config.source == "hub":
-        return Salvage((), (), {}, ())
+        return Salvage((), (), {}, 0, ())
     found: dict[str, Table] = {}
     facts = []
     for kind, name in (
@@ -76,29 +78,41 @@ def salvage(config: DataConfig) -> Salvage:
         found[kind], _ = rename_columns(frame, file=path.name, kind=kind, columns=columns)
         facts.append(TableFacts(kind, path.name, len(frame), tuple(found[kind].frame.columns)))
     posts = _posts(found.get("posts"))
+    labels = _labels(found.get("annotations"))
     return Salvage(
-        tuple(facts), posts, _labels(found.get("annotations")), _split_faults(config, posts)
+        tuple(facts),
+        _first_of_each(post for post in posts if post.text),
+        dict(sorted(labels.most_common(_MAX_LABELS))),
+        len(labels),
+        _split_faults(config, _first_of_each(posts)),
     )
 
 
-def _posts(table: Table | None) -> tuple[Post, ...]:
+def _posts(table: Table | None) -> list[Post]:
+    """Return the rows that have an id, also those without a text."""
     if table is None:
-        return ()
-    posts: dict[str, Post] = {}
+        return []
     cells = zip(*(table.values(name) for name in ("post_id", "text", "group_id")), strict=True)
-    for post_id, text, group_id in cells:
-        if post_id and text:
-            posts.setdefault(post_id, Post(post_id, text, (group_id or "").strip() or post_id))
-    return tuple(posts.values())
+    return [
+        Post(post_id, text or "", (group_id or "").strip() or post_id)
+        for post_id, text, group_id in cells
+        if post_id
+    ]
 
 
-def _labels(table: Table | None) -> dict[tuple[str, str], int]:
+def _first_of_each(posts: Iterable[Post]) -> tuple[Post, ...]:
+    found: dict[str, Post] = {}
+    for post in posts:
+        found.setdefault(post.post_id, post)
+    return tuple(found.values())
+
+
+def _labels(table: Table | None) -> Counter[tuple[str, str]]:
     """Count the labels; what does not look like one may be the text of a post and is not shown."""
     if table is None:
-        return {}
+        return Counter()
     cells = zip(*(table.values(name) for name in ("criterion_id", "status")), strict=True)
-    counts = Counter((_shown(criterion), _shown(status)) for criterion, status in cells)
-    return dict(sorted(counts.most_common(_MAX_LABELS)))
+    return Counter((_shown(criterion), _shown(status)) for criterion, status in cells)
 
 
 def _shown(cell: str | None) -> str:
