@@ -217,7 +217,8 @@ def build_examples(
                 else ()
             )
             counted: Sequence[Annotation] = rows
-            if panel and votes:
+            is_partial = (text.post_id, criterion_id) in partial
+            if panel and (votes or is_partial):
                 label = panel.rule.label(votes)
                 if label is None:
                     n_not_seen += 1
@@ -227,10 +228,7 @@ def build_examples(
             example = _example(text, criterion_id, counted, spans=aligned, labels=labels)
             if votes:
                 example = _with_votes(
-                    example,
-                    votes,
-                    is_annotated=bool(rows),
-                    are_partial=(text.post_id, criterion_id) in partial,
+                    example, votes, is_annotated=bool(rows), are_partial=is_partial
                 )
             examples.append(example)
             if panel is None and _is_contradictory(rows, unit=unit, spans=aligned):

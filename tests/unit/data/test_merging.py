@@ -159,6 +159,13 @@ def test_a_label_without_a_place_of_one_whose_vote_does_not_count_leaves_nothing
     assert report.pairs_of_unknown_label == 1
 
 
+def test_what_the_named_annotator_has_not_seen_is_no_negative_where_another_may_mean_it():
+    rows = row(1, "a"), row(2, "gold", post="p2", span=(0, 6))
+    examples, report = built(*rows, merge="annotator:gold", unit="sentence")
+    assert {example.post_id for example in examples.values()} == {"p2"}
+    assert (report.pairs_not_seen, report.pairs_of_unknown_label) == (4, 0)
+
+
 def test_votes_on_sentences_are_partial_where_a_met_label_has_no_place():
     rows = row(1, "a", span=(0, 6)), row(2, "b"), row(3, "b", criterion="A.2", span=(0, 6))
     examples, _ = built(*rows, merge="majority", unit="sentence")
