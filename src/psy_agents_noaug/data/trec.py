@@ -116,7 +116,10 @@ def _has_commas(line: str, columns: int) -> bool:
 
 
 def _between_commas(line: str) -> list[str]:
-    return [word.strip() for word in next(csv.reader([line], skipinitialspace=True), [])]
+    try:
+        return [word.strip() for word in next(csv.reader([line], skipinitialspace=True), [])]
+    except csv.Error:  # a word is longer than a cell may be
+        return []
 
 
 def _score(word: str) -> float:

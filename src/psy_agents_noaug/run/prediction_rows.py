@@ -58,7 +58,8 @@ class PredictionRow:
 def read_predictions(path: Path, faults: list[Fault]) -> Iterator[PredictionRow]:
     """Yield the predictions of a file, JSONL unless its suffix is another of `SUFFIXES`.
 
-    Blank lines and a byte order mark are skipped. Besides a chunk each takes 8 bytes of memory.
+    Blank lines and a byte order mark are skipped. Besides a chunk each takes 8 bytes of memory; a
+    CSV is read whole.
 
     Args:
         path: of the file.

@@ -41,6 +41,13 @@ def test_a_header_is_the_first_line_alone_and_ids_between_blanks_may_have_commas
     assert read_qrels(qrels) == {"1": {"a,b,c,d": 1}}
 
 
+def test_a_line_that_is_too_long_for_a_cell_is_a_fault(tmp_path):
+    run = tmp_path / "a.run"
+    run.write_text("x" * 200_000)
+    with pytest.raises(DataError, match="line 1: must have 6 words"):
+        read_run(run)
+
+
 def test_all_faults_of_a_file_are_one_message(tmp_path):
     run = tmp_path / "a.run"
     run.write_text("1 Q0 d1 1 0.5 tag\n1 Q0 d1 2 0.4 tag\n1 Q0 d2 3 nan tag\n1 Q0 d3\n")
