@@ -233,7 +233,10 @@ def _checked_text(
 
 def _has_turns(value: Any) -> bool:
     """Whether a value is a dialogue for Paragraphs, beside which no other field is the text."""
-    return isinstance(value, list) and any("text" in mapping(item) for item in value)
+    # The text of a note on a region is a list.
+    return isinstance(value, list) and any(
+        isinstance(mapping(item).get("text"), str) for item in value
+    )
 
 
 # ------------------------------------------------------------------------------- JSON-MIN and CSV

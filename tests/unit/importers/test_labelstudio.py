@@ -453,3 +453,10 @@ def test_of_a_dialogue_no_other_field_becomes_the_text(refused, written, field, 
         "export.json", [{"id": 1, "data": data, "annotations": [annotation(choices("A.4"))]}]
     )
     assert "must have its text in the field that `text` names" in refused("labelstudio", path)
+
+
+def test_notes_on_regions_in_json_min_are_no_dialogue(imported, written):
+    start, end = at(SLEEP, utf16=True)
+    notes = [{"start": start, "end": end, "text": ["very sure"]}]
+    record = {"id": 1, "text": TEXT, "criteria": "A.4", "notes": notes, "annotator": 1}
+    assert imported("labelstudio", written("min.json", [record])).posts == {"1": TEXT}
