@@ -23,7 +23,7 @@ from psy_agents_noaug.importers.documents import Reading
 from psy_agents_noaug.importers.labels import LabelMap, read_map, shown_label
 from psy_agents_noaug.importers.settings import ReadSettings
 from psy_agents_noaug.importers.sources import SourceFile, read_sources
-from psy_agents_noaug.importers.tables import Row, Rules, Tables, make_tables
+from psy_agents_noaug.importers.tables import ASKED_ALONE, Row, Rules, Tables, make_tables
 from psy_agents_noaug.metrics.tables import render_table
 from psy_agents_noaug.utils.files import (
     check_unused,
@@ -67,10 +67,7 @@ def import_annotations(tool: str, path: Path, config: ImportConfig) -> str:
     if tool not in _TOOLS:
         raise ConfigError(not_one_of("TOOL", TOOLS, tool))
     _check_settings(tool, config)
-    if path.name in (
-        "",
-        "..",
-    ):  # the current folder, or one above it, which have no name of their own
+    if path.name in ("", ".."):  # the current folder or one above it, which have no own name
         path = path.resolve()
     output = Path(config.output) if config.output else path.parent / f"{path.stem}_tables"
     check_unused(output, what="import")
@@ -286,5 +283,6 @@ def _summary(report: dict[str, Any], output: Path, kind: str) -> str:
     tables = [f"data.{n}={n}.csv" for n in ("posts", "annotations", "criteria")]
     words = ["data=imported", folder, *(tables if kind == "csv" else [])]
     words += ["data.merge=majority"] if number else []
+    words += ["data.unannotated_pairs=drop"] if ASKED_ALONE in report["counts"] else []
     command = shlex.join(["psy-agents", "train", "task=criteria", *words])
     return "\n".join([*lines, "", f"tables: {output}", f"to train: {command}"])

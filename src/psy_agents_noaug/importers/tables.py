@@ -21,6 +21,10 @@ from psy_agents_noaug.importers.labels import LabelMap, shown_label
 from psy_agents_noaug.importers.placing import Placed, UnitSetting, place_marks
 
 MAX_CHARACTERS = 5_000_000  # of one document
+ASKED_ALONE = (
+    "annotations of the labels that were asked for alone (data.unannotated_pairs=drop takes no other "
+    "for a negative)"
+)
 
 Negatives = Literal["auto", "explicit", "none"]
 
@@ -170,6 +174,7 @@ def make_tables(
             others = [c.criterion_id for c in used if c.criterion_id not in labelled]
             rows += [_row(document, review, criterion_id, 0) for criterion_id in others]
             tables.counts["rows of status 0 for what an annotator did not label"] += len(others)
+        tables.counts[ASKED_ALONE] += not review.says_all
         tables.counts["labels that an annotator gave twice"] += len(rows) - len(set(rows))
         tables.rows += dict.fromkeys(rows)
         tables.annotators[review.annotator_id or ""] += 1

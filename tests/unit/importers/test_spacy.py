@@ -97,6 +97,17 @@ def test_who_was_asked_about_one_label_says_nothing_of_others(imported, written,
     ]
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_dropped"), [({"label": "A.4"}, True), ({"accept": ["A.4"]}, False)]
+)
+def test_a_training_on_what_was_asked_alone_takes_nothing_else_for_a_negative(
+    imported, written, asked, is_dropped
+):
+    path = written("a.jsonl", jsonl({"text": TEXT, "id": 1, "answer": "accept", **asked}))
+    command = imported("spacy", path).summary.splitlines()[-1]
+    assert command.endswith(" data.unannotated_pairs=drop") == is_dropped
+
+
 def test_a_docbin_needs_spacy(imported, written, monkeypatch):
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"Reading a\.spacy needs spacy"):
