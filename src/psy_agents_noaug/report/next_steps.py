@@ -54,7 +54,9 @@ def _of_data(facts: DataFacts, valid: ValidFacts) -> Iterator[Step]:
             "and mend it in the annotations:",
             _command(facts, "data check", "with_text=true"),
         )
-    if (crossing := valid.n_crossing) and facts.config.data.duplicates == "warn":
+    data, fixed = facts.config.data, facts.config.protocol.fixes.get("data", {})
+    may_drop = data.duplicates == "warn" and "duplicates" not in fixed
+    if (crossing := valid.n_crossing) and may_drop:
         yield Step(
             f"{crossing} texts of train are in val or test too. Leave them out of training in every "
             "command that follows:",

@@ -432,6 +432,18 @@ def test_no_cross_validation_is_proposed_where_a_protocol_divides_the_posts(copi
     assert [step.command for step in steps if " cv " in step.command] == []
 
 
+def test_no_setting_is_proposed_that_a_protocol_refuses(copied):
+    folder, settings = copied
+    own = [s for s in settings if not s.startswith(("data.splits", "data.duplicates"))]
+    posts = read(folder / POSTS)
+    for post in posts[1:]:
+        post["text"] = posts[0]["text"]
+    write(folder / POSTS, posts)
+    facts = facts_of([*own, "protocol=redsm5_posts"])
+    assert facts.valid.n_crossing
+    assert not any("drop_from_train" in step.command for step in next_steps(facts))
+
+
 def test_no_cross_validation_is_proposed_where_it_would_bring_unused_posts_back(copied):
     folder, settings = copied
     leave_unused(folder)
