@@ -176,7 +176,7 @@ def _file_entries(path: Path) -> list[tuple[Any, Any]]:
         found = _yaml_entries(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date may be none
         raise DataError(f"{path}: must be YAML ({type(error).__name__}).") from None
     if found is None:
         raise DataError(f"{path}: must map labels to criteria, LABEL: CRITERION_ID on each line.")

@@ -60,6 +60,7 @@ def test_a_map_is_read_from_yaml_and_csv(imported, labelled, written, suffix):
         ("Sad: A.99\nBad: {status: 1}\nNo: A.1\n", ["'A.99' is no criterion", "'Bad'", "quotes"]),
         ("- Sad\n", ["must map labels to criteria"]),
         ("Sad: [\n", ["must be YAML"]),
+        ("Sad: 2026-13-01\n", ["must be YAML"]),
         ("Sad: {criterion_id: A.1, status: 2}", ["must have the status 0 or 1"]),
         ("low: A.1\nLow: A.6\n", ["'Low': must be there once"]),
         ("low: A.1\nlow: A.6\n", ["'low': must be there once"]),
