@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -117,6 +118,7 @@ def _train_and_report_peak(argv: list[str], pipe: Connection) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_post_of_seven_thousand_words_trains_in_bounded_memory(
     overrides: list[str], tiny_corpus: Path, tmp_path: Path, own_logging: None
 ) -> None:

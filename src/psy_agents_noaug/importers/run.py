@@ -43,6 +43,7 @@ _TOOLS: dict[str, tuple[_Reader, tuple[str, ...]]] = {
     "spacy": (spacy.read, spacy.SUFFIXES),
 }
 TOOLS = tuple(_TOOLS)
+_NOT_NAMED = "(not named)"
 _OF_LABEL_STUDIO = ("ground_truth_only", "with_predictions", "fields")
 _ANNOTATION_COLUMNS = tuple(Row.__annotations__)
 _TYPES = {"status": pa.int8(), "start_char": pa.int64(), "end_char": pa.int64()}
@@ -231,7 +232,7 @@ def _report(
         "posts": len(tables.posts),
         "annotations": len(tables.rows),
         "documents": tables.counts["documents"],
-        "annotators": {name or "(not named)": n for name, n in sorted(tables.annotators.items())},
+        "annotators": {name or _NOT_NAMED: n for name, n in sorted(tables.annotators.items())},
         "criteria": by_criterion,
         "labels": {label: dict(own) for label, own in sorted(tables.labels.items())},
         "labels_left_out": dict(labels.left_out),
@@ -282,7 +283,8 @@ def _summary(report: dict[str, Any], output: Path, kind: str) -> str:
     folder = f"data.dir={output}"
     tables = [f"data.{n}={n}.csv" for n in ("posts", "annotations", "criteria")]
     words = ["data=imported", folder, *(tables if kind == "csv" else [])]
-    words += ["data.merge=majority"] if number else []
+    # Rows that are nobody's have no vote.
+    words += ["data.merge=majority"] if number and _NOT_NAMED not in report["annotators"] else []
     words += ["data.unannotated_pairs=drop"] if ASKED_ALONE in report["counts"] else []
     command = shlex.join(["psy-agents", "train", "task=criteria", *words])
     return "\n".join([*lines, "", f"tables: {output}", f"to train: {command}"])

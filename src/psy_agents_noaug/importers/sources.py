@@ -24,6 +24,7 @@ from psy_agents_noaug.utils.files import megabytes
 MAX_BYTES = 2 * 2**30  # of all files of an export
 MAX_FILES = 200_000
 _MAX_DEPTH = 2  # an archive of INCEpTION holds archives
+_SHARED = (".txt", ".xml")  # texts and type systems, which several annotators may have
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,11 @@ def read_sources(path: Path, suffixes: Sequence[str]) -> list[SourceFile]:
     wanted = (*suffixes, ".zip")
     try:
         if path.is_dir():
+            places = list(_files_in(path))
+            _check_once(places, wanted)
             files = [
                 found
-                for place in _files_in(path)
+                for place in places
                 for found in _expanded(
                     PurePosixPath(place.relative_to(path)), place, budget, wanted
                 )
@@ -102,6 +105,22 @@ def read_sources(path: Path, suffixes: Sequence[str]) -> list[SourceFile]:
     if not files:
         raise DataError(f"{path}: there is no {', '.join(suffixes)} file in it.")
     return files
+
+
+def _check_once(places: Sequence[Path], wanted: Sequence[str]) -> None:
+    """Refuse a file of annotations that links lead to twice: it would be two annotators who agree.
+
+    Raises:
+        DataError: names both places of the first such file.
+    """
+    found: dict[Path, Path] = {}
+    for place in places:
+        suffix = place.suffix.lower()
+        if suffix not in wanted or suffix in _SHARED:
+            continue
+        other = found.setdefault(place.resolve(), place)
+        if other != place:
+            raise DataError(f"{place}: is the same file as {other}. Remove one of the links.")
 
 
 def _files_in(folder: Path, above: Sequence[Path] = ()) -> Iterator[Path]:

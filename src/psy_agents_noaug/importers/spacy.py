@@ -74,6 +74,8 @@ def _read_record(
     document = settings.document_of(place, record, reading, without=("label", "answer"))
     if document is None:
         return
+    if record.get("label") not in (None, "") and name(record["label"]) is None:
+        reading.faults.append(Fault(place, "must have text as label"))
     answer = name(record.get("answer"))
     reviews: tuple[Review, ...] = ()
     if answer is None or answer in _ANSWERS:

@@ -153,6 +153,9 @@ def test_links_are_followed_and_hidden_files_are_not_read(imported, refused, wri
     (folder / "more").symlink_to(written("linked/ben.jsonl", line).parent)
     (folder / "more" / "back").symlink_to(folder)
     assert imported("doccano", folder).report["annotators"] == {"anna": 1, "ben": 1}
+    (folder / "zoe.jsonl").symlink_to(folder / "anna.jsonl")
+    assert "zoe.jsonl: is the same file as" in refused("doccano", folder)
+    (folder / "zoe.jsonl").unlink()
     (folder / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     assert "lost.jsonl: is a link to a file that is not there" in refused("doccano", folder)
 

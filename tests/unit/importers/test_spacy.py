@@ -36,6 +36,11 @@ def test_categories_say_yes_and_no(imported, refused, written):
     assert "must have 0 or 1" in refused("spacy", written("b.jsonl", jsonl(*records)))
 
 
+def test_a_label_that_is_no_text_is_a_fault(refused, written):
+    path = written("a.jsonl", jsonl({"text": TEXT, "label": ["A.4"]}))
+    assert "must have text as label" in refused("spacy", path, empty="negative")
+
+
 def test_the_answers_of_prodigy_count(imported, written):
     records = [
         {"text": f"{TEXT}{n}", "label": "A.4", "answer": answer, "id": n, **more}
