@@ -1,8 +1,10 @@
 """Posts whose text is equal, or nearly equal, to that of a post in another split, or quotes it."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,12 +25,11 @@ MAX_PAIRS_IN_JSON = 100
 _MAX_PARTNERS = 40
 _MAX_SHARERS = 1000
 _MAX_PRODUCT = 20_000_000
-_PAIRS_AT_ONCE = 20_000
 
 Pair = tuple[str, str, str, str, float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DuplicateReport:
     """Pairs of posts in different splits, sorted, the earlier split first.
 
@@ -50,10 +51,18 @@ class DuplicateReport:
 
     def post_ids(self, split: str, *kinds: str) -> list[str]:
         """Return the posts of a split with a duplicate (of these kinds, or of any) in another split."""
-        by_kind = self.by_kind()
-        pairs = [pair for kind in kinds or by_kind for pair in by_kind[kind]]
-        ids = {a for a, one, *_ in pairs if one == split}
-        return sorted(ids | {b for _, _, b, other, *_ in pairs if other == split})
+        found = (self._posts[kind][split] for kind in kinds or self._posts)
+        return sorted(set().union(*found))
+
+    @cached_property
+    def _posts(self) -> dict[str, dict[str, set[str]]]:
+        """The posts in pairs of each kind and split."""
+        posts = {kind: {name: set[str]() for name in SPLIT_NAMES} for kind in self.by_kind()}
+        for kind, pairs in self.by_kind().items():
+            for a, one, b, other, *_ in pairs:
+                posts[kind][one].add(a)
+                posts[kind][other].add(b)
+        return posts
 
     def to_json(self) -> dict[str, Any]:
         """Return plain containers, for a JSON file: the first pairs, and numbers of posts by split."""
@@ -88,46 +97,87 @@ def find_duplicates_across_splits(
         raise ConfigError(f"`threshold` must be above 0 and at most 1, but is {threshold} instead.")
     if splits.whole:
         return DuplicateReport([], [], [])
-    split_of = splits.split_of()
-    copies: dict[str, list[str]] = defaultdict(list)
-    for post in posts:
-        copies[fold(post.text)].append(post.post_id)
-    ids_of_text = list(copies.values())
-    exact = {pair for ids in ids_of_text if len(ids) > 1 for pair in _across(ids, ids, split_of)}
-    bits = {name: 1 << number for number, name in enumerate(SPLIT_NAMES)}
-    masks = np.array([sum({bits[split_of[i]] for i in ids}) for ids in ids_of_text], dtype=np.int64)
-    near: dict[tuple[str, str, str, str], float] = {}
-    quoted: dict[tuple[str, str, str, str], float] = {}
-    for i, j, jaccard, share in _similar(_Index(list(copies), masks), threshold):
-        found, value = (near, jaccard) if jaccard >= threshold else (quoted, share)
-        for pair in _across(ids_of_text[i], ids_of_text[j], split_of):
-            found[pair] = max(value, found.get(pair, 0.0))
+    copies: dict[str, list[int]] = defaultdict(list)
+    for number, post in enumerate(posts):
+        copies[fold(post.text)].append(number)
+    table = _Posts([post.post_id for post in posts], splits.split_of(), list(copies.values()))
+    several = np.flatnonzero(np.diff(table.begins) > 1)
+    i, j, jaccard, share = _similar(_Index(list(copies), table.masks), threshold)
+    is_near = jaccard >= threshold
+    is_quoted = ~is_near & (share >= QUOTED_SHARE)
+    exact = table.pairs(several, several, np.ones(len(several)))
+    near = table.pairs(i[is_near], j[is_near], jaccard[is_near])
+    quoted = table.pairs(i[is_quoted], j[is_quoted], share[is_quoted])
     return DuplicateReport(
-        exact=sorted(exact, key=_sort_key),
-        near=sorted(((*pair, value) for pair, value in near.items()), key=_sort_key),
-        quoted=sorted(((*pair, value) for pair, value in quoted.items()), key=_sort_key),
+        exact=list(zip(*exact[:4], strict=True)),
+        near=list(zip(*near, strict=True)),
+        quoted=list(zip(*quoted, strict=True)),
     )
 
 
-def _across(
-    ids: Sequence[str], others: Sequence[str], split_of: dict[str, str]
-) -> Iterator[tuple[str, str, str, str]]:
-    """Pair each post of two texts with the first one of the other text in each other split."""
-    for one_side, other_side in ((ids, others), (others, ids)):
-        first: dict[str, str] = {}
-        for post_id in other_side:
-            first.setdefault(split_of[post_id], post_id)
-        for a in one_side:
-            for split, b in first.items():
-                if split_of[a] != split:
-                    one, two = (split_of[a], a), (split, b)
-                    if SPLIT_NAMES.index(split) < SPLIT_NAMES.index(split_of[a]):
-                        one, two = two, one
-                    yield one[1], one[0], two[1], two[0]
+class _Posts:
+    """The posts of each text, with their splits.
 
+    Args:
+        ids: of all posts.
+        split_of: the split of each post.
+        of_texts: the posts of each text, as positions in `ids`.
 
-def _sort_key(pair: tuple[Any, ...]) -> tuple[int, int, str, str]:
-    return SPLIT_NAMES.index(pair[1]), SPLIT_NAMES.index(pair[3]), pair[0], pair[2]
+    Attributes:
+        begins: where the posts of each text begin among those of all texts, and their number, `[T + 1]`.
+        masks: the splits of each text, a bit for each, `[T]`.
+    """
+
+    def __init__(
+        self, ids: Sequence[str], split_of: dict[str, str], of_texts: Sequence[Sequence[int]]
+    ) -> None:
+        self._ids = sorted(ids)
+        rank = {post_id: position for position, post_id in enumerate(self._ids)}
+        splits = [SPLIT_NAMES.index(split_of[post_id]) for post_id in self._ids]
+        self._split = np.asarray(splits, dtype=np.int64)
+        self._posts = np.asarray([rank[ids[post]] for posts in of_texts for post in posts])
+        self.begins = np.cumsum([0, *map(len, of_texts)])
+        text = np.repeat(np.arange(len(of_texts)), np.diff(self.begins))
+        # The first post of each text in each split, -1 where there is none; the last assignment stays.
+        self._first = np.full((len(of_texts), len(SPLIT_NAMES)), -1)
+        self._first[text[::-1], self._split[self._posts[::-1]]] = self._posts[::-1]
+        self.masks: np.ndarray = (self._first >= 0) @ (1 << np.arange(len(SPLIT_NAMES)))
+
+    def pairs(
+        self, texts: np.ndarray, others: np.ndarray, values: np.ndarray
+    ) -> tuple[list[str], list[str], list[str], list[str], list[float]]:
+        """Pair each post of a text with the first one of the other text in each other split.
+
+        Args:
+            texts: of each pair of texts, `[N]`.
+            others: the other text of each pair, `[N]`.
+            values: of each pair of texts, `[N]`.
+
+        Returns:
+            The post_id, split, post_id, split and value of each pair of posts, sorted.
+        """
+        keys, found = [], []
+        n = len(self._ids)
+        for one, other in ((texts, others), (others, texts)):
+            counts = np.diff(self.begins)[one]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            post = self._posts[np.repeat(self.begins[one], counts) + within]
+            for split in range(len(SPLIT_NAMES)):
+                partner = np.repeat(self._first[other, split], counts)
+                kept = (partner >= 0) & (self._split[post] != split)
+                a, b = post[kept], partner[kept]
+                is_later = self._split[a] > split
+                a, b = np.where(is_later, b, a), np.where(is_later, a, b)
+                pair_of_splits = self._split[a] * len(SPLIT_NAMES) + self._split[b]
+                keys.append((pair_of_splits * n + a) * n + b)
+                found.append(np.repeat(values, counts)[kept])
+        key, position = np.unique(np.concatenate(keys), return_index=True)
+        values = np.concatenate(found)[position]
+        return (*self._names(key // n % n), *self._names(key % n), values.tolist())
+
+    def _names(self, posts: np.ndarray) -> tuple[list[str], list[str]]:
+        ids, splits = posts.tolist(), self._split[posts].tolist()
+        return [self._ids[post] for post in ids], [SPLIT_NAMES[split] for split in splits]
 
 
 class _Index:
@@ -153,7 +203,9 @@ class _Index:
         is_repeated = counts[number] > 1
         n_unique = np.bincount(owner[~is_repeated], minlength=len(rows))
         rank = np.empty(len(counts), dtype=np.int64)
-        rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
+        # Numbers of 16 bits are sorted fastest; what is more frequent than they can say has one place.
+        few = np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
+        rank[np.argsort(few, kind="stable")] = np.arange(len(counts))
         # np.unique hashes integers, which takes ten times as long as to sort them.
         entries = np.sort(owner[is_repeated] * len(counts) + rank[number[is_repeated]])
         entries = entries[np.diff(entries, prepend=-1) != 0]
@@ -167,9 +219,11 @@ class _Index:
             np.bincount(column[(masks[owner] & bit) > 0], minlength=len(counts)) > 0
             for bit in (1, 2, 4)
         )
-        kept = np.asarray(n_splits)[column] > 1
+        is_shared = np.asarray(n_splits) > 1
+        kept = is_shared[column]
         self._owner, self._position = owner[kept], position[kept]
-        _, self._column = np.unique(column[kept], return_inverse=True)
+        self._column = (np.cumsum(is_shared) - 1)[column[kept]]
+        self._n_columns = max(1, int(is_shared.sum()))
         self.sets = self._matrix(np.ones(len(self._owner), dtype=bool))
 
     def prefixes(self, threshold: float) -> sparse.csr_matrix:
@@ -183,59 +237,75 @@ class _Index:
 
     def sharers(self) -> sparse.csr_matrix:
         """Return the texts of each shingle, at most the first thousand of each set of splits."""
-        group = self._column * 8 + self.masks[self._owner]
-        order = np.argsort(group, kind="stable")
-        ordered = group[order]
-        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)]
-        begins = np.maximum.accumulate(np.where(is_first, np.arange(len(ordered)), 0))
-        few = np.zeros(len(ordered), dtype=bool)
-        few[order] = np.arange(len(ordered)) - begins < _MAX_SHARERS
-        return self._matrix(few).T.tocsr()
+        texts = self.sets.T.tocsr()  # in the order of their numbers
+        shingle = np.repeat(np.arange(self._n_columns), np.diff(texts.indptr))
+        few = np.zeros(texts.nnz, dtype=bool)
+        for mask in np.unique(self.masks):
+            own = self.masks[texts.indices] == mask
+            before = np.concatenate([[0], np.cumsum(own)])
+            few |= own & (before[1:] - before[texts.indptr[shingle]] <= _MAX_SHARERS)
+        return _ones(shingle[few], texts.indices[few], texts.shape)
 
     def _matrix(self, kept: np.ndarray) -> sparse.csr_matrix:
-        n_columns = int(self._column.max()) + 1 if len(self._column) else 1
-        ones = np.ones(int(kept.sum()), dtype=np.int32)
-        places = (self._owner[kept], self._column[kept])
-        return sparse.csr_matrix((ones, places), shape=(len(self.sizes), n_columns))
+        return _ones(self._owner[kept], self._column[kept], (len(self.sizes), self._n_columns))
 
 
-def _similar(index: _Index, threshold: float) -> Iterator[tuple[int, int, float, float]]:
-    """Yield pairs of texts with their Jaccard similarity and the share of the smaller in the larger."""
-    pairs = np.unique(_candidates(index, threshold), axis=0)
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-        a, b = pairs[start : start + _PAIRS_AT_ONCE].T
-        both = np.asarray(index.sets[a].multiply(index.sets[b]).sum(axis=1)).ravel()
-        smaller = np.minimum(index.sizes[a], index.sizes[b])
-        jaccard = both / (index.sizes[a] + index.sizes[b] - both)
-        share = both / smaller
-        is_quoted = (share >= QUOTED_SHARE) & (smaller >= MIN_QUOTED_SHINGLES)
-        for k in np.flatnonzero((jaccard >= threshold) | is_quoted).tolist():
-            yield int(a[k]), int(b[k]), float(jaccard[k]), float(share[k])
+def _ones(rows: np.ndarray, columns: np.ndarray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return a matrix of ones at sorted places."""
+    begins = np.searchsorted(rows, np.arange(shape[0] + 1))
+    return sparse.csr_matrix((np.ones(len(columns), dtype=np.int32), columns, begins), shape=shape)
+
+
+def _similar(
+    index: _Index, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of texts that are alike or of which one is quoted, `[N]` each.
+
+    Returns:
+        Both texts, their Jaccard similarity, and the share of the smaller in the larger, which is 0 of
+        texts that are too short to be quoted.
+    """
+    a, b = np.divmod(np.unique(_candidates(index, threshold)), len(index.sizes))
+    both = np.empty(len(a), dtype=np.int64)
+    of_a = np.zeros(index.sets.shape[1], dtype=np.int32)
+    begins = np.flatnonzero(np.diff(a, prepend=-1))
+    for begin, end in pairwise([*begins.tolist(), len(a)]):
+        shingles = index.sets[a[begin]].indices
+        of_a[shingles] = 1
+        both[begin:end] = index.sets[b[begin:end]] @ of_a
+        of_a[shingles] = 0
+    smaller = np.minimum(index.sizes[a], index.sizes[b])
+    jaccard = both / (index.sizes[a] + index.sizes[b] - both)
+    share = np.where(smaller >= MIN_QUOTED_SHINGLES, both / smaller, 0.0)
+    kept = (jaccard >= threshold) | (share >= QUOTED_SHARE)
+    return a[kept], b[kept], jaccard[kept], share[kept]
 
 
 def _candidates(index: _Index, threshold: float) -> np.ndarray:
-    """Return pairs (i, j), i < j, of texts of two splits that share one of their rarest shingles."""
+    """Return pairs i < j of texts of two splits that share one of their rarest shingles, as i T + j."""
     prefixes, sharers = index.prefixes(min(threshold, QUOTED_SHARE)), index.sharers()
+    n_texts = len(index.sizes)
     cost = prefixes @ np.diff(sharers.indptr)
     chunk_of = np.cumsum(cost) // _MAX_PRODUCT
     edges = np.flatnonzero(np.diff(chunk_of, prepend=-1))
-    found = [np.empty((0, 2), dtype=np.int64)]
-    for start, end in zip(edges, [*edges[1:], len(cost)], strict=True):
+    found = [np.empty(0, dtype=np.int64)]
+    for start, end in pairwise([*edges.tolist(), n_texts]):
         shared = (prefixes[start:end] @ sharers).tocoo()
-        i, j, n_shared = (
-            shared.row.astype(np.int64) + start,
-            shared.col.astype(np.int64),
-            shared.data,
-        )
+        i, j = shared.row.astype(np.int64) + start, shared.col.astype(np.int64)
         smaller = np.minimum(index.sizes[i], index.sizes[j])
         larger = np.maximum(index.sizes[i], index.sizes[j])
         same_split = (index.masks[i] == index.masks[j]) & np.isin(index.masks[i], (1, 2, 4))
         is_alike = (smaller >= threshold * larger - 1e-9) | (smaller >= MIN_QUOTED_SHINGLES)
         kept = np.flatnonzero((i != j) & ~same_split & is_alike)
-        group = i[kept] * 8 + index.masks[j[kept]]
-        kept = kept[np.lexsort((j[kept], -n_shared[kept], group))]
-        group = np.sort(group)
+        i, j, n_shared = i[kept], j[kept], shared.data[kept]
+        # Sorted by text and splits of the partner, then the likeliest, then the first partner.
+        group = i * 8 + index.masks[j]
+        rarity = np.max(n_shared, initial=0) - n_shared
+        width = int(rarity.max(initial=0)) + 1
+        key = np.sort((group * width + rarity) * n_texts + j)
+        group, j = key // (width * n_texts), key % n_texts
         begins = np.searchsorted(group, group)
-        kept = kept[np.arange(len(kept)) - begins < _MAX_PARTNERS]
-        found.append(np.sort(np.stack([i[kept], j[kept]], axis=1), axis=1))
+        few = np.arange(len(key)) - begins < _MAX_PARTNERS
+        i, j = group[few] // 8, j[few]
+        found.append(np.minimum(i, j) * n_texts + np.maximum(i, j))
     return np.concatenate(found)

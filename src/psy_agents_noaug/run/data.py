@@ -34,7 +34,7 @@ from psy_agents_noaug.data.splits import (
     split_summary,
     undivided,
 )
-from psy_agents_noaug.errors import ConfigError, DataError, first_of
+from psy_agents_noaug.errors import MAX_NAMES_LISTED, ConfigError, DataError, first_of
 from psy_agents_noaug.run.annotators import (
     NOT_MET_AS_MERGED,
     AnnotatorReport,
@@ -161,10 +161,13 @@ class PreparedData:
                 counts = ", ".join(
                     f"{len(self.duplicates.post_ids(name, kind))} of {name}" for name in self.counts
                 )
-                names = [f"{a} ({one}) ~ {b} ({other})" for a, one, b, other, *_ in pairs]
+                names = [
+                    f"{a} ({one}) ~ {b} ({other})"
+                    for a, one, b, other, *_ in pairs[:MAX_NAMES_LISTED]
+                ]
                 found.append(
                     f"There are {_DUPLICATES[kind]} in different splits (texts: {counts}): "
-                    f"{first_of(names)}"
+                    f"{first_of(names, n=len(pairs))}"
                 )
         if self.dropped:
             found.append(

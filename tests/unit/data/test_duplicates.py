@@ -104,6 +104,24 @@ def test_no_pair_is_missed_that_brute_force_finds(threshold):
     assert len(report.near) == len(expected)
 
 
+def test_no_copy_of_a_text_is_missed_that_brute_force_finds():
+    draw = random.Random(8)
+    texts = [" ".join(draw.choices("abcd", k=draw.randint(3, 6))) for _ in range(40)]
+    parts = {name: draw.choices(texts, k=25) for name in ("train", "val", "test")}
+    named = [(f"{name}{i}", name, t) for name, ts in parts.items() for i, t in enumerate(ts)]
+    expected: dict[str, set[str]] = {"exact": set(), "near": set()}
+    for post_id, split, text in named:
+        for _, other_split, other in named:
+            x, y = trigrams(text), trigrams(other)
+            if split != other_split and len(x & y) / len(x | y) >= 0.5:
+                expected["exact" if text == other else "near"].add(post_id)
+    report = find(**parts, threshold=0.5)
+    for kind, posts in expected.items():
+        found = set().union(*(report.post_ids(name, kind) for name in parts))
+        assert found == posts
+        assert len(posts) > 10
+
+
 def test_two_thousand_posts_take_no_time():
     draw = random.Random(1)
     words = [f"w{i}" for i in range(500)]
