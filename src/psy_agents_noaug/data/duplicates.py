@@ -95,7 +95,7 @@ def find_duplicates_across_splits(
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"`threshold` must be above 0 and at most 1, but is {threshold} instead.")
-    if splits.whole:
+    if splits.whole or not posts:
         return DuplicateReport([], [], [])
     copies: dict[str, list[int]] = defaultdict(list)
     for number, post in enumerate(posts):

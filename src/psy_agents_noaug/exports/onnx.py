@@ -15,6 +15,7 @@ from torch import Tensor
 from psy_agents_noaug.errors import ConfigError
 from psy_agents_noaug.exports.windows import ENDS, LOG_ODDS, STARTS, WindowModel, named_outputs
 from psy_agents_noaug.utils.extras import require
+from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 MODEL, QUANTISED = "model.onnx", "model_int8.onnx"
@@ -74,6 +75,8 @@ def write_onnx(model: WindowModel, folder: Path) -> float:
         # A number that the graph should leave open and does not is refused by ONNX Runtime.
         found = max(difference(model, folder / MODEL, shape) for shape in _CHECKED)
     except Exception as error:  # of the exporter and of ONNX Runtime, which have many kinds
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"This model cannot be exported to ONNX by PyTorch {torch.__version__}: {reason} "

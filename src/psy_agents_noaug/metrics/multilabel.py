@@ -18,7 +18,7 @@ from psy_agents_noaug.metrics.jackknife import (
     leave_blocks_out,
 )
 from psy_agents_noaug.metrics.posts import PostDecisions
-from psy_agents_noaug.metrics.ratios import divide
+from psy_agents_noaug.metrics.ratios import divide, f1_score
 from psy_agents_noaug.metrics.values import Floats, Ints, Metrics, ValueOrReason, metrics_of
 
 AVERAGES = ("micro", "macro", "weighted", "samples")
@@ -112,7 +112,7 @@ def _scores(counts: Floats) -> tuple[Floats, Floats, Floats]:
     return (
         _or_0(divide(found, predicted)),
         _or_0(divide(found, gold)),
-        _or_0(divide(2 * found, predicted + gold)),
+        _or_0(f1_score(found, predicted, gold)),
     )
 
 

@@ -22,7 +22,7 @@ def protocol_systems(metrics: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def published_value(value: float | None) -> str:
-    """Return a published figure with the decimals that it was published with, at most three."""
+    """Return a published figure with at most three decimals, or nothing."""
     return "" if value is None else str(round(value, 3))
 
 

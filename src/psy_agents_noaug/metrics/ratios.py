@@ -12,6 +12,12 @@ def divide(numerator: ArrayLike, denominator: ArrayLike) -> NDArray[np.float64]:
     return ratio
 
 
+def harmonic_mean(precision: ArrayLike, recall: ArrayLike) -> NDArray[np.float64]:
+    """Return the harmonic mean of two ratios, 0 where both are 0."""
+    both = np.asarray(precision) + np.asarray(recall)
+    return np.nan_to_num(divide(2 * np.asarray(precision) * np.asarray(recall), both))
+
+
 def f1_score(
     true_positives: ArrayLike,
     predicted: ArrayLike,
@@ -38,5 +44,5 @@ def f1_score(
     else:
         precision = np.nan_to_num(divide(true_positives, predicted))
         recall = np.nan_to_num(divide(found, gold))
-        f1 = np.nan_to_num(divide(2 * precision * recall, precision + recall))
+        f1 = harmonic_mean(precision, recall)
     return np.where(np.asarray(gold) > 0, f1, np.nan)

@@ -39,7 +39,7 @@ from psy_agents_noaug.metrics.classification import (
 )
 from psy_agents_noaug.metrics.intervals import Samples, classification_samples, macro
 from psy_agents_noaug.metrics.jackknife import effective_groups, jackknife_blocks, leave_blocks_out
-from psy_agents_noaug.metrics.ratios import divide, f1_score
+from psy_agents_noaug.metrics.ratios import divide, f1_score, harmonic_mean
 from psy_agents_noaug.metrics.squad import exact_match, token_f1
 from psy_agents_noaug.metrics.values import (
     NO_PAIRS,
@@ -424,7 +424,7 @@ def _eraser_metrics(counts: Floats) -> dict[str, Floats]:
     c = np.moveaxis(counts, -1, 0)
     recall = divide(c[_SHARE_OF_GOLD], c[_N_ANSWERABLE])
     precision = np.nan_to_num(divide(c[_SHARE_OF_PREDICTED], c[_PREDICTING]))
-    instance = np.nan_to_num(divide(2 * precision * recall, precision + recall))
+    instance = harmonic_mean(precision, recall)
     return {
         "evidence_eraser_iou_f1_pooled": f1_score(
             c[_RIGHT], c[_PREDICTED], c[_GOLD], found=c[_RIGHT]

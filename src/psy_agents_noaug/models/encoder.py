@@ -21,6 +21,7 @@ from psy_agents_noaug.models.recompute import recomputed
 from psy_agents_noaug.utils.extras import require
 from psy_agents_noaug.utils.files import sha256_of_file
 from psy_agents_noaug.utils.host import on_host
+from psy_agents_noaug.utils.out_of_memory import is_out_of_memory
 from psy_agents_noaug.utils.token_budget import budget
 
 BUNDLED_PREFIX = "bundled:"
@@ -115,6 +116,8 @@ def _loading(pretrained_model: str) -> Iterator[str]:
         with quiet_transformers():
             yield source
     except Exception as error:  # tokenizers and safetensors raise bare ones
+        if is_out_of_memory(error):
+            raise
         raise ConfigError(
             f"`model.pretrained_model` {pretrained_model!r} cannot be loaded: {_reason(error)}\n"
             "If it is a folder, its files may be damaged or incomplete.\n"
@@ -139,7 +142,9 @@ def rebuild_encoder(files: Mapping[str, str]) -> Encoder:
                 config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
                 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
                 model = AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        except Exception as error:
+        except Exception as error:  # of transformers and tokenizers, which have many kinds
+            if is_out_of_memory(error):
+                raise
             raise CheckpointError(
                 f"The checkpoint's encoder cannot be rebuilt: {_reason(error)}"
             ) from error

@@ -1,14 +1,14 @@
 """TREC files of an evaluation's rankings and of predictions, and the figures of TREC files."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from psy_agents_noaug.data.trec import Topics, qrels_lines, read_qrels, read_run, run_lines
-from psy_agents_noaug.data.validation import Fault, raise_faults
+from psy_agents_noaug.data.validation import Fault, quote_identifier, raise_faults
 from psy_agents_noaug.errors import DataError, first_of
 from psy_agents_noaug.metrics.names import RANKING_FIGURES
 from psy_agents_noaug.metrics.ranking import DEPTH, mean_figures, topic_figures, trec_order
@@ -104,7 +104,8 @@ def trec(run: Path, qrels: Path | None, output: Path | None, *, as_json: bool = 
             or are left out of the means.
 
     Raises:
-        DataError: a file is at fault, or no topic of the qrels has a relevant document.
+        DataError: a file is at fault, or no topic of the qrels has a relevant document, or none has a
+            document of the run.
         StorageError: the run cannot be written.
     """
     holds_predictions = run.suffix.lower() in SUFFIXES
@@ -112,17 +113,19 @@ def trec(run: Path, qrels: Path | None, output: Path | None, *, as_json: bool = 
     printed = []
     if qrels is not None:
         judged = read_qrels(qrels)
+        unjudged = _unjudged_topics(ranked, judged)
         metrics = run_figures(ranked, judged)
         if as_json:
             topics = {
                 "topics_not_in_run": sorted(judged.keys() - ranked.keys()),
+                "topics_without_judged_document": unjudged,
                 "topics_without_relevant": sorted(
                     topic for topic, gains in judged.items() if max(gains.values()) <= 0
                 ),
             }
             printed.append(json.dumps({**metrics.values, **topics}, indent=2))
         else:
-            printed.append(_table(metrics, ranked, judged))
+            printed.append(_table(metrics, ranked, judged, unjudged))
     if output is not None:
         write_text(output, run_text(ranked, tag=run.stem))
         if not as_json:
@@ -130,7 +133,36 @@ def trec(run: Path, qrels: Path | None, output: Path | None, *, as_json: bool = 
     return "\n".join(printed)
 
 
-def _table(metrics: Metrics, ranked: Topics[float], judged: Topics[int]) -> str:
+def _unjudged_topics(ranked: Topics[float], judged: Topics[int]) -> list[str]:
+    """Return the topics of both files of which the qrels have no document of the run.
+
+    Raises:
+        DataError: no topic has such a document, so that the files are not of the same documents.
+    """
+    common = sorted(ranked.keys() & judged.keys())
+    unjudged = [topic for topic in common if not ranked[topic].keys() & judged[topic].keys()]
+    if len(unjudged) == len(common):
+        ours, theirs = (
+            first_of(
+                [
+                    f"{quote_identifier(one)} {quote_identifier(next(iter(own)))}"
+                    for one, own in topics.items()
+                ]
+            )
+            for topics in (ranked, judged)
+        )
+        raise DataError(
+            "No document of the run is in the qrels under the same topic, so there are no figures.\n"
+            f"Topics and their first documents in the run: {ours}.\n"
+            f"In the qrels: {theirs}.\n"
+            "Name topics and documents alike in both files."
+        )
+    return unjudged
+
+
+def _table(
+    metrics: Metrics, ranked: Topics[float], judged: Topics[int], unjudged: Sequence[str]
+) -> str:
     rows = [["topic", *RANKING_FIGURES]]
     prefixes = {topic: f"per_label/{topic}/" for topic in judged}
     for shown, prefix in {**prefixes, "mean": ""}.items():
@@ -143,6 +175,10 @@ def _table(metrics: Metrics, ranked: Topics[float], judged: Topics[int]) -> str:
     ]
     if absent := sorted(judged.keys() - ranked.keys()):
         lines.append(f"Topics without a line in the run count as 0: {first_of(absent)}.")
+    if unjudged:
+        lines.append(
+            f"Topics of which no document of the run is in the qrels: {first_of(unjudged)}."
+        )
     if others := sorted(ranked.keys() - judged.keys()):
         lines.append(f"Topics that the qrels do not have are left out: {first_of(others)}.")
     return "\n".join(lines)

@@ -40,6 +40,10 @@ def test_every_pair_of_copies_across_splits_is_listed():
     ]
 
 
+def test_no_posts_have_no_duplicates():
+    assert find().by_kind() == {"exact": [], "near": [], "quoted": []}
+
+
 def test_duplicates_within_a_split_are_no_leak():
     report = find(train=[FILLER, FILLER, f"{FILLER} today"], val=["a b c"], test=["d e f"])
     assert (report.exact, report.near) == ([], [])

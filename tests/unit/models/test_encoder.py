@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from psy_agents_noaug.errors import CheckpointError, ConfigError
 from psy_agents_noaug.models import encoder as encoder_module
@@ -145,6 +145,18 @@ def test_an_encoder_that_cannot_be_had_is_an_error_that_says_what_to_do(name):
         load_encoder(name)
     for part in (name, "model.pretrained_model", "hf auth login", "model=minilm"):
         assert part in str(caught.value)
+
+
+def test_missing_memory_is_not_called_a_damaged_file(tiny_encoder, monkeypatch):
+    def full(*args: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", full)
+    with pytest.raises(MemoryError):
+        load_encoder(str(tiny_encoder))
+    files = {"config.json": "{}", "tokenizer.json": "{}"}
+    with pytest.raises(MemoryError):
+        rebuild_encoder(files)
 
 
 @pytest.mark.faults("an encoder's folder brings code", "not run")

@@ -211,6 +211,23 @@ def test_a_protocol_that_divides_the_corpus_is_about_no_other_division(posts_run
         load_series_config("cv", "criteria", ["protocol=redsm5_posts"])
 
 
+def test_a_run_of_other_documents_than_the_qrels_is_refused(tmp_path, capsys, own_logging):
+    run, qrels = tmp_path / "a.run", tmp_path / "qrels"
+    run.write_text("1 Q0 d1 1 0.5 t\n2 Q0 d2 1 0.4 t\n")
+    qrels.write_text("1 0 s1 1\n2 0 s2 1\n")
+    assert main(["trec", str(run), str(qrels)]) == 2
+    told = capsys.readouterr().err
+    assert "No document of the run is in the qrels under the same topic" in told
+    assert "in the run: '1' 'd1', '2' 'd2'" in told
+    assert "In the qrels: '1' 's1', '2' 's2'" in told
+
+    qrels.write_text("1 0 s1 1\n2 0 d2 1\n")
+    assert main(["trec", str(run), str(qrels)]) == 0
+    assert "no document of the run is in the qrels: 1." in capsys.readouterr().out
+    assert main(["trec", str(run), str(qrels), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["topics_without_judged_document"] == ["1"]
+
+
 def test_a_topic_without_a_relevant_document_is_named_in_the_json(tmp_path, capsys, own_logging):
     run, qrels = tmp_path / "a.run", tmp_path / "qrels"
     run.write_text("1 Q0 d1 1 0.5 t\n1 Q0 d2 2 0.4 t\n2 Q0 d1 1 0.5 t\n")

@@ -12,6 +12,7 @@ from psy_agents_noaug.config.schema import DataCheckConfig, TrainConfig
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import HELD_OUT, Example
+from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.errors import ConfigError, DataError, PsyAgentsError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
@@ -250,7 +251,7 @@ def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -
     met = np.zeros((len(met_in), len(ids)), dtype=np.int64)
     for row, own in enumerate(met_in.values()):
         met[row, [position[one] for one in own]] = 1
-    texts = Counter(" ".join(post.text.casefold().split()) for post in data.corpus.posts)
+    texts = Counter(fold(post.text) for post in data.corpus.posts)
     annotators = {annotation.annotator_id for annotation in data.corpus.annotations} - {None}
     return ValidFacts(
         data,
