@@ -350,7 +350,7 @@ def _valid_corpus(
                 end_char=span.end_char if span else None,
                 sentence_id=sentence_id,
                 row=row + 1,
-                annotator_id=annotator_id,
+                annotator_id=annotator_id and annotator_id.strip(),
             )
         )
     posts.sort(key=lambda post: post.post_id)

@@ -261,9 +261,13 @@ def parse_offset(value: str | None) -> int | None:
 
 
 def drop_missing_evidence(annotations: Table) -> int:
-    """Empty the cells of `evidence_text` that only say that there is none, and return their number.
+    """Empty the cells of `evidence_text` that only say that there is none.
 
-    A post may hold these words, but evidence that is nothing else is taken for a missing value.
+    A post may hold these words, but evidence that is nothing else is taken for a missing value, unless
+    offsets say where it is.
+
+    Returns:
+        How many annotations are left without evidence by it.
     """
     if "evidence_text" not in annotations.frame:
         return 0
@@ -272,7 +276,11 @@ def drop_missing_evidence(annotations: Table) -> int:
     annotations.frame["evidence_text"] = pd.Series(
         kept, index=annotations.frame.index, dtype=object
     )
-    return sum(cell is not None for cell in cells) - sum(cell is not None for cell in kept)
+    offsets = zip(annotations.values("start_char"), annotations.values("end_char"), strict=True)
+    return sum(
+        cell is not None and left is None and None in span
+        for cell, left, span in zip(cells, kept, offsets, strict=True)
+    )
 
 
 def column_faults(table: Table, labels: LabelScale) -> list[tuple[int, str, Fault]]:

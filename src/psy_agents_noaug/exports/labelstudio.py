@@ -12,7 +12,6 @@ from xml.sax.saxutils import quoteattr
 
 from psy_agents_noaug.config.loading import as_of_today, validate_train_config
 from psy_agents_noaug.config.schema import ExportConfig
-from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.data.offsets import OffsetStyle, from_code_points
 from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.data.tables import read_table
@@ -152,9 +151,8 @@ def _of_file(path: Path, settings: ExportConfig) -> _Predictions:
         texts = _own_texts(rows, faults)
         if rows and not texts:
             raise ConfigError("`posts` must name the table of the posts: posts=FILE.")
-    known = {criterion.criterion_id: criterion.name for criterion in MAJOR_DEPRESSIVE_EPISODE}
-    ids = dict.fromkeys(row.criterion_id for row in rows)
-    names = {i: known[i] for i in ids} if ids.keys() <= known.keys() else {i: i for i in ids}
+    # The file has no names, and an id such as A.1 may be that of another disorder's criterion.
+    names = {row.criterion_id: row.criterion_id for row in rows}
     by_post = _grouped(rows, texts, names, faults)
     raise_faults(f"{path} cannot be exported:", faults)
     return _Predictions(by_post, texts, names, path.stem)

@@ -235,16 +235,16 @@ def _evidence_sums(pairs: AnnotatedPairs) -> Floats:
 def _intervals(samples: Mapping[str, Floats]) -> dict[str, ValueOrReason]:
     """Return the ends of the intervals of alpha, agreement and the characters' F1."""
     alpha = samples["alpha"]
-    # On the scale of [0, 1] of a share: alpha is at most 1, and near it skewed.
+    # On the scale of [0, 1] of a share. Alpha of labels 0 and 1 is in [-1, 1], and near 1 it is skewed.
     shares = {name: samples[name] for name in ("agreement", "evidence_char_f1")}
     ends = intervals({"alpha": alpha}, bounded=False)
     found: dict[str, ValueOrReason] = {}
     for metrics in (ends, intervals(shares)):
         for key, value in metrics.values.items():
             found[key] = metrics.undefined[key] if value is None else value
-    high = found["alpha_ci_high"]
-    if not isinstance(high, str):
-        found["alpha_ci_high"] = min(high, 1.0)
+    low, high = found["alpha_ci_low"], found["alpha_ci_high"]
+    if not isinstance(low, str) and not isinstance(high, str):
+        found |= {"alpha_ci_low": max(low, -1.0), "alpha_ci_high": min(high, 1.0)}
     if alpha[0] == 1.0:
         found |= dict.fromkeys(
             ("alpha_ci_low", "alpha_ci_high"), f"{TOO_FEW}: the figure is 1, the end of its range"

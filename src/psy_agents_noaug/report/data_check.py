@@ -193,7 +193,9 @@ def _facts(facts: DataFacts) -> dict[str, str]:
             + (f" by {valid.n_annotators} annotators" if valid.n_annotators else ""),
             f"pairs of a {facts.config.data.unit} and a criterion": f"{n_pairs:,}, of which "
             f"{n_met:,} met",
-            "evidence": ", ".join(f"{n:,} {kind}" for kind, n in data.alignment.counts.items() if n)
+            "evidence" + (", before corrections" if data.corrections else ""): ", ".join(
+                f"{n:,} {kind}" for kind, n in data.alignment.counts.items() if n
+            )
             or "none",
             "splits": ", ".join(
                 [f"{name} {own['posts']:,} posts" for name, own in data.counts.items()]

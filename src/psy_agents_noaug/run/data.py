@@ -501,7 +501,8 @@ def _log(prepared: PreparedData, scale: LabelScale) -> None:
         differing,
     )
     logger.info(
-        "Evidence found in the posts: %s; %d of it on status-0 rows (hard negatives).",
+        "Evidence found in the posts%s: %s; %d of it on status-0 rows (hard negatives).",
+        "" if prepared.corrections is None else ", before it is corrected",
         ", ".join(f"{count} {kind}" for kind, count in alignment.counts.items()),
         alignment.hard_negatives,
     )

@@ -254,6 +254,24 @@ def test_evidence_that_only_says_that_there_is_none_is_missing_and_counted(tmp_p
     assert corpus.n_missing_evidence == 1
 
 
+def test_the_word_none_is_evidence_where_offsets_say_so(tmp_path):
+    posts = [{"post_id": "p1", "text": "Appetite: None."}]
+    rows = [annotation(start_char=10, end_char=14, evidence_text="None")]
+    corpus = load(tmp_path, posts=posts, annotations=rows)
+    assert [(a.start_char, a.end_char) for a in corpus.annotations] == [(10, 14)]
+    assert corpus.n_missing_evidence == 0
+
+
+def test_spaces_around_an_annotator_make_nobody_else(tmp_path):
+    rows = [
+        annotation(annotator_id="ada"),
+        annotation(annotator_id=" ada ", criterion_id="A.2"),
+        annotation(criterion_id="A.3"),
+    ]
+    corpus = load(tmp_path, annotations=rows)
+    assert [a.annotator_id for a in corpus.annotations] == ["ada", "ada", None]
+
+
 EMOJI = {"posts": [{"post_id": "p1", "text": "😭😭😭 It rained. I lie awake."}]}
 
 

@@ -40,21 +40,28 @@ def test_tasks_have_choices_spans_in_utf_16_and_posts_without_predictions(export
     first, second = tasks
     assert first["data"] == {"post_id": "1", "text": TEXT, "group_id": "g"}
     choices, labels = first["predictions"][0]["result"]
-    assert choices["value"] == {"choices": ["Sleep problems"]}
+    assert choices["value"] == {"choices": ["A.4"]}
     assert labels["value"] == {
         "start": 3,
         "end": 17,
         "text": "I cannot sleep",
-        "labels": ["Sleep problems"],
+        "labels": ["A.4"],
     }
     assert labels["score"] == 0.5
     assert second["predictions"][0] == {"model_version": "predicted", "result": []}
-    assert '<Label value="Sleep problems"/>' in summary
+    assert '<Label value="A.4"/>' in summary
 
 
 def test_a_sentence_that_meets_a_criterion_is_its_evidence(exported):
     tasks, _ = exported(line(start_char=2, end_char=17, probability=0.9))
     assert tasks[0]["predictions"][0]["result"][1]["value"]["text"] == "I cannot sleep."
+
+
+def test_criteria_of_a_file_have_their_ids_as_names(exported):
+    # A.4 may be irritability, of another disorder.
+    _, summary = exported(line(), line(criterion_id="A.5"))
+    assert '<Choice value="A.4"/>' in summary
+    assert '<Choice value="A.5"/>' in summary
 
 
 def test_all_faults_are_told(exported):

@@ -111,6 +111,12 @@ def test_evidence_is_compared_in_characters_and_in_whole_spans():
     assert found["evidence_n"] == 2
 
 
+def test_the_interval_of_alpha_ends_where_alpha_can():
+    few = figures([[1, 1], [1, 0], [0, 0]])
+    assert few["alpha_ci_low"] == -1
+    assert few["alpha"] < few["alpha_ci_high"] <= 1
+
+
 def test_the_interval_of_alpha_is_over_groups_and_holds_the_figure():
     labels = random_labels(4, annotators=3)
     single = figures(labels)
