@@ -113,6 +113,36 @@ def test_a_training_on_what_was_asked_alone_takes_nothing_else_for_a_negative(
     assert command.endswith(" data.unannotated_pairs=drop") == is_dropped
 
 
+def test_who_was_shown_one_span_says_nothing_of_others(imported, written):
+    crying = dict(zip(("start", "end"), at("I cry"), strict=True), label="A.1")
+    shown = {"text": TEXT, "id": 1, "_view_id": "ner"}
+    records = [
+        {**shown, "spans": [crying], "answer": "accept", "_annotator_id": "x"},
+        {**shown, "spans": [SPAN], "answer": "reject", "_annotator_id": "x"},
+        {**shown, "spans": [SPAN], "answer": "accept", "_annotator_id": "y"},
+    ]
+    result = imported("spacy", written("a.jsonl", jsonl(*records)), spans_imply_label=True)
+    assert result.rows == [("1", "x", "A.1", 1, "I cry"), ("1", "y", "A.4", 1, SLEEP)]
+    assert result.left("suggested spans that the annotator rejected") == 1
+    assert result.summary.endswith(" data.unannotated_pairs=drop")
+
+
+@pytest.mark.parametrize(
+    ("view", "says_all"),
+    [("ner", False), ("spans", False), ("ner_manual", True), ("spans_manual", True)],
+)
+def test_only_who_marked_spans_by_hand_says_no_to_other_criteria(imported, written, view, says_all):
+    record = {"text": TEXT, "spans": [SPAN], "answer": "accept", "_view_id": view}
+    result = imported(
+        "spacy",
+        written("a.jsonl", jsonl(record)),
+        spans_imply_label=True,
+        negatives="explicit",
+        map={"Sad": "A.1"},
+    )
+    assert [row[2:4] for row in result.rows] == [("A.1", 0)] * says_all + [("A.4", 1)]
+
+
 def test_a_docbin_needs_spacy(imported, written, monkeypatch):
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"Reading a\.spacy needs spacy"):
