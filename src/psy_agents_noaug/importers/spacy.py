@@ -77,8 +77,9 @@ def _read_record(
     document = settings.document_of(place, record, reading, without=("label", "answer"))
     if document is None:
         return
-    if record.get("label") not in (None, "") and name(record["label"]) is None:
-        reading.faults.append(Fault(place, "must have text as label"))
+    for key in ("label", "answer"):
+        if record.get(key) not in (None, "") and name(record[key]) is None:
+            reading.faults.append(Fault(place, f"must have text as {key}"))
     answer = name(record.get("answer"))
     has_label = name(record.get("label")) is not None
     shows_one_span = not has_label and record.get("_view_id") in _YES_OR_NO_VIEWS
@@ -115,9 +116,15 @@ def _marks(
     if label is None:
         yield from _spans(place, record, reading)
     for accepted in items(record.get("accept")):
-        if (chosen := name(accepted)) is not None:
+        if (chosen := name(accepted)) is None:
+            reading.faults.append(Fault(place, "must have labels that are text in `accept`"))
+        else:
             yield Mark(chosen, field="accept")
-    for category, value in mapping(record.get("cats")).items():
+    categories = record.get("cats")
+    if categories is not None and not isinstance(categories, dict):
+        rule = 'must have an object of labels as `cats`, as {"LABEL": 1}'
+        reading.faults.append(Fault(place, rule))
+    for category, value in mapping(categories).items():
         met = {"0": False, "1": True, "0.0": False, "1.0": True}.get(str(value))
         if isinstance(value, bool):
             met = value

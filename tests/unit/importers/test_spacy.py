@@ -41,6 +41,30 @@ def test_a_label_that_is_no_text_is_a_fault(refused, written):
     assert "must have text as label" in refused("spacy", path, empty="negative")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"accept": [{"id": "A.1"}]}, "must have labels that are text in `accept`"),
+        ({"accept": ["A.1", None]}, "must have labels that are text in `accept`"),
+        ({"accept": True}, "must have labels that are text in `accept`"),
+        ({"cats": ["A.4"]}, "must have an object of labels as `cats`"),
+        ({"cats": "A.4"}, "must have an object of labels as `cats`"),
+        ({"label": "A.4", "answer": False}, "must have text as answer"),
+    ],
+)
+def test_what_holds_no_label_where_labels_belong_is_a_fault(refused, written, said, told):
+    path = written("a.jsonl", jsonl({"text": TEXT, "answer": "accept", **said}))
+    assert f"line 1: {told}" in refused("spacy", path)
+
+
+@pytest.mark.parametrize("said", [{"accept": None, "cats": None}, {"accept": [], "cats": {}}])
+def test_an_accepted_example_without_a_label_is_a_negative(imported, written, said):
+    records = [{"text": TEXT, "id": 1, **said}, {"text": OTHER, "id": 2, "accept": ["A.4"]}]
+    path = written("a.jsonl", jsonl(*({**r, "answer": "accept"} for r in records)))
+    result = imported("spacy", path, negatives="explicit")
+    assert [(row[0], *row[2:4]) for row in result.rows] == [("1", "A.4", 0), ("2", "A.4", 1)]
+
+
 def test_the_answers_of_prodigy_count(imported, written):
     records = [
         {"text": f"{TEXT}{n}", "label": "A.4", "answer": answer, "id": n, **more}
