@@ -12,7 +12,7 @@ from typing import Any
 
 from psy_agents_noaug.data.table_formats import DELIMITERS, parse_json
 from psy_agents_noaug.data.tables import read_csv_text
-from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.data.validation import Fault, quote_columns, quote_label
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Mark, Reading, Review
 from psy_agents_noaug.importers.settings import ReadSettings, no_text
@@ -348,14 +348,12 @@ def _is_result(value: Any) -> bool:
 
 
 def _are_choices(column: str, values: Sequence[Any], settings: ReadSettings) -> bool:
-    given = [item for value in values for item in items(value)]
-    if not all(isinstance(item, str) for item in given) or len(set(given)) > _MAX_CHOICES:
-        return False
-    return any(settings.is_label(item, column) for item in set(given))
+    given = {item for value in values for item in items(value) if isinstance(item, str)}
+    return len(given) <= _MAX_CHOICES and any(settings.is_label(item, column) for item in given)
 
 
 def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterator[Mark]:
-    for item in items(value):
+    for item in items(None if value == "" else value):
         if isinstance(item, dict):
             kind = next((k for k in _LABELS if k in item), None)
             if kind is None:
@@ -364,6 +362,9 @@ def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterat
                 yield from _value_marks(place, item, kind, column, reading)
         elif (label := _label(item)) is not None:
             yield Mark(label, field=column)
+        else:
+            rule = f"must have labels that are text in the column {quote_label(column)}"
+            reading.faults.append(Fault(place, rule))
 
 
 def _with_attributes(place: str, columns: Mapping[str, Any], reading: Reading) -> list[Mark]:

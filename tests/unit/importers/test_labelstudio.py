@@ -460,3 +460,20 @@ def test_notes_on_regions_in_json_min_are_no_dialogue(imported, written):
     notes = [{"start": start, "end": end, "text": ["very sure"]}]
     record = {"id": 1, "text": TEXT, "criteria": "A.4", "notes": notes, "annotator": 1}
     assert imported("labelstudio", written("min.json", [record])).posts == {"1": TEXT}
+
+
+@pytest.mark.parametrize("value", [True, False, 0.5, ["A.4", None], [["A", True]]])
+@pytest.mark.parametrize("settings", [{"fields": ["criteria"]}, {}])
+def test_a_value_in_a_column_of_labels_that_is_none_is_a_fault(refused, written, value, settings):
+    record = {"id": 1, "text": TEXT, "criteria": value, "annotator": 1}
+    other = {**record, "id": 2, "text": OTHER, "criteria": "A.1"}
+    message = refused("labelstudio", written("min.json", [record, other]), **settings)
+    assert "record 1 (task 1): must have labels that are text in the column 'criteria'" in message
+
+
+@pytest.mark.parametrize("value", [None, "", []])
+def test_an_empty_value_in_a_column_of_labels_is_no_label(imported, written, value):
+    record = {"id": 1, "text": TEXT, "criteria": value, "annotator": 1}
+    other = {**record, "id": 2, "text": OTHER, "criteria": "A.1"}
+    result = imported("labelstudio", written("min.json", [record, other]), negatives="explicit")
+    assert [(row[0], *row[2:4]) for row in result.rows] == [("1", "A.1", 0), ("2", "A.1", 1)]
