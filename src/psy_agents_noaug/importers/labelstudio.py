@@ -291,6 +291,13 @@ def _read_flat(
             continue
         columns = {column: record[column] for column in sorted(controls & record.keys())}
         marks = _with_attributes(place, columns, reading)
+        said = {column: record.get(column) for column in (*sorted(controls), *others)}
+        if unplaced := _unplaced_attributes(marks, said, settings):
+            rule = (
+                "must be exported as JSON: the map has an entry for a label with the value of this "
+                "column, which does not say here of which region it is"
+            )
+            reading.faults.append(Fault(place, rule, quote_columns(unplaced)))
         is_annotated = any(record.get(key) is not None for key in ("annotation_id", "annotator"))
         review = Review(_annotator(record), tuple(marks), is_finished=is_annotated or None)
         reading.documents.append(
@@ -303,6 +310,39 @@ def _read_flat(
                 unit="utf16",
             )
         )
+
+
+def _unplaced_attributes(
+    marks: Sequence[Mark], said: Mapping[str, Any], settings: ReadSettings
+) -> list[str]:
+    """Return the columns with values that the map reads as attributes of regions, but without a place.
+
+    Label Studio writes a single choice about a region as its word alone.
+    """
+    labels = {(mark.label, mark.field) for mark in marks if mark.ranges}
+    return [
+        column
+        for column, value in said.items()
+        if any(
+            settings.is_label(f"{label}[{attribute}]", "")
+            for word in _unplaced_words(value)
+            for label, field in labels
+            for attribute in (column, f"{column}={word}")
+            if field != column
+        )
+    ]
+
+
+def _unplaced_words(value: Any) -> Iterator[str]:
+    """Yield choices and ratings, but for those that are read as being about a region."""
+    for item in items(value):
+        if not isinstance(item, dict):
+            given = [item]
+        elif _range(item) is not None and any(kind in item for kind in _LABELS):
+            continue
+        else:
+            given = [v for kind in (*_LABELS, "rating") for v in items(item.get(kind))]
+        yield from filter(None, map(_label, given))
 
 
 def _data_of(record: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
