@@ -12,7 +12,7 @@ from typing import Any
 
 from psy_agents_noaug.data.table_formats import DELIMITERS, parse_json
 from psy_agents_noaug.data.tables import read_csv_text
-from psy_agents_noaug.data.validation import Fault, quote_columns
+from psy_agents_noaug.data.validation import Fault, quote_columns, quote_label
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Mark, Reading, Review
 from psy_agents_noaug.importers.settings import ReadSettings, no_text
@@ -291,6 +291,13 @@ def _read_flat(
             continue
         columns = {column: record[column] for column in sorted(controls & record.keys())}
         marks = _with_attributes(place, columns, reading)
+        said = {column: record.get(column) for column in (*sorted(controls), *others)}
+        if unplaced := _unplaced_attributes(marks, said, settings):
+            rule = (
+                "must be exported as JSON: the map has an entry for a label with the value of this "
+                "column, which does not say here of which region it is"
+            )
+            reading.faults.append(Fault(place, rule, quote_columns(unplaced)))
         is_annotated = any(record.get(key) is not None for key in ("annotation_id", "annotator"))
         review = Review(_annotator(record), tuple(marks), is_finished=is_annotated or None)
         reading.documents.append(
@@ -303,6 +310,39 @@ def _read_flat(
                 unit="utf16",
             )
         )
+
+
+def _unplaced_attributes(
+    marks: Sequence[Mark], said: Mapping[str, Any], settings: ReadSettings
+) -> list[str]:
+    """Return the columns with values that the map reads as attributes of regions, but without a place.
+
+    Label Studio writes a single choice about a region as its word alone.
+    """
+    labels = {(mark.label, mark.field) for mark in marks if mark.ranges}
+    return [
+        column
+        for column, value in said.items()
+        if any(
+            settings.is_label(f"{label}[{attribute}]", "")
+            for word in _unplaced_words(value)
+            for label, field in labels
+            for attribute in (column, f"{column}={word}")
+            if field != column
+        )
+    ]
+
+
+def _unplaced_words(value: Any) -> Iterator[str]:
+    """Yield choices and ratings, but for those that are read as being about a region."""
+    for item in items(value):
+        if not isinstance(item, dict):
+            given = [item]
+        elif _range(item) is not None and any(kind in item for kind in _LABELS):
+            continue
+        else:
+            given = [v for kind in (*_LABELS, "rating") for v in items(item.get(kind))]
+        yield from filter(None, map(_label, given))
 
 
 def _data_of(record: Mapping[str, Any], controls: Collection[str]) -> dict[str, Any]:
@@ -348,14 +388,12 @@ def _is_result(value: Any) -> bool:
 
 
 def _are_choices(column: str, values: Sequence[Any], settings: ReadSettings) -> bool:
-    given = [item for value in values for item in items(value)]
-    if not all(isinstance(item, str) for item in given) or len(set(given)) > _MAX_CHOICES:
-        return False
-    return any(settings.is_label(item, column) for item in set(given))
+    given = {item for value in values for item in items(value) if isinstance(item, str)}
+    return len(given) <= _MAX_CHOICES and any(settings.is_label(item, column) for item in given)
 
 
 def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterator[Mark]:
-    for item in items(value):
+    for item in items(None if value == "" else value):
         if isinstance(item, dict):
             kind = next((k for k in _LABELS if k in item), None)
             if kind is None:
@@ -364,6 +402,9 @@ def _flat_marks(place: str, column: str, value: Any, reading: Reading) -> Iterat
                 yield from _value_marks(place, item, kind, column, reading)
         elif (label := _label(item)) is not None:
             yield Mark(label, field=column)
+        else:
+            rule = f"must have labels that are text in the column {quote_label(column)}"
+            reading.faults.append(Fault(place, rule))
 
 
 def _with_attributes(place: str, columns: Mapping[str, Any], reading: Reading) -> list[Mark]:

@@ -18,6 +18,9 @@ from psy_agents_noaug.importers.values import items, mapping, name, offsets
 
 SUFFIXES = (".jsonl", ".json", ".spacy")
 _ANSWERS = {"accept": True, "reject": False}
+# Views of Prodigy that show one suggested span to accept or reject; spans are marked in "ner_manual" and
+# "spans_manual".
+_YES_OR_NO_VIEWS = ("ner", "spans")
 
 
 def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
@@ -74,9 +77,12 @@ def _read_record(
     document = settings.document_of(place, record, reading, without=("label", "answer"))
     if document is None:
         return
-    if record.get("label") not in (None, "") and name(record["label"]) is None:
-        reading.faults.append(Fault(place, "must have text as label"))
+    for key in ("label", "answer"):
+        if record.get(key) not in (None, "") and name(record[key]) is None:
+            reading.faults.append(Fault(place, f"must have text as {key}"))
     answer = name(record.get("answer"))
+    has_label = name(record.get("label")) is not None
+    shows_one_span = not has_label and record.get("_view_id") in _YES_OR_NO_VIEWS
     reviews: tuple[Review, ...] = ()
     if answer is None or answer in _ANSWERS:
         is_accepted = answer != "reject"
@@ -84,9 +90,12 @@ def _read_record(
         if is_accepted or marks:
             annotator = name(record.get("_annotator_id")) or name(record.get("_session_id"))
             is_finished = True if answer else None
-            # Of an example with one label nothing else was asked.
-            says_all = name(record.get("label")) is None
+            # Of an example with one label or one suggested span nothing else was asked.
+            says_all = not (has_label or shows_one_span)
             reviews = (Review(annotator, marks, is_finished, says_all),)
+        elif shows_one_span:
+            # It says nothing of the document: often only the ends of the span are wrong.
+            reading.left.add("suggested spans that the annotator rejected", place)
         else:
             reading.left.add("examples that the annotator rejected", place)
     else:
@@ -107,9 +116,15 @@ def _marks(
     if label is None:
         yield from _spans(place, record, reading)
     for accepted in items(record.get("accept")):
-        if (chosen := name(accepted)) is not None:
+        if (chosen := name(accepted)) is None:
+            reading.faults.append(Fault(place, "must have labels that are text in `accept`"))
+        else:
             yield Mark(chosen, field="accept")
-    for category, value in mapping(record.get("cats")).items():
+    categories = record.get("cats")
+    if categories is not None and not isinstance(categories, dict):
+        rule = 'must have an object of labels as `cats`, as {"LABEL": 1}'
+        reading.faults.append(Fault(place, rule))
+    for category, value in mapping(categories).items():
         met = {"0": False, "1": True, "0.0": False, "1.0": True}.get(str(value))
         if isinstance(value, bool):
             met = value

@@ -230,7 +230,22 @@ def _merged(documents: Sequence[Document], work: _Work) -> list[list[Document]]:
         work.reading.faults += [
             fault for parts in found.values() for fault in _versions(parts, work)
         ]
-    return list(found.values())
+    return [_of_one_group(parts, work) for parts in found.values()]
+
+
+def _of_one_group(parts: Sequence[Document], work: _Work) -> list[Document]:
+    """Give the parts of a document the group that any of them has; two groups are a fault."""
+    named = [part for part in parts if part.group_id is not None]
+    for part in named:
+        if part.group_id != named[0].group_id:
+            rule = (
+                "must have one author in all parts of a document; other documents need identifiers of "
+                "their own (id=FIELD)"
+            )
+            detail = f"{quote_identifier(part.document_id or '')} has another at {named[0].place}"
+            work.reading.faults.append(Fault(part.place, rule, detail))
+    group_id = named[0].group_id if named else None
+    return [replace(part, group_id=group_id) for part in parts]
 
 
 def _versions(parts: Sequence[Document], work: _Work) -> Iterator[Fault]:

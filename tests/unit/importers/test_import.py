@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from annotated import OTHER, TEXT, at, jsonl
@@ -95,6 +96,36 @@ def test_the_tables_may_be_csv_and_the_command_names_them(imported, labelled):
     assert "data.posts=posts.csv" in result.summary
     assert "I cannot sleep" not in (result.folder / "import.json").read_text()
     assert (result.folder / "posts.csv").stat().st_mode & 0o777 == 0o600
+
+
+def parts(*groups, **more):
+    """One document, written apart for each annotator, with an author or without."""
+    return [
+        {"id": 1, "text": TEXT, "label": ["A.4"], "user": n, "group_id": group, **more}
+        for n, group in enumerate(groups)
+    ]
+
+
+@pytest.mark.parametrize("groups", [("ann", None), (None, "ann"), (None, "ann", "ann")])
+def test_the_author_that_any_part_of_a_document_names_is_kept(imported, written, groups):
+    result = imported("doccano", written("all.jsonl", jsonl(*parts(*groups))))
+    posts = pq.read_table(result.folder / "posts.parquet").to_pylist()
+    assert [post["group_id"] for post in posts] == ["ann"]
+
+
+def test_two_authors_of_a_document_are_refused(imported, refused, written):
+    other = {"id": 2, "text": OTHER, "label": ["A.1"], "group_id": "eve"}
+    path = written("all.jsonl", jsonl(*parts(None, "ann", "eve"), other))
+    message = refused("doccano", path)
+    assert "line 3: must have one author in all parts of a document" in message
+    assert "('1' has another at line 2)" in message
+    kept = imported("doccano", path, faulty="leave_out")
+    assert (list(kept.posts.values()), kept.left("with faults")) == ([OTHER], 1)
+
+
+def test_same_words_of_two_authors_without_an_identifier_are_refused(refused, written):
+    path = written("all.jsonl", jsonl(*parts("ann", "eve", id=None)))
+    assert "must have one author in all parts of a document" in refused("doccano", path)
 
 
 def test_an_output_that_is_there_is_not_overwritten(imported, labelled, tmp_path):

@@ -134,6 +134,62 @@ def test_choices_at_the_place_of_a_region_are_attributes_in_json_min(imported, r
     assert "must be JSON where several regions are at one place" in message
 
 
+def flat(**columns):
+    """A record of JSON-MIN with a region, and with columns as Label Studio writes them."""
+    evidence = [span(SLEEP)["value"]]
+    return {"id": 7, "text": TEXT, "annotator": 1, "evidence": evidence, **columns}
+
+
+SURE = {"start": 0, "end": 2, "rating": 4}
+
+
+@pytest.mark.parametrize(
+    ("columns", "map_"),
+    [
+        ({"status": "absent"}, NEGATED),
+        ({"status": "Absent"}, {"SLEEP problems[Status]": "A.4", "absent": None}),
+        ({"status": ["present", "absent"]}, {**NEGATED, "present": None}),
+        ({"status": {"choices": ["absent", "present"]}}, {**NEGATED, "present": None}),
+        # The column holds nothing else that the map knows.
+        ({"status": "absent"}, {"Sleep problems[status=absent]": None}),
+        ({"status": [SURE]}, {"Sleep problems[status=4]": None}),
+    ],
+)
+def test_json_min_that_does_not_say_which_region_is_negated_is_refused(
+    refused, written, columns, map_
+):
+    path = written("min.json", [flat(**columns)])
+    message = refused("labelstudio", path, map=map_, spans_imply_label=True)
+    assert "record 1 (task 7): must be exported as JSON" in message
+    assert "does not say here of which region it is ('status')" in message
+
+
+def test_csv_that_does_not_say_which_region_is_negated_is_refused(refused, written):
+    record = flat(status="absent")
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(record)
+    writer.writerow(json.dumps(v) if isinstance(v, list) else v for v in record.values())
+    path = written("export.csv", text.getvalue())
+    message = refused("labelstudio", path, map=NEGATED, spans_imply_label=True)
+    assert "row 1 (task 7): must be exported as JSON" in message
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        flat(status="present"),  # of which the map says nothing with a label
+        flat(status="absent", evidence=[span("I cry", "A.1")["value"]]),
+        flat(status="absent", evidence=None, criteria="A.4"),
+    ],
+)
+def test_a_choice_that_changes_no_label_of_the_record_is_read(imported, written, record):
+    settings = {"map": {**NEGATED, "present": None}, "spans_imply_label": True}
+    records = [record, flat(id=8, text=OTHER, evidence=None, criteria="A.6")]
+    rows = imported("labelstudio", written("min.json", records), negatives="none", **settings).rows
+    assert [row[3] for row in rows] == [1, 1]
+
+
 def test_annotators_are_kept_apart_and_say_no_to_what_they_did_not_label(imported, written):
     path = written(
         "export.json",
@@ -460,3 +516,20 @@ def test_notes_on_regions_in_json_min_are_no_dialogue(imported, written):
     notes = [{"start": start, "end": end, "text": ["very sure"]}]
     record = {"id": 1, "text": TEXT, "criteria": "A.4", "notes": notes, "annotator": 1}
     assert imported("labelstudio", written("min.json", [record])).posts == {"1": TEXT}
+
+
+@pytest.mark.parametrize("value", [True, False, 0.5, ["A.4", None], [["A", True]]])
+@pytest.mark.parametrize("settings", [{"fields": ["criteria"]}, {}])
+def test_a_value_in_a_column_of_labels_that_is_none_is_a_fault(refused, written, value, settings):
+    record = {"id": 1, "text": TEXT, "criteria": value, "annotator": 1}
+    other = {**record, "id": 2, "text": OTHER, "criteria": "A.1"}
+    message = refused("labelstudio", written("min.json", [record, other]), **settings)
+    assert "record 1 (task 1): must have labels that are text in the column 'criteria'" in message
+
+
+@pytest.mark.parametrize("value", [None, "", []])
+def test_an_empty_value_in_a_column_of_labels_is_no_label(imported, written, value):
+    record = {"id": 1, "text": TEXT, "criteria": value, "annotator": 1}
+    other = {**record, "id": 2, "text": OTHER, "criteria": "A.1"}
+    result = imported("labelstudio", written("min.json", [record, other]), negatives="explicit")
+    assert [(row[0], *row[2:4]) for row in result.rows] == [("1", "A.1", 0), ("2", "A.1", 1)]

@@ -41,6 +41,30 @@ def test_a_label_that_is_no_text_is_a_fault(refused, written):
     assert "must have text as label" in refused("spacy", path, empty="negative")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"accept": [{"id": "A.1"}]}, "must have labels that are text in `accept`"),
+        ({"accept": ["A.1", None]}, "must have labels that are text in `accept`"),
+        ({"accept": True}, "must have labels that are text in `accept`"),
+        ({"cats": ["A.4"]}, "must have an object of labels as `cats`"),
+        ({"cats": "A.4"}, "must have an object of labels as `cats`"),
+        ({"label": "A.4", "answer": False}, "must have text as answer"),
+    ],
+)
+def test_what_holds_no_label_where_labels_belong_is_a_fault(refused, written, said, told):
+    path = written("a.jsonl", jsonl({"text": TEXT, "answer": "accept", **said}))
+    assert f"line 1: {told}" in refused("spacy", path)
+
+
+@pytest.mark.parametrize("said", [{"accept": None, "cats": None}, {"accept": [], "cats": {}}])
+def test_an_accepted_example_without_a_label_is_a_negative(imported, written, said):
+    records = [{"text": TEXT, "id": 1, **said}, {"text": OTHER, "id": 2, "accept": ["A.4"]}]
+    path = written("a.jsonl", jsonl(*({**r, "answer": "accept"} for r in records)))
+    result = imported("spacy", path, negatives="explicit")
+    assert [(row[0], *row[2:4]) for row in result.rows] == [("1", "A.4", 0), ("2", "A.4", 1)]
+
+
 def test_the_answers_of_prodigy_count(imported, written):
     records = [
         {"text": f"{TEXT}{n}", "label": "A.4", "answer": answer, "id": n, **more}
@@ -111,6 +135,36 @@ def test_a_training_on_what_was_asked_alone_takes_nothing_else_for_a_negative(
     path = written("a.jsonl", jsonl({"text": TEXT, "id": 1, "answer": "accept", **asked}))
     command = imported("spacy", path).summary.splitlines()[-1]
     assert command.endswith(" data.unannotated_pairs=drop") == is_dropped
+
+
+def test_who_was_shown_one_span_says_nothing_of_others(imported, written):
+    crying = dict(zip(("start", "end"), at("I cry"), strict=True), label="A.1")
+    shown = {"text": TEXT, "id": 1, "_view_id": "ner"}
+    records = [
+        {**shown, "spans": [crying], "answer": "accept", "_annotator_id": "x"},
+        {**shown, "spans": [SPAN], "answer": "reject", "_annotator_id": "x"},
+        {**shown, "spans": [SPAN], "answer": "accept", "_annotator_id": "y"},
+    ]
+    result = imported("spacy", written("a.jsonl", jsonl(*records)), spans_imply_label=True)
+    assert result.rows == [("1", "x", "A.1", 1, "I cry"), ("1", "y", "A.4", 1, SLEEP)]
+    assert result.left("suggested spans that the annotator rejected") == 1
+    assert result.summary.endswith(" data.unannotated_pairs=drop")
+
+
+@pytest.mark.parametrize(
+    ("view", "says_all"),
+    [("ner", False), ("spans", False), ("ner_manual", True), ("spans_manual", True)],
+)
+def test_only_who_marked_spans_by_hand_says_no_to_other_criteria(imported, written, view, says_all):
+    record = {"text": TEXT, "spans": [SPAN], "answer": "accept", "_view_id": view}
+    result = imported(
+        "spacy",
+        written("a.jsonl", jsonl(record)),
+        spans_imply_label=True,
+        negatives="explicit",
+        map={"Sad": "A.1"},
+    )
+    assert [row[2:4] for row in result.rows] == [("A.1", 0)] * says_all + [("A.4", 1)]
 
 
 def test_a_docbin_needs_spacy(imported, written, monkeypatch):
