@@ -271,7 +271,12 @@ def _read_flat(
     records: Sequence[tuple[str, Mapping[str, Any]]], settings: ReadSettings, reading: Reading
 ) -> None:
     """Read records of one annotation each, whose columns are data and results side by side."""
-    controls, others = _columns([record for _, record in records], settings)
+    controls, guessed, others = _columns([record for _, record in records], settings)
+    if guessed:
+        reading.notes.append(
+            f"Read as labels, as criteria know one of their words: {quote_columns(guessed)}. If one of "
+            "them is data, name those that hold labels: fields=[...]."
+        )
     if others:
         reading.notes.append(
             f"Read as data, not as labels: {quote_columns(others)}. If one of them holds labels, name "
@@ -353,22 +358,30 @@ def _data_of(record: Mapping[str, Any], controls: Collection[str]) -> dict[str, 
 
 def _columns(
     records: Sequence[Mapping[str, Any]], settings: ReadSettings
-) -> tuple[set[str], list[str]]:
-    """Return the columns that hold results, and the others that are neither the text nor known."""
+) -> tuple[set[str], list[str], list[str]]:
+    """Divide the columns that are neither the text nor known.
+
+    Returns:
+        Those that hold results; those of these that hold words alone, of which one is a label; and the
+        others.
+    """
     columns = dict.fromkeys(column for record in records for column in record)
     controls = set(settings.fields or ()) & columns.keys()
+    guessed: list[str] = []
     for column in columns.keys() - controls - _OWN_COLUMNS - {settings.text, settings.id}:
         values = [record[column] for record in records if record.get(column) is not None]
-        has_choices = settings.fields is None and _are_choices(column, values, settings)
-        if any(_is_result(value) for value in values) or has_choices:
+        if any(_is_result(value) for value in values):
             controls.add(column)
+        elif settings.fields is None and _are_choices(column, values, settings):
+            guessed.append(column)
+    controls.update(guessed)
     known = {settings.text, settings.id, settings.group} | controls | _OWN_COLUMNS
     others = [
         column
         for column in columns
         if column not in known and not _is_the_text(column, records, controls, settings)
     ]
-    return controls, others
+    return controls, sorted(guessed), others
 
 
 def _is_the_text(

@@ -352,8 +352,11 @@ def test_columns_of_plain_words_are_labels_if_the_map_knows_one_or_fields_names_
     assert "Forum" not in message
     result = imported("labelstudio", path, map={"Low": "A.1", "Sleepless": "A.4"})
     assert "not as labels: 'site'" in result.summary
+    assert "Read as labels, as criteria know one of their words: 'mood'" in result.summary
     settings = {"fields": ["site"], "map": {"Forum": "A.2"}, "text": "text"}
-    assert {row[2] for row in imported("labelstudio", path, **settings).rows} == {"A.2"}
+    result = imported("labelstudio", path, **settings)
+    assert {row[2] for row in result.rows} == {"A.2"}
+    assert "Read as labels" not in result.summary
 
 
 def test_words_that_their_offsets_miss_are_found_if_they_are_there_once(imported, written):
