@@ -27,11 +27,8 @@ def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
     for file in files:
         is_of_one = len(files) > 1 or len(file.name.parts) > 1
         annotator = file.name.stem if is_of_one and file.name.stem not in _OF_ALL else None
-        prefix = f"{file.name}, " if len(files) > 1 else ""
-        faults: list[Fault] = []
-        for place, value in json_values([file], faults):
-            _read_record(f"{prefix}{place}", value, annotator, settings, reading)
-        reading.faults += faults
+        for place, value in json_values([file], reading.faults, with_names=len(files) > 1):
+            _read_record(place, value, annotator, settings, reading)
     return reading
 
 

@@ -1,6 +1,7 @@
 """From annotated documents to the rows of the three tables."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ ASKED_ALONE = (
     "annotations of the labels that were asked for alone (data.unannotated_pairs=drop takes no other "
     "for a negative)"
 )
+
+_TASK = re.compile(r" \(task ")
 
 Negatives = Literal["auto", "explicit", "none"]
 
@@ -255,7 +258,7 @@ def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
     found = []
     for parts in groups:
         work.tables.counts["documents"] += 1
-        if any(part.place in bad for part in parts):
+        if any(place in bad for part in parts for place in _records(part.place)):
             if work.rules.leaves_out_faulty:
                 _leave_out_faulty(parts[0], work)
             continue
@@ -277,6 +280,12 @@ def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
             if fault.place != WHOLE_FILE:
                 work.reading.left.add(f"faults: {fault.rule}", fault.place)
     return found
+
+
+def _records(place: str) -> list[str]:
+    """Return the place of a document, and the record of which a reader says the task."""
+    ends = [found.start() for found in _TASK.finditer(place)]
+    return [place, *(place[:end] for end in ends)]
 
 
 def _places(fault: Fault) -> tuple[str, str]:

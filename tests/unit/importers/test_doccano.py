@@ -1,6 +1,7 @@
 """doccano: JSONL of several versions, and archives with a file for each annotator."""
 
 import io
+import json
 import zipfile
 
 import pytest
@@ -124,3 +125,25 @@ def test_the_file_of_an_archive_of_one_is_an_annotator(imported, written):
         archive.writestr("anna.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}))
     result = imported("doccano", written("export.zip", content.getvalue()))
     assert result.rows == [("1", "anna", "A.4", 1, None)]
+
+
+def test_a_key_that_an_object_has_twice_is_refused_as_one_of_its_values_would_be_lost(
+    imported, refused, written
+):
+    text, other = json.dumps(TEXT), jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    twice = f'{{"id": 1, "text": {text}, "label": ["A.1"], "label": ["A.4"]}}\n'
+    nested = f'{{"id": 1, "text": {text}, "entities": [{{"label": "A.1", "label": "A.4"}}]}}\n'
+    for line in (twice, nested):
+        path = written("all.jsonl", line + other)
+        assert "line 1: must have each key once ('label')" in refused("doccano", path)
+        assert imported("doccano", path, faulty="leave_out").posts.keys() == {"2"}
+
+
+def test_a_key_that_one_annotator_has_twice_leaves_out_the_document_of_all(imported, written):
+    text, other = json.dumps(TEXT), jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}) + other)
+    twice = f'{{"id": 1, "text": {text}, "label": ["A.1"], "label": ["A.4"]}}\n'
+    path = written("export/anna.jsonl", twice + other).parent
+    result = imported("doccano", path, faulty="leave_out")
+    assert result.posts.keys() == {"2"}
+    assert result.left("must have each key once") == 1

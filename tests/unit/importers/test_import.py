@@ -160,6 +160,21 @@ def test_links_are_followed_and_hidden_files_are_not_read(imported, refused, wri
     assert "lost.jsonl: is a link to a file that is not there" in refused("doccano", folder)
 
 
+@pytest.mark.parametrize("kind", ["array", "lines"])
+def test_a_task_with_a_key_twice_is_left_out_by_its_record(imported, refused, written, kind):
+    choices = {"type": "choices", "from_name": "s", "value": {"choices": ["A.4"]}}
+    tasks = [
+        {"id": n, "data": {"text": text}, "annotations": [{"completed_by": 1, "result": [choices]}]}
+        for n, text in ((5, TEXT), (6, OTHER))
+    ]
+    lines = jsonl(*tasks).splitlines()
+    lines[0] = lines[0].replace('"choices": ["A.4"]', '"choices": ["A.1"], "choices": ["A.4"]')
+    content = {"array": f"[{lines[0]}, {lines[1]}]", "lines": "\n".join(lines)}[kind]
+    path = written("export.json", content)
+    assert "1: must have each key once ('choices')" in refused("labelstudio", path)
+    assert imported("labelstudio", path, faulty="leave_out").posts == {"6": OTHER}
+
+
 # ------------------------------------------------------------------------------------- command line
 
 
