@@ -200,6 +200,8 @@ def _identified(work: _Work) -> list[Document]:
             work.tables.counts[f"documents with {reason}, named by a hash of the text"] += 1
             digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
             identifier = f"text-{digest[:16]}"
+            if document.document_id in work.reading.unread:
+                work.reading.unread.add(identifier)
         faults = work.reading.faults
         if document.group_id is not None and not _is_identifier(document.group_id):
             faults.append(Fault(document.place, "must have a group that is an identifier"))
@@ -252,13 +254,14 @@ def _versions(parts: Sequence[Document], work: _Work) -> Iterator[Fault]:
         yield Fault(parts[0].place, rule, detail)
 
 
-def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
+def _whole(groups: Sequence[Sequence[Document]], work: _Work) -> list[Document]:
     """Return the documents, each with one review of each annotator; without those that have faults."""
     bad = {place for fault in work.reading.faults for place in _places(fault)}
     found = []
     for parts in groups:
         work.tables.counts["documents"] += 1
-        if any(place in bad for part in parts for place in _records(part.place)):
+        is_unread = parts[0].document_id in work.reading.unread
+        if is_unread or any(place in bad for part in parts for place in _records(part.place)):
             if work.rules.leaves_out_faulty:
                 _leave_out_faulty(parts[0], work)
             continue
@@ -274,12 +277,27 @@ def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
             reviews[review.annotator_id] = review
         found.append(replace(parts[0], reviews=tuple(reviews.values())))
     if work.rules.leaves_out_faulty:
-        faults = work.reading.faults
-        work.reading.faults = [fault for fault in faults if fault.place == WHOLE_FILE]
-        for fault in faults:
-            if fault.place != WHOLE_FILE:
-                work.reading.left.add(f"faults: {fault.rule}", fault.place)
+        _leave_out_faults(groups, work)
     return found
+
+
+def _leave_out_faults(groups: Sequence[Sequence[Document]], work: _Work) -> None:
+    """Count the faults of what is left out. Those that may be of any document stay.
+
+    Where annotators are named, each document may be one of which another annotator's part is not known.
+    """
+    reading = work.reading
+    faults, reading.faults = reading.faults, []
+    reviews = (review for parts in groups for part in parts for review in part.reviews)
+    are_named = any(review.annotator_id is not None for review in reviews)
+    for fault in faults:
+        if fault.place == WHOLE_FILE:
+            reading.faults.append(fault)
+        elif are_named and not reading.unknown.isdisjoint(_places(fault)):
+            rule = f"{fault.rule}; faulty=leave_out needs to know of which document it is"
+            reading.faults.append(replace(fault, rule=rule))
+        else:
+            reading.left.add(f"faults: {fault.rule}", fault.place)
 
 
 def _records(place: str) -> list[str]:

@@ -3,6 +3,7 @@
 import zipfile
 
 import pyarrow.parquet as pq
+import pytest
 from annotated import OTHER, TEXT, at
 
 SLEEP, CRY, NIGHT = (at(words) for words in ("I cannot sleep", "I cry all day", "at night"))
@@ -209,3 +210,35 @@ def test_faults_are_told_by_file_and_line(refused, written):
     for place in ("lone.ann: must have its text", "line 1", "line 3", "line 5", "line 6"):
         assert place in message
     assert "xylozephyrquill" not in message
+
+
+LINE = f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
+
+
+@pytest.mark.parametrize("ann", [LINE, "", b"\xff"])
+def test_a_document_is_left_out_of_which_one_annotator_has_no_text_or_cannot_be_read(
+    imported, written, ann
+):
+    for annotator in ("anna", "ben"):
+        written(f"corpus/{annotator}/one.txt", TEXT)
+        written(f"corpus/{annotator}/one.ann", LINE)
+    written("corpus/ben/two.txt", OTHER)
+    written("corpus/ben/two.ann", "T1\tA.1 0 2\tWe\n")
+    if ann == b"\xff":
+        written("corpus/anna/two.txt", OTHER)
+    root = written("corpus/anna/two.ann", ann).parents[1]
+    result = imported("brat", root, spans_imply_label=True, faulty="leave_out")
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"one"}, 1)
+
+
+def test_where_no_folder_is_known_for_an_annotator_a_file_without_text_is_of_each_of_its_name(
+    imported, refused, written
+):
+    for name, text in (("anna/one", TEXT), ("anna/two", OTHER)):
+        written(f"corpus/{name}.txt", text)
+        written(f"corpus/{name}.ann", f"T1\tA.4 0 2\t{text[:2]}\n")
+    root = written("corpus/ben/one.ann", "").parents[1]
+    settings = {"spans_imply_label": True}
+    assert "ben/one.ann: must have its text beside it" in refused("brat", root, **settings)
+    result = imported("brat", root, **settings, faulty="leave_out")
+    assert result.posts.keys() == {"anna/two"}

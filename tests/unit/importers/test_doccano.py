@@ -147,3 +147,31 @@ def test_a_key_that_one_annotator_has_twice_leaves_out_the_document_of_all(impor
     result = imported("doccano", path, faulty="leave_out")
     assert result.posts.keys() == {"2"}
     assert result.left("must have each key once") == 1
+
+
+def test_a_record_that_one_annotator_has_without_text_leaves_out_the_document_of_all(
+    imported, written
+):
+    other = jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}) + other)
+    path = written("export/anna.jsonl", jsonl({"id": 1, "label": ["A.1"]}) + other).parent
+    result = imported("doccano", path, faulty="leave_out")
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"2"}, 1)
+
+
+@pytest.mark.parametrize("line", ['{"id": 1, \n', "[1]\n", '{"a": "\udcfa"}\n'])
+def test_what_may_be_of_any_document_is_refused_where_there_are_other_annotators(
+    imported, refused, written, line
+):
+    good = jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})
+    other = jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", good + other)
+    path = written("export/anna.jsonl", (other + line).encode("utf-8", "surrogateescape")).parent
+    message = refused("doccano", path, faulty="leave_out")
+    assert "faulty=leave_out needs to know of which document it is" in message
+
+
+def test_a_line_that_is_no_json_is_left_out_of_the_file_of_nobody(imported, written):
+    line = jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})
+    result = imported("doccano", written("all.jsonl", line + "{\n"), faulty="leave_out")
+    assert (result.posts.keys(), result.left("must be JSON")) == ({"1"}, 1)

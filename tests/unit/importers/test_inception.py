@@ -146,6 +146,24 @@ def test_the_sources_of_a_project_are_no_documents_of_it(imported, written):
     assert "q" in alone.posts
 
 
+@pytest.mark.parametrize("name", ["p.tsv", "p " * 100 + ".tsv"])
+@pytest.mark.parametrize(("old", "new"), [("TSV 3.3", "TSV 2.0"), ("\tcannot\t", "\tcan\t")])
+def test_a_document_of_which_one_annotator_cannot_be_read_is_left_out(
+    imported, written, name, old, new
+):
+    content, _ = tsv(SENTENCES, CELLS)
+    other, _ = tsv(["I cry all night", "Nothing else"], {"1-2": "*\tA.1\t_\t_\t_"})
+    files = {
+        f"annotation/{name}/anna.tsv": content.replace(old, new, 1),
+        f"annotation/{name}/ben.tsv": content,
+        "annotation/q.tsv/anna.tsv": other,
+        "annotation/q.tsv/ben.tsv": other,
+    }
+    settings = {"map": MAP, "spans_imply_label": True, "faulty": "leave_out"}
+    result = imported("inception", written("project.zip", archive(files)), **settings)
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"q.tsv"}, 1)
+
+
 def test_two_files_of_one_document_without_annotators_are_refused(refused, written):
     content, _ = tsv(SENTENCES, CELLS)
     written("export/anna/one.tsv", content)
@@ -292,6 +310,23 @@ def test_the_metadata_of_xmi_name_document_and_annotator(imported, written):
         ("one.txt", "anna", "A.4", 1, "I cannot sleep"),
         ("one.txt", "ben", "A.6", 1, "I cannot sleep"),
     ]
+
+
+@pytest.mark.usefixtures("cassis")
+def test_xmi_that_may_be_of_any_document_is_refused_where_annotators_are_named(
+    imported, refused, written
+):
+    written("exports/TypeSystem.xml", types())
+    for name, text in (("one", TEXT), ("two", OTHER)):
+        content = xmi(text, [], ["A.4"], title=f"{name}.txt", user="ben")
+        path = written(f"exports/{name}/ben.xmi", content)
+    written("exports/one/anna.xmi", XMI[:-30])
+    message = refused("inception", path.parents[1], faulty="leave_out")
+    assert "one/anna.xmi: cannot be read; faulty=leave_out needs to know" in message
+    for name, text in (("one", TEXT), ("two", OTHER)):
+        written(f"exports/{name}/ben.xmi", xmi(text, [], ["A.4"], title=f"{name}.txt", user="x"))
+    kept = imported("inception", path.parents[1], faulty="leave_out")
+    assert kept.posts.keys() == {"one.txt", "two.txt"}
 
 
 @pytest.mark.usefixtures("cassis")
