@@ -235,7 +235,7 @@ def _report(
         "annotators": {name or _NOT_NAMED: n for name, n in sorted(tables.annotators.items())},
         "criteria": by_criterion,
         "labels": {label: dict(own) for label, own in sorted(tables.labels.items())},
-        "labels_left_out": dict(labels.left_out),
+        "labels_left_out": dict(tables.labels_left_out),
         "map_entries_without_label": labels.unused(),
         "offset_units": {unit: n for unit, n in tables.units.items() if n},
         "counts": {k: n for k, n in tables.counts.items() if n and k != "documents"},

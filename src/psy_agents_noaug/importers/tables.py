@@ -78,6 +78,7 @@ class Tables:
         units: how many documents with spans have their offsets in which unit.
         annotators: how many documents each has annotated.
         labels: how many marks each label has for each criterion.
+        labels_left_out: how many marks each label has that the map leaves out.
     """
 
     posts: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -86,6 +87,7 @@ class Tables:
     units: Counter[str] = field(default_factory=Counter)
     annotators: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+    labels_left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -95,6 +97,29 @@ class _Said:
     met: list[tuple[Span, str | None]] = field(default_factory=list)
     not_met: list[tuple[Span, str | None]] = field(default_factory=list)
     statuses: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Heard:
+    """What an annotator said of a document, by criterion, and what counts if the document is kept.
+
+    Args:
+        document: that is annotated.
+        review: of the annotator.
+        criteria: what is said of each.
+        labels: how many marks say what of which criterion: label and criterion.
+        labels_left_out: how many marks the map leaves out, or does not know.
+        left: reasons for which properties of marks are left out.
+        n_absent: labels of absence that do not apply.
+    """
+
+    document: Document
+    review: Review
+    criteria: dict[str, _Said] = field(default_factory=dict)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    labels_left_out: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    n_absent: int = 0
 
 
 @dataclass
@@ -156,22 +181,25 @@ def make_tables(
         for document in _whole(_merged(_identified(work), work), work)
         if (checked := _checked(document, work)) is not None
     ]
-    said = [
-        (document, review, _said_by(document, review, spans, labels, work))
+    heard = [
+        _heard(document, review, spans, labels)
         for document, placed in kept
         for review, spans in zip(document.reviews, placed.spans, strict=True)
     ]
-    contradicting = _contradicting(said, labels, work)
+    contradicting = _contradicting(heard, labels, work)
     kept = [(document, placed) for document, placed in kept if document.place not in contradicting]
-    said = [(d, review, own) for d, review, own in said if d.place not in contradicting]
-    found = {criterion_id for _, _, own in said for criterion_id in own} | labels.mapped_criteria()
+    heard = [own for own in heard if own.document.place not in contradicting]
+    _count(kept, heard, work)
+    found = {criterion_id for own in heard for criterion_id in own.criteria}
+    found |= labels.mapped_criteria()
     used = [c for c in criteria if keeps_criteria or c.criterion_id in found]
     writes_negatives = rules.negatives == "explicit" or (
         rules.negatives == "auto" and any(len(document.reviews) > 1 for document, _ in kept)
     )
     tables = work.tables
-    for document, review, own in said:
-        rows = _rows(document, review, own, work)
+    for own in heard:
+        document, review = own.document, own.review
+        rows = _rows(document, review, own.criteria, work)
         if writes_negatives and review.says_all:
             labelled = {row.criterion_id for row in rows}
             others = [c.criterion_id for c in used if c.criterion_id not in labelled]
@@ -337,11 +365,6 @@ def _checked(document: Document, work: _Work) -> tuple[Document, Placed] | None:
         else:
             work.reading.faults += faults
         return None
-    tables = work.tables
-    tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
-    tables.counts["spans compared with their words"] += placed.n_checked
-    tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
-    tables.counts["spans that cut a word"] += placed.n_cutting
     return document, placed
 
 
@@ -386,50 +409,63 @@ def _finished(reviews: Sequence[Review], place: str, work: _Work) -> tuple[Revie
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def _said_by(
-    document: Document,
-    review: Review,
-    spans: Sequence[tuple[Span, ...]],
-    labels: LabelMap,
-    work: _Work,
-) -> dict[str, _Said]:
-    """Return what an annotator said of a document, by criterion."""
-    said: dict[str, _Said] = {}
+def _count(kept: Sequence[tuple[Document, Placed]], heard: Sequence[_Heard], work: _Work) -> None:
+    """Count the spans, labels and what is left of the documents that are kept."""
+    tables = work.tables
+    for document, placed in kept:
+        tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
+        tables.counts["spans compared with their words"] += placed.n_checked
+        tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
+        tables.counts["spans that cut a word"] += placed.n_cutting
+    for own in heard:
+        for (label, criterion_id), number in own.labels.items():
+            tables.labels.setdefault(label, Counter())[criterion_id] += number
+        for reason, number in own.left.items():
+            work.reading.left.add(reason, own.document.place, number)
+        tables.labels_left_out += own.labels_left_out
+        tables.counts["labels of absence that do not apply, which say nothing"] += own.n_absent
+
+
+def _heard(
+    document: Document, review: Review, spans: Sequence[tuple[Span, ...]], labels: LabelMap
+) -> _Heard:
+    """Return what an annotator said of a document."""
+    heard = _Heard(document, review)
     targets = [labels.target(mark) for mark in review.marks]
     marks = list(zip(review.marks, targets, spans, strict=True))
     kept = {(mark.ranges, mark.label) for mark, target, _ in marks if target is not None}
     for mark, target, found in marks:
         if target is None:
+            heard.labels_left_out[mark.label] += 1
             continue
         for attribute in mark.attributes:
             name, _, value = attribute.partition("=")
             if not labels.reads_attribute(mark, attribute) and (mark.ranges, value) not in kept:
                 reason = f"attribute {name} of a label (LABEL[{name}] in the map reads it)"
-                work.reading.left.add(reason, document.place)
+                heard.left[reason] += 1
         if not mark.is_met and target.status == 0:
-            work.tables.counts["labels of absence that do not apply, which say nothing"] += 1
+            heard.n_absent += 1
             continue
         status = target.status if mark.is_met else 0
-        own = said.setdefault(target.criterion_id, _Said())
-        work.tables.labels.setdefault(mark.label, Counter())[target.criterion_id] += 1
+        own = heard.criteria.setdefault(target.criterion_id, _Said())
+        heard.labels[mark.label, target.criterion_id] += 1
         if not mark.ranges:
             own.statuses.add(status)
         else:
             pieces = own.met if status else own.not_met
             pieces += [(span, mark.note) for span in found]
-    return said
+    return heard
 
 
-def _contradicting(
-    said: Sequence[tuple[Document, Review, Mapping[str, _Said]]], labels: LabelMap, work: _Work
-) -> set[str]:
+def _contradicting(heard: Sequence[_Heard], labels: LabelMap, work: _Work) -> set[str]:
     """Return the places of documents in which one annotator says of a criterion both yes and no."""
     found = set()
-    for document, review, criteria in said:
+    for one in heard:
+        document, review = one.document, one.review
         rule = "must not have a criterion both met and not met by one annotator"
         faults = [
             Fault(document.place, rule, criterion_id)
-            for criterion_id, own in criteria.items()
+            for criterion_id, own in one.criteria.items()
             if len(own.statuses | {1} if _says_status(own.met, work) else own.statuses) > 1
         ]
         rule = "must not have a span with several attributes that the map gives different meanings"

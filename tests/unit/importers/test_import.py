@@ -77,6 +77,23 @@ def test_a_label_that_is_in_a_table_twice_is_refused(refused, labelled, written)
     assert "'Sleep/fatigue': must be there once" in message
 
 
+def test_nothing_is_counted_of_a_document_that_contradicts_itself(imported, written):
+    sleep = [*at("I cannot sleep"), "A.4"]
+    labels = ["A.1", "Other", sleep]
+    records = [
+        {"id": 1, "text": TEXT, "label": labels},
+        {"id": 2, "text": f"{TEXT}2", "label": [*labels, "No A.1"]},
+    ]
+    turned = {"No A.1": {"criterion_id": "A.1", "status": 0}, "Other": None}
+    settings = {"map": turned, "spans_imply_label": True, "faulty": "leave_out"}
+    result = imported("doccano", written("all.jsonl", jsonl(*records)), **settings)
+    report = result.report
+    assert (result.posts.keys(), len(result.rows)) == ({"1"}, 2)
+    assert report["labels"] == {"A.1": {"A.1": 1}, "A.4": {"A.4": 1}}
+    assert report["labels_left_out"] == {"Other": 1}
+    assert report["offset_units"] == {"code_points": 1}
+
+
 def test_criteria_of_ones_own_are_all_kept(imported, labelled, written):
     table = "criterion_id,name,text,aliases\nX1,Joy,Is glad.,GLAD|HAPPY\nX2,Fear,Is afraid.,\n"
     path = written("criteria.csv", table)
