@@ -467,6 +467,7 @@ def _contradicting(heard: Sequence[_Heard], labels: LabelMap, work: _Work) -> se
             Fault(document.place, rule, criterion_id)
             for criterion_id, own in one.criteria.items()
             if len(own.statuses | {1} if _says_status(own.met, work) else own.statuses) > 1
+            or {span for span, _ in own.met} & {span for span, _ in own.not_met}
         ]
         rule = "must not have a span with several attributes that the map gives different meanings"
         faults += [
