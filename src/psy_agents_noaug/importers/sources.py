@@ -1,5 +1,6 @@
 """The files of an export: one file, a folder, or a zip archive, which is never unpacked to disk."""
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,19 @@ from psy_agents_noaug.utils.files import megabytes
 MAX_BYTES = 2 * 2**30  # of all files of an export
 MAX_FILES = 200_000
 _MAX_DEPTH = 2  # an archive of INCEpTION holds archives
+# What a damaged archive in memory, one with a password (RuntimeError), with a file without a name
+# (IndexError) and with an unknown compression raise.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    OSError,
+    ValueError,
+)
 _SHARED = (".txt", ".xml")  # texts and type systems, which several annotators may have
 
 
@@ -175,8 +189,7 @@ def _members(
                     content = budget.read(opened)
                 inner = SourceFile(file.name.with_suffix("") / name, content)
                 yield from _members(inner, budget, wanted, depth=depth + 1)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        # RuntimeError: it has a password.
+    except _NO_ARCHIVE as error:
         raise DataError(
             f"{file.name}: the archive cannot be read ({type(error).__name__})."
         ) from None
@@ -273,4 +286,8 @@ def refuse_entities(file: SourceFile) -> None:
     except expat.ExpatError as error:
         raise DataError(
             f"{file.name}, line {error.lineno}: must be XML ({expat.ErrorString(error.code)})."
+        ) from None
+    except (LookupError, ValueError):
+        raise DataError(
+            f"{file.name}: XML in the encoding that it declares is not read. Save it as UTF-8."
         ) from None

@@ -192,6 +192,48 @@ def test_a_task_with_a_key_twice_is_left_out_by_its_record(imported, refused, wr
     assert imported("labelstudio", path, faulty="leave_out").posts == {"6": OTHER}
 
 
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_told_whatever_is_damaged(refused, written, kind):
+    whole = written("whole.zip", b"")
+    with zipfile.ZipFile(whole, "w", kind) as archive:
+        archive.writestr("é.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}))
+    content = whole.read_bytes()
+    start = 30 + len("é.jsonl".encode()) + (9 if kind == zipfile.ZIP_LZMA else 0)
+    damaged = content[:start] + b"\xff" * 20 + content[start + 20 :]
+    for name, changed in (
+        ("data.zip", damaged),
+        ("name.zip", content.replace("é".encode(), b"\xff\xfe")),
+    ):
+        message = refused("doccano", written(name, changed))
+        assert f"{name}: the archive cannot be read" in message
+
+
+def test_an_archive_with_a_file_without_a_name_is_told(refused, written):
+    path = written("nameless.zip", b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", "")
+        archive.filelist[0].filename = ""
+    assert "the archive cannot be read (IndexError)" in refused("doccano", path)
+
+
+@pytest.mark.parametrize("field", ["from_name", "id", "label"])
+def test_names_that_cannot_be_written_are_refused(refused, written, field):
+    given = {"from_name": "sure", "id": 1, "label": "Other", field: "\ud800"}
+    value = {"start": 4, "end": 18, "text": "I cannot sleep"}
+    region = {"id": "r", "from_name": "l", "type": "labels", "value": {**value, "labels": ["A.4"]}}
+    rating = {"type": "rating", "from_name": given["from_name"], "id": "r", "value": {"rating": 2}}
+    other = {"type": "choices", "from_name": "o", "value": {"choices": [given["label"]]}}
+    task = {
+        "id": given["id"],
+        "data": {"text": TEXT},
+        "annotations": [{"completed_by": 1, "result": [region, rating, other]}],
+    }
+    settings = {"spans_imply_label": True, "map": {"o:*": None}, "offset_unit": "code_points"}
+    assert "must not have NUL or unpaired surrogates" in refused(
+        "labelstudio", written("e.json", [task]), **settings
+    )
+
+
 # ------------------------------------------------------------------------------------- command line
 
 

@@ -379,3 +379,11 @@ def test_entities_are_found_in_any_encoding():
     file = sources.SourceFile(sources.PurePosixPath("a.xmi"), content)
     with pytest.raises(sources.DataError, match="document type"):
         sources.refuse_entities(file)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "gb2312", "utf-32"])
+def test_xml_in_an_encoding_that_is_not_read_is_told(encoding):
+    content = f'<?xml version="1.0" encoding="{encoding}"?><a/>'.encode()
+    file = sources.SourceFile(sources.PurePosixPath("a.xmi"), content)
+    with pytest.raises(sources.DataError, match="encoding that it declares is not read"):
+        sources.refuse_entities(file)
