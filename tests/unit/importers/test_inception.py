@@ -9,6 +9,7 @@ import pytest
 from annotated import OTHER, TEXT, at, units
 
 from psy_agents_noaug.importers import sources
+from psy_agents_noaug.importers.xmi import read_xmi
 
 HEADER = (
     "#FORMAT=WebAnno TSV 3.{minor}\n"
@@ -206,10 +207,17 @@ def types():
     annotation = "uima.tcas.Annotation"
     own = "webanno.custom.Symptom"
     link = feature("Governor", own) + feature("Dependent", own)
+    shared = feature("shared", "uima.cas.StringArray").replace(
+        "</featureD", "<multipleReferencesAllowed>true</multipleReferencesAllowed></featureD"
+    )
     described = [
         (own, annotation, feature("symptom") + feature("sure", "uima.cas.Boolean")),
         ("webanno.custom.Cause", annotation, link),
-        ("webanno.custom.Document", "uima.cas.AnnotationBase", feature("label")),
+        (
+            "webanno.custom.Document",
+            "uima.cas.AnnotationBase",
+            feature("label") + feature("many", "uima.cas.StringArray") + shared,
+        ),
         ("de.tudarmstadt.ukp.dkpro.core.api.segmentation.type.Token", annotation, ""),
         (
             METADATA,
@@ -359,6 +367,7 @@ def test_xmi_of_a_project_has_an_archive_for_each_annotator(imported, written):
         (XMI.replace('end="', 'end="9', 1), "malformed XMI"),
         (XMI[:-30], "must be XML"),
         (XMI.replace("custom:Symptom", "custom:Unknown"), "malformed XMI"),
+        (XMI.replace(' label="A.4"', ' shared="14"'), "Document.shared must be a list of text"),
     ],
 )
 def test_xmi_that_is_malformed_or_declares_entities_is_refused(refused, written, content, told):
@@ -367,6 +376,25 @@ def test_xmi_that_is_malformed_or_declares_entities_is_refused(refused, written,
     assert "post1.xmi: cannot be read" in message
     assert told in message
     assert "xylozephyrquill" not in message
+
+
+@pytest.mark.usefixtures("cassis")
+def test_labels_in_a_list_of_xmi_are_read_and_empty_elements_are_none(imported, written):
+    listed = '<custom:Document xmi:id="12" sofa="1"><many>A.4</many><many/></custom:Document>'
+    plain = '<custom:Document xmi:id="12" sofa="1" label="A.4"/>'
+    content = xmi(TEXT, [("I cannot sleep", "A.4")], ["A.4"])
+    assert plain in content
+    written("corpus/TypeSystem.xml", types())
+    path = written("corpus/post1.xmi", content.replace(plain, listed)).parent
+    assert imported("inception", path).rows == [("post1", None, "A.4", 1, "I cannot sleep")]
+
+
+@pytest.mark.usefixtures("cassis")
+def test_a_bug_in_reading_marks_is_not_told_as_malformed_xmi(imported, written, monkeypatch):
+    monkeypatch.setattr(f"{read_xmi.__module__}.marks_of_features", lambda *_: 1 / 0)
+    written("corpus/TypeSystem.xml", types())
+    with pytest.raises(ZeroDivisionError):
+        imported("inception", written("corpus/post1.xmi", XMI).parent)
 
 
 @pytest.mark.usefixtures("cassis")
