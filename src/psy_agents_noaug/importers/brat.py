@@ -48,8 +48,10 @@ class _Pair:
 def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
     """Read a folder or an archive; of a lone file the other one of the pair is missing."""
     reading = Reading()
-    pairs = _pairs(files, reading)
+    pairs, alone = _pairs(files, reading)
     level = _annotator_level(pairs)
+    for path in alone:
+        reading.unread |= _documents_of(path, pairs, level)
     if level is None and any(len(pair.path.parts) > 1 for pair in pairs):
         reading.notes.append(
             "The folders are parts of the post_ids, not annotators: no text is in two of them."
@@ -66,18 +68,35 @@ def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
             text, lines = pair.source.text(), pair.file.text()
         except DataError as error:
             reading.faults.append(Fault(place, "cannot be read", str(error)))
+            reading.unread |= {document, *_documents_of(pair.path, pairs, level)}
             continue
         review = Review(annotator, tuple(_Lines(place, reading).read(lines)))
         reading.documents.append(Document(place, text, (review,), document_id=document))
     return reading
 
 
-def _pairs(files: Sequence[SourceFile], reading: Reading) -> list[_Pair]:
-    """Return the pairs: the text is beside the .ann file, or above the annotators' folders."""
+def _documents_of(path: PurePosixPath, pairs: Sequence[_Pair], level: int | None) -> set[str]:
+    """Return the documents of which an .ann file may be that cannot be read.
+
+    Without a text it does not show whether its folders are annotators'. If no other file does, it may be
+    of each document with its name.
+    """
+    if level is None:
+        return {pair.names(level)[1] for pair in pairs if pair.path.name == path.name}
+    return {str(_without(path, level) if level < len(path.parts) - 1 else path)}
+
+
+def _pairs(
+    files: Sequence[SourceFile], reading: Reading
+) -> tuple[list[_Pair], list[PurePosixPath]]:
+    """Return the pairs, and the paths of .ann files without a text.
+
+    The text is beside the .ann file, or above the annotators' folders.
+    """
     root = posixpath.commonpath([str(file.name.parent) for file in files])
     paths = {file.name: file.name.relative_to(root).with_suffix("") for file in files}
     texts = {paths[f.name]: f for f in files if f.name.suffix.lower() == ".txt"}
-    pairs = []
+    pairs, alone = [], []
     for file in files:
         if file.name.suffix.lower() != ".ann":
             continue
@@ -87,13 +106,14 @@ def _pairs(files: Sequence[SourceFile], reading: Reading) -> list[_Pair]:
         if home is None:
             rule = "must have its text beside it, in a .txt file of the same name"
             reading.faults.append(Fault(str(file.name), rule))
+            alone.append(path)
         else:
             pairs.append(_Pair(file, texts[home], path, home))
     used = {pair.home for pair in pairs}
     for home, source in texts.items():
         if home not in used:
             reading.left.add("documents without an .ann file", str(source.name))
-    return pairs
+    return pairs, alone
 
 
 def _annotator_level(pairs: Sequence[_Pair]) -> int | None:

@@ -27,10 +27,14 @@ def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
     for file in files:
         is_of_one = len(files) > 1 or len(file.name.parts) > 1
         annotator = file.name.stem if is_of_one and file.name.stem not in _OF_ALL else None
-        prefix = f"{file.name}, " if len(files) > 1 else ""
         faults: list[Fault] = []
-        for place, value in json_values([file], faults):
-            _read_record(f"{prefix}{place}", value, annotator, settings, reading)
+        values = json_values([file], faults, with_names=len(files) > 1)
+        if len(files) > 1:  # what is no record may be of any document of the other files
+            records = {place for place, value in values if isinstance(value, dict)}
+            reading.unknown |= {fault.place for fault in faults} - records
+            reading.unknown |= {place for place, _ in values} - records
+        for place, value in values:
+            _read_record(place, value, annotator, settings, reading)
         reading.faults += faults
     return reading
 

@@ -142,6 +142,8 @@ class Reading:
         notes: what a user should know of how the file was read.
         has_versions: whether several reviews of a document by one annotator are versions, of which one
             counts, not parts.
+        unread: identifiers of documents of which an annotator's part could not be read.
+        unknown: places of parts that could not be read, and of which the document is not known.
     """
 
     documents: list[Document] = field(default_factory=list)
@@ -149,3 +151,17 @@ class Reading:
     left: Left = field(default_factory=Left)
     notes: list[str] = field(default_factory=list)
     has_versions: bool = False
+    unread: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)
+
+    def cannot_read(self, place: str, document_id: str | None) -> None:
+        """Say that a part of a document has faults, and becomes none of `documents`.
+
+        Args:
+            place: of the part.
+            document_id: which other parts of the document have; None: not known.
+        """
+        if document_id is None:
+            self.unknown.add(place)
+        else:
+            self.unread.add(document_id)

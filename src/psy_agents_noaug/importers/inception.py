@@ -40,6 +40,8 @@ def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
         if annotator == "INITIAL_CAS":
             reading.left.add("documents before annotation (INITIAL_CAS)", str(file.name))
             continue
+        # Of XMI outside of a project only its content says which document it is.
+        unread = document_id or (file.name.stem if suffix == ".tsv" else None)
         try:
             document = (
                 read_tsv(file, annotator, reading)
@@ -48,8 +50,9 @@ def read(files: Sequence[SourceFile], settings: ReadSettings) -> Reading:
             )
         except DataError as error:
             reading.faults.append(Fault(str(file.name), "cannot be read", str(error)))
-            continue
+            document = None
         if document is None:
+            reading.cannot_read(str(file.name), unread)
             continue
         document_id = document_id or document.document_id or file.name.stem
         names = document.reviews[0].annotator_id, document_id

@@ -49,7 +49,6 @@ class LabelMap:
         self._criteria = criteria
         self._used: set[str] = set()
         self.unknown: Counter[tuple[str, str]] = Counter()
-        self.left_out: Counter[str] = Counter()
 
     def knows(self, label: str, field: str) -> bool:
         """Return whether a label of a field is in the map or names a criterion."""
@@ -87,9 +86,7 @@ class LabelMap:
         for key in (*of_attributes, *map(_folded, keys)):
             if key in self._entries:
                 self._used.add(key)
-                if (target := self._entries[key]) is None:
-                    self.left_out[mark.label] += 1
-                return target
+                return self._entries[key]
         criterion_id = resolve_criterion(mark.label, self._names)
         if criterion_id is None:
             self.unknown[mark.label, mark.field] += 1

@@ -4,7 +4,7 @@ import csv
 import io
 import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from psy_agents_noaug.data.alignment import given_spans
 from psy_agents_noaug.data.annotators import conflicts
 from psy_agents_noaug.data.corpus import Corpus, load_corpus, read_criteria
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
-from psy_agents_noaug.data.validation import raise_faults
+from psy_agents_noaug.data.validation import UNREADABLE, Fault, raise_faults
 from psy_agents_noaug.errors import ConfigError, DataError, first_of, not_one_of
 from psy_agents_noaug.importers import brat, doccano, inception, labelstudio, spacy
 from psy_agents_noaug.importers.documents import Reading
@@ -84,6 +84,7 @@ def import_annotations(tool: str, path: Path, config: ImportConfig) -> str:
         criteria=criteria,
         keeps_criteria=config.criteria is not None,
     )
+    reading.faults += _unwritable(tables, reading)
     _raise_all(path, reading, labels)
     if not tables.rows:
         raise DataError(f"{path}: no document has a label of a criterion. {_left(reading)}")
@@ -128,6 +129,20 @@ def _rules(config: ImportConfig) -> Rules:
         annotators=None if config.annotators is None else [str(a) for a in config.annotators],
         leaves_out_faulty=config.faulty == "leave_out",
     )
+
+
+def _unwritable(tables: Tables, reading: Reading) -> Iterator[Fault]:
+    """Yield a fault for each name in the report that is no text that can be written."""
+    rule = "must not have NUL or unpaired surrogates"
+    for reason, places in reading.left.places.items():
+        place = places[0].encode("utf-8", "backslashreplace").decode()
+        if UNREADABLE.search(reason):
+            yield Fault(place, f"names of controls, features and attributes {rule}")
+        if any(map(UNREADABLE.search, places)):
+            yield Fault(place, f"names of files and identifiers of tasks {rule}")
+    for label in (*tables.labels, *tables.labels_left_out):
+        if UNREADABLE.search(label):
+            yield Fault(f"a label of {len(label)} characters", rule)
 
 
 def _raise_all(path: Path, reading: Reading, labels: LabelMap) -> None:
@@ -235,7 +250,7 @@ def _report(
         "annotators": {name or _NOT_NAMED: n for name, n in sorted(tables.annotators.items())},
         "criteria": by_criterion,
         "labels": {label: dict(own) for label, own in sorted(tables.labels.items())},
-        "labels_left_out": dict(labels.left_out),
+        "labels_left_out": dict(tables.labels_left_out),
         "map_entries_without_label": labels.unused(),
         "offset_units": {unit: n for unit, n in tables.units.items() if n},
         "counts": {k: n for k, n in tables.counts.items() if n and k != "documents"},

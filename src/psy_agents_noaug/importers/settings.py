@@ -59,6 +59,7 @@ class ReadSettings:
         text = self.text_of({key: value for key, value in data.items() if key not in without})
         if text is None:
             reading.faults.append(no_text(place, record))
+            reading.cannot_read(place, self.id_of(data, data.get("id")))
             return None
         reading.left.add("relations", place, len(items(record.get("relations"))))
         own_id, group_id = self.id_of(data, data.get("id")), self.group_of(data)

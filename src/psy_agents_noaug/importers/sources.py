@@ -1,5 +1,6 @@
 """The files of an export: one file, a folder, or a zip archive, which is never unpacked to disk."""
 
+import lzma
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from typing import IO, Any
 from xml.parsers import expat
 
 from psy_agents_noaug.data.table_formats import (
+    Record,
     encoding_of,
     is_json_array,
     json_array,
@@ -17,13 +19,26 @@ from psy_agents_noaug.data.table_formats import (
     not_in_encoding,
     parse_json,
 )
-from psy_agents_noaug.data.validation import Fault
+from psy_agents_noaug.data.validation import Fault, quote_columns
 from psy_agents_noaug.errors import DataError
 from psy_agents_noaug.utils.files import megabytes
 
 MAX_BYTES = 2 * 2**30  # of all files of an export
 MAX_FILES = 200_000
 _MAX_DEPTH = 2  # an archive of INCEpTION holds archives
+# What a damaged archive in memory, one with a password (RuntimeError), with a file without a name
+# (IndexError) and with an unknown compression raise.
+_NO_ARCHIVE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    IndexError,
+    OSError,
+    ValueError,
+)
 _SHARED = (".txt", ".xml")  # texts and type systems, which several annotators may have
 
 
@@ -174,8 +189,7 @@ def _members(
                     content = budget.read(opened)
                 inner = SourceFile(file.name.with_suffix("") / name, content)
                 yield from _members(inner, budget, wanted, depth=depth + 1)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
-        # RuntimeError: it has a password.
+    except _NO_ARCHIVE as error:
         raise DataError(
             f"{file.name}: the archive cannot be read ({type(error).__name__})."
         ) from None
@@ -192,25 +206,45 @@ def _is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.parts)
 
 
-def json_values(files: Sequence[SourceFile], faults: list[Fault]) -> list[tuple[str, Any]]:
+def json_values(
+    files: Sequence[SourceFile], faults: list[Fault], *, with_names: bool = False
+) -> list[tuple[str, Any]]:
     """Return the JSON values of files with their places: items of an array, one object, or a line each.
 
     Args:
         files: whose names are part of a place if there are several.
-        faults: to which what is no JSON is added.
+        faults: to which what is no JSON is added, and keys that an object has twice.
+        with_names: whether the name of a lone file is part of a place too.
     """
     found = []
     for file in files:
-        prefix = f"{file.name}, " if len(files) > 1 else ""
+        prefix = f"{file.name}, " if with_names or len(files) > 1 else ""
         own: list[Fault] = []
         try:
             values = _values(file, own)
         except DataError as error:
             faults.append(Fault(str(file.name), "cannot be read", str(error)))
             continue
+        for place, value in values:
+            if repeated := _repeated_keys(value):
+                own.append(Fault(place, "must have each key once", quote_columns(repeated)))
         found += [(f"{prefix}{place}", value) for place, value in values]
         faults += [Fault(f"{prefix}{f.place}", f.rule, f.detail) for f in own]
     return found
+
+
+def _repeated_keys(value: Any) -> list[str]:
+    """Return the keys that an object in a JSON value has twice, of which only the last would count."""
+    found: set[str] = set()
+    open_values = [value]  # no recursion: it may be as deep as the parser allows
+    while open_values:
+        inner = open_values.pop()
+        if isinstance(inner, Record):
+            found |= inner.repeated
+            open_values += inner.values()
+        elif isinstance(inner, list):
+            open_values += inner
+    return sorted(found)
 
 
 def _values(file: SourceFile, faults: list[Fault]) -> list[tuple[str, Any]]:
@@ -252,4 +286,8 @@ def refuse_entities(file: SourceFile) -> None:
     except expat.ExpatError as error:
         raise DataError(
             f"{file.name}, line {error.lineno}: must be XML ({expat.ErrorString(error.code)})."
+        ) from None
+    except (LookupError, ValueError):
+        raise DataError(
+            f"{file.name}: XML in the encoding that it declares is not read. Save it as UTF-8."
         ) from None

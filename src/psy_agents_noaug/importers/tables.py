@@ -1,6 +1,7 @@
 """From annotated documents to the rows of the three tables."""
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,8 @@ ASKED_ALONE = (
     "annotations of the labels that were asked for alone (data.unannotated_pairs=drop takes no other "
     "for a negative)"
 )
+
+_TASK = re.compile(r" \(task ")
 
 Negatives = Literal["auto", "explicit", "none"]
 
@@ -75,6 +78,7 @@ class Tables:
         units: how many documents with spans have their offsets in which unit.
         annotators: how many documents each has annotated.
         labels: how many marks each label has for each criterion.
+        labels_left_out: how many marks each label has that the map leaves out.
     """
 
     posts: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -83,6 +87,7 @@ class Tables:
     units: Counter[str] = field(default_factory=Counter)
     annotators: Counter[str] = field(default_factory=Counter)
     labels: dict[str, Counter[str]] = field(default_factory=dict)
+    labels_left_out: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -92,6 +97,29 @@ class _Said:
     met: list[tuple[Span, str | None]] = field(default_factory=list)
     not_met: list[tuple[Span, str | None]] = field(default_factory=list)
     statuses: set[int] = field(default_factory=set)
+
+
+@dataclass
+class _Heard:
+    """What an annotator said of a document, by criterion, and what counts if the document is kept.
+
+    Args:
+        document: that is annotated.
+        review: of the annotator.
+        criteria: what is said of each.
+        labels: how many marks say what of which criterion: label and criterion.
+        labels_left_out: how many marks the map leaves out, or does not know.
+        left: reasons for which properties of marks are left out.
+        n_absent: labels of absence that do not apply.
+    """
+
+    document: Document
+    review: Review
+    criteria: dict[str, _Said] = field(default_factory=dict)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    labels_left_out: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+    n_absent: int = 0
 
 
 @dataclass
@@ -153,22 +181,25 @@ def make_tables(
         for document in _whole(_merged(_identified(work), work), work)
         if (checked := _checked(document, work)) is not None
     ]
-    said = [
-        (document, review, _said_by(document, review, spans, labels, work))
+    heard = [
+        _heard(document, review, spans, labels)
         for document, placed in kept
         for review, spans in zip(document.reviews, placed.spans, strict=True)
     ]
-    contradicting = _contradicting(said, labels, work)
+    contradicting = _contradicting(heard, labels, work)
     kept = [(document, placed) for document, placed in kept if document.place not in contradicting]
-    said = [(d, review, own) for d, review, own in said if d.place not in contradicting]
-    found = {criterion_id for _, _, own in said for criterion_id in own} | labels.mapped_criteria()
+    heard = [own for own in heard if own.document.place not in contradicting]
+    _count(kept, heard, work)
+    found = {criterion_id for own in heard for criterion_id in own.criteria}
+    found |= labels.mapped_criteria()
     used = [c for c in criteria if keeps_criteria or c.criterion_id in found]
     writes_negatives = rules.negatives == "explicit" or (
         rules.negatives == "auto" and any(len(document.reviews) > 1 for document, _ in kept)
     )
     tables = work.tables
-    for document, review, own in said:
-        rows = _rows(document, review, own, work)
+    for own in heard:
+        document, review = own.document, own.review
+        rows = _rows(document, review, own.criteria, work)
         if writes_negatives and review.says_all:
             labelled = {row.criterion_id for row in rows}
             others = [c.criterion_id for c in used if c.criterion_id not in labelled]
@@ -197,6 +228,8 @@ def _identified(work: _Work) -> list[Document]:
             work.tables.counts[f"documents with {reason}, named by a hash of the text"] += 1
             digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()
             identifier = f"text-{digest[:16]}"
+            if document.document_id in work.reading.unread:
+                work.reading.unread.add(identifier)
         faults = work.reading.faults
         if document.group_id is not None and not _is_identifier(document.group_id):
             faults.append(Fault(document.place, "must have a group that is an identifier"))
@@ -264,13 +297,14 @@ def _versions(parts: Sequence[Document], work: _Work) -> Iterator[Fault]:
         yield Fault(parts[0].place, rule, detail)
 
 
-def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
+def _whole(groups: Sequence[Sequence[Document]], work: _Work) -> list[Document]:
     """Return the documents, each with one review of each annotator; without those that have faults."""
     bad = {place for fault in work.reading.faults for place in _places(fault)}
     found = []
     for parts in groups:
         work.tables.counts["documents"] += 1
-        if any(part.place in bad for part in parts):
+        is_unread = parts[0].document_id in work.reading.unread
+        if is_unread or any(place in bad for part in parts for place in _records(part.place)):
             if work.rules.leaves_out_faulty:
                 _leave_out_faulty(parts[0], work)
             continue
@@ -286,12 +320,33 @@ def _whole(groups: Iterable[Sequence[Document]], work: _Work) -> list[Document]:
             reviews[review.annotator_id] = review
         found.append(replace(parts[0], reviews=tuple(reviews.values())))
     if work.rules.leaves_out_faulty:
-        faults = work.reading.faults
-        work.reading.faults = [fault for fault in faults if fault.place == WHOLE_FILE]
-        for fault in faults:
-            if fault.place != WHOLE_FILE:
-                work.reading.left.add(f"faults: {fault.rule}", fault.place)
+        _leave_out_faults(groups, work)
     return found
+
+
+def _leave_out_faults(groups: Sequence[Sequence[Document]], work: _Work) -> None:
+    """Count the faults of what is left out. Those that may be of any document stay.
+
+    Where annotators are named, each document may be one of which another annotator's part is not known.
+    """
+    reading = work.reading
+    faults, reading.faults = reading.faults, []
+    reviews = (review for parts in groups for part in parts for review in part.reviews)
+    are_named = any(review.annotator_id is not None for review in reviews)
+    for fault in faults:
+        if fault.place == WHOLE_FILE:
+            reading.faults.append(fault)
+        elif are_named and not reading.unknown.isdisjoint(_places(fault)):
+            rule = f"{fault.rule}; faulty=leave_out needs to know of which document it is"
+            reading.faults.append(replace(fault, rule=rule))
+        else:
+            reading.left.add(f"faults: {fault.rule}", fault.place)
+
+
+def _records(place: str) -> list[str]:
+    """Return the place of a document, and the record of which a reader says the task."""
+    ends = [found.start() for found in _TASK.finditer(place)]
+    return [place, *(place[:end] for end in ends)]
 
 
 def _places(fault: Fault) -> tuple[str, str]:
@@ -325,11 +380,6 @@ def _checked(document: Document, work: _Work) -> tuple[Document, Placed] | None:
         else:
             work.reading.faults += faults
         return None
-    tables = work.tables
-    tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
-    tables.counts["spans compared with their words"] += placed.n_checked
-    tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
-    tables.counts["spans that cut a word"] += placed.n_cutting
     return document, placed
 
 
@@ -374,51 +424,65 @@ def _finished(reviews: Sequence[Review], place: str, work: _Work) -> tuple[Revie
 # ---------------------------------------------------------------------------------------------- rows
 
 
-def _said_by(
-    document: Document,
-    review: Review,
-    spans: Sequence[tuple[Span, ...]],
-    labels: LabelMap,
-    work: _Work,
-) -> dict[str, _Said]:
-    """Return what an annotator said of a document, by criterion."""
-    said: dict[str, _Said] = {}
+def _count(kept: Sequence[tuple[Document, Placed]], heard: Sequence[_Heard], work: _Work) -> None:
+    """Count the spans, labels and what is left of the documents that are kept."""
+    tables = work.tables
+    for document, placed in kept:
+        tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
+        tables.counts["spans compared with their words"] += placed.n_checked
+        tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
+        tables.counts["spans that cut a word"] += placed.n_cutting
+    for own in heard:
+        for (label, criterion_id), number in own.labels.items():
+            tables.labels.setdefault(label, Counter())[criterion_id] += number
+        for reason, number in own.left.items():
+            work.reading.left.add(reason, own.document.place, number)
+        tables.labels_left_out += own.labels_left_out
+        tables.counts["labels of absence that do not apply, which say nothing"] += own.n_absent
+
+
+def _heard(
+    document: Document, review: Review, spans: Sequence[tuple[Span, ...]], labels: LabelMap
+) -> _Heard:
+    """Return what an annotator said of a document."""
+    heard = _Heard(document, review)
     targets = [labels.target(mark) for mark in review.marks]
     marks = list(zip(review.marks, targets, spans, strict=True))
     kept = {(mark.ranges, mark.label) for mark, target, _ in marks if target is not None}
     for mark, target, found in marks:
         if target is None:
+            heard.labels_left_out[mark.label] += 1
             continue
         for attribute in mark.attributes:
             name, _, value = attribute.partition("=")
             if not labels.reads_attribute(mark, attribute) and (mark.ranges, value) not in kept:
                 reason = f"attribute {name} of a label (LABEL[{name}] in the map reads it)"
-                work.reading.left.add(reason, document.place)
+                heard.left[reason] += 1
         if not mark.is_met and target.status == 0:
-            work.tables.counts["labels of absence that do not apply, which say nothing"] += 1
+            heard.n_absent += 1
             continue
         status = target.status if mark.is_met else 0
-        own = said.setdefault(target.criterion_id, _Said())
-        work.tables.labels.setdefault(mark.label, Counter())[target.criterion_id] += 1
+        own = heard.criteria.setdefault(target.criterion_id, _Said())
+        heard.labels[mark.label, target.criterion_id] += 1
         if not mark.ranges:
             own.statuses.add(status)
         else:
             pieces = own.met if status else own.not_met
             pieces += [(span, mark.note) for span in found]
-    return said
+    return heard
 
 
-def _contradicting(
-    said: Sequence[tuple[Document, Review, Mapping[str, _Said]]], labels: LabelMap, work: _Work
-) -> set[str]:
+def _contradicting(heard: Sequence[_Heard], labels: LabelMap, work: _Work) -> set[str]:
     """Return the places of documents in which one annotator says of a criterion both yes and no."""
     found = set()
-    for document, review, criteria in said:
+    for one in heard:
+        document, review = one.document, one.review
         rule = "must not have a criterion both met and not met by one annotator"
         faults = [
             Fault(document.place, rule, criterion_id)
-            for criterion_id, own in criteria.items()
+            for criterion_id, own in one.criteria.items()
             if len(own.statuses | {1} if _says_status(own.met, work) else own.statuses) > 1
+            or {span for span, _ in own.met} & {span for span, _ in own.not_met}
         ]
         rule = "must not have a span with several attributes that the map gives different meanings"
         faults += [

@@ -49,13 +49,13 @@ def read_xmi(
             warnings.simplefilter("error")  # offsets that are in no character are only warned of
             cas = load_cas_from_xmi(BytesIO(file.content), typesystem=types)
         text = cas.sofa_string
-        place = str(file.name)
         structures = list(cas.select_all_fs())
-        marks = tuple(mark for s in structures for mark in _marks(s, place, reading))
     except Exception as error:  # noqa: BLE001  (what it raises at malformed files is not documented)
         raise DataError(f"malformed XMI or type system ({type(error).__name__})") from None
     if not isinstance(text, str):
         raise DataError("the CAS holds no text")
+    place = str(file.name)
+    marks = tuple(mark for s in structures for mark in _marks(s, place, reading))
     title, own = _metadata(structures)
     if annotator is None and title is not None and own == file.name.stem:
         annotator = own if own not in (title, PurePosixPath(title).stem) else None
@@ -73,7 +73,11 @@ def _metadata(structures: Iterable[Any]) -> tuple[str | None, str | None]:
 
 
 def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
-    """Yield the marks of an annotation: its text features are labels, true, false and numbers not."""
+    """Yield the marks of an annotation: its text features are labels, true, false and numbers not.
+
+    Raises:
+        DataError: a feature is not of the type that it is said to have.
+    """
     layer: str = structure.type.name
     if layer.startswith(_LINGUISTIC) and layer != _NAMED_ENTITY:
         return
@@ -93,7 +97,11 @@ def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
         elif isinstance(value, str):
             labels.append((feature.name, value))
         elif kind == "uima.cas.StringArray":
-            labels += [(feature.name, element) for element in value.elements or ()]
+            elements = getattr(value, "elements", None)
+            if not hasattr(value, "elements") or not isinstance(elements, list | tuple | None):
+                raise DataError(f"{short}.{feature.name} must be a list of text")
+            given = [element for element in elements or () if isinstance(element, str)]
+            labels += [(feature.name, element) for element in given]
         else:
             reading.left.add(f"values of the feature {short}.{feature.name}", place)
     begin, end = getattr(structure, "begin", None), getattr(structure, "end", None)

@@ -3,6 +3,7 @@
 import zipfile
 
 import pyarrow.parquet as pq
+import pytest
 from annotated import OTHER, TEXT, at
 
 SLEEP, CRY, NIGHT = (at(words) for words in ("I cannot sleep", "I cry all day", "at night"))
@@ -120,20 +121,48 @@ def test_attributes_and_notes_of_an_event_are_those_of_its_trigger(imported, wri
         f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
         f"T2\tA.1 {spans(CRY)}\tI cry all day\n"
         "E1\tA.4:T1 Time:T2\nE2\tA.1:T2\nE3\tA.1:T2\n"
-        "A1\tNegation E1\nA2\tNegation E3\nA3\tNegation E9\n#1\tAnnotatorNotes E1\tsleeps well\n"
+        "A1\tNegation E1\nA2\tSevere E3\nA3\tNegation E9\n#1\tAnnotatorNotes E1\tsleeps well\n"
     )
     written("corpus/post1.txt", TEXT)
     path = written("corpus/post1.ann", content).parent
     turned = {f"{c}[Negation]": {"criterion_id": c, "status": 0} for c in ("A.1", "A.4")}
     result = imported("brat", path, map=turned, spans_imply_label=True)
     assert result.rows == [
-        ("post1", None, "A.1", 0, "I cry all day"),
         ("post1", None, "A.1", 1, "I cry all day"),
         ("post1", None, "A.4", 0, "I cannot sleep"),
     ]
     table = pq.read_table(result.folder / "annotations.parquet").to_pylist()
     assert {row["explanation"] for row in table} == {None, "sleeps well"}
     assert (result.left("Negation of no span"), result.left("events")) == (1, 3)
+    assert (result.left("attribute Negation of a"), result.left("attribute Severe")) == (0, 1)
+
+
+@pytest.mark.parametrize("also", ["", f"T2\tA.1 {spans(CRY)}\tI cry all day\n"])
+def test_one_annotator_who_says_both_of_the_same_words_is_refused(imported, refused, written, also):
+    content = f"T1\tA.1 {spans(SLEEP)}\tI cannot sleep\n{also}E1\tA.1:T1\nE2\tA.1:T1\nA1\tNeg E2\n"
+    written("corpus/post2.txt", OTHER)
+    written("corpus/post2.ann", "T1\tA.4 0 2\tWe\n")
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", content).parent
+    turned = {"A.1[Neg]": {"criterion_id": "A.1", "status": 0}}
+    settings = {"map": turned, "spans_imply_label": True}
+    message = refused("brat", path, **settings)
+    assert "must not have a criterion both met and not met by one annotator (A.1)" in message
+    assert imported("brat", path, **settings, faulty="leave_out").posts.keys() == {"post2"}
+
+
+def test_other_words_of_what_is_met_may_be_a_hard_negative(imported, written):
+    content = (
+        f"T1\tA.1 {spans(CRY)}\tI cry all day\nT2\tA.1 {spans(SLEEP)}\tI cannot sleep\nA1\tNeg T2\n"
+    )
+    written("corpus/post1.txt", TEXT)
+    path = written("corpus/post1.ann", content).parent
+    turned = {"A.1[Neg]": {"criterion_id": "A.1", "status": 0}}
+    result = imported("brat", path, map=turned, spans_imply_label=True)
+    assert {(row[3], row[4]) for row in result.rows} == {
+        (1, "I cry all day"),
+        (0, "I cannot sleep"),
+    }
 
 
 def test_a_name_in_the_map_stands_for_all_values_but_false(imported, written):
@@ -209,3 +238,35 @@ def test_faults_are_told_by_file_and_line(refused, written):
     for place in ("lone.ann: must have its text", "line 1", "line 3", "line 5", "line 6"):
         assert place in message
     assert "xylozephyrquill" not in message
+
+
+LINE = f"T1\tA.4 {spans(SLEEP)}\tI cannot sleep\n"
+
+
+@pytest.mark.parametrize("ann", [LINE, "", b"\xff"])
+def test_a_document_is_left_out_of_which_one_annotator_has_no_text_or_cannot_be_read(
+    imported, written, ann
+):
+    for annotator in ("anna", "ben"):
+        written(f"corpus/{annotator}/one.txt", TEXT)
+        written(f"corpus/{annotator}/one.ann", LINE)
+    written("corpus/ben/two.txt", OTHER)
+    written("corpus/ben/two.ann", "T1\tA.1 0 2\tWe\n")
+    if ann == b"\xff":
+        written("corpus/anna/two.txt", OTHER)
+    root = written("corpus/anna/two.ann", ann).parents[1]
+    result = imported("brat", root, spans_imply_label=True, faulty="leave_out")
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"one"}, 1)
+
+
+def test_where_no_folder_is_known_for_an_annotator_a_file_without_text_is_of_each_of_its_name(
+    imported, refused, written
+):
+    for name, text in (("anna/one", TEXT), ("anna/two", OTHER)):
+        written(f"corpus/{name}.txt", text)
+        written(f"corpus/{name}.ann", f"T1\tA.4 0 2\t{text[:2]}\n")
+    root = written("corpus/ben/one.ann", "").parents[1]
+    settings = {"spans_imply_label": True}
+    assert "ben/one.ann: must have its text beside it" in refused("brat", root, **settings)
+    result = imported("brat", root, **settings, faulty="leave_out")
+    assert result.posts.keys() == {"anna/two"}

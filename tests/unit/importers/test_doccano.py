@@ -1,6 +1,7 @@
 """doccano: JSONL of several versions, and archives with a file for each annotator."""
 
 import io
+import json
 import zipfile
 
 import pytest
@@ -124,3 +125,53 @@ def test_the_file_of_an_archive_of_one_is_an_annotator(imported, written):
         archive.writestr("anna.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}))
     result = imported("doccano", written("export.zip", content.getvalue()))
     assert result.rows == [("1", "anna", "A.4", 1, None)]
+
+
+def test_a_key_that_an_object_has_twice_is_refused_as_one_of_its_values_would_be_lost(
+    imported, refused, written
+):
+    text, other = json.dumps(TEXT), jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    twice = f'{{"id": 1, "text": {text}, "label": ["A.1"], "label": ["A.4"]}}\n'
+    nested = f'{{"id": 1, "text": {text}, "entities": [{{"label": "A.1", "label": "A.4"}}]}}\n'
+    for line in (twice, nested):
+        path = written("all.jsonl", line + other)
+        assert "line 1: must have each key once ('label')" in refused("doccano", path)
+        assert imported("doccano", path, faulty="leave_out").posts.keys() == {"2"}
+
+
+def test_a_key_that_one_annotator_has_twice_leaves_out_the_document_of_all(imported, written):
+    text, other = json.dumps(TEXT), jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}) + other)
+    twice = f'{{"id": 1, "text": {text}, "label": ["A.1"], "label": ["A.4"]}}\n'
+    path = written("export/anna.jsonl", twice + other).parent
+    result = imported("doccano", path, faulty="leave_out")
+    assert result.posts.keys() == {"2"}
+    assert result.left("must have each key once") == 1
+
+
+def test_a_record_that_one_annotator_has_without_text_leaves_out_the_document_of_all(
+    imported, written
+):
+    other = jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}) + other)
+    path = written("export/anna.jsonl", jsonl({"id": 1, "label": ["A.1"]}) + other).parent
+    result = imported("doccano", path, faulty="leave_out")
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"2"}, 1)
+
+
+@pytest.mark.parametrize("line", ['{"id": 1, \n', "[1]\n", '{"a": "\udcfa"}\n'])
+def test_what_may_be_of_any_document_is_refused_where_there_are_other_annotators(
+    imported, refused, written, line
+):
+    good = jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})
+    other = jsonl({"id": 2, "text": OTHER, "label": ["A.2"]})
+    written("export/ben.jsonl", good + other)
+    path = written("export/anna.jsonl", (other + line).encode("utf-8", "surrogateescape")).parent
+    message = refused("doccano", path, faulty="leave_out")
+    assert "faulty=leave_out needs to know of which document it is" in message
+
+
+def test_a_line_that_is_no_json_is_left_out_of_the_file_of_nobody(imported, written):
+    line = jsonl({"id": 1, "text": TEXT, "label": ["A.4"]})
+    result = imported("doccano", written("all.jsonl", line + "{\n"), faulty="leave_out")
+    assert (result.posts.keys(), result.left("must be JSON")) == ({"1"}, 1)

@@ -78,6 +78,23 @@ def test_a_label_that_is_in_a_table_twice_is_refused(refused, labelled, written)
     assert "'Sleep/fatigue': must be there once" in message
 
 
+def test_nothing_is_counted_of_a_document_that_contradicts_itself(imported, written):
+    sleep = [*at("I cannot sleep"), "A.4"]
+    labels = ["A.1", "Other", sleep]
+    records = [
+        {"id": 1, "text": TEXT, "label": labels},
+        {"id": 2, "text": f"{TEXT}2", "label": [*labels, "No A.1"]},
+    ]
+    turned = {"No A.1": {"criterion_id": "A.1", "status": 0}, "Other": None}
+    settings = {"map": turned, "spans_imply_label": True, "faulty": "leave_out"}
+    result = imported("doccano", written("all.jsonl", jsonl(*records)), **settings)
+    report = result.report
+    assert (result.posts.keys(), len(result.rows)) == ({"1"}, 2)
+    assert report["labels"] == {"A.1": {"A.1": 1}, "A.4": {"A.4": 1}}
+    assert report["labels_left_out"] == {"Other": 1}
+    assert report["offset_units"] == {"code_points": 1}
+
+
 def test_criteria_of_ones_own_are_all_kept(imported, labelled, written):
     table = "criterion_id,name,text,aliases\nX1,Joy,Is glad.,GLAD|HAPPY\nX2,Fear,Is afraid.,\n"
     path = written("criteria.csv", table)
@@ -189,6 +206,63 @@ def test_links_are_followed_and_hidden_files_are_not_read(imported, refused, wri
     (folder / "zoe.jsonl").unlink()
     (folder / "lost.jsonl").symlink_to(tmp_path / "nowhere")
     assert "lost.jsonl: is a link to a file that is not there" in refused("doccano", folder)
+
+
+@pytest.mark.parametrize("kind", ["array", "lines"])
+def test_a_task_with_a_key_twice_is_left_out_by_its_record(imported, refused, written, kind):
+    choices = {"type": "choices", "from_name": "s", "value": {"choices": ["A.4"]}}
+    tasks = [
+        {"id": n, "data": {"text": text}, "annotations": [{"completed_by": 1, "result": [choices]}]}
+        for n, text in ((5, TEXT), (6, OTHER))
+    ]
+    lines = jsonl(*tasks).splitlines()
+    lines[0] = lines[0].replace('"choices": ["A.4"]', '"choices": ["A.1"], "choices": ["A.4"]')
+    content = {"array": f"[{lines[0]}, {lines[1]}]", "lines": "\n".join(lines)}[kind]
+    path = written("export.json", content)
+    assert "1: must have each key once ('choices')" in refused("labelstudio", path)
+    assert imported("labelstudio", path, faulty="leave_out").posts == {"6": OTHER}
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_archive_is_told_whatever_is_damaged(refused, written, kind):
+    whole = written("whole.zip", b"")
+    with zipfile.ZipFile(whole, "w", kind) as archive:
+        archive.writestr("é.jsonl", jsonl({"id": 1, "text": TEXT, "label": ["A.4"]}))
+    content = whole.read_bytes()
+    start = 30 + len("é.jsonl".encode()) + (9 if kind == zipfile.ZIP_LZMA else 0)
+    damaged = content[:start] + b"\xff" * 20 + content[start + 20 :]
+    for name, changed in (
+        ("data.zip", damaged),
+        ("name.zip", content.replace("é".encode(), b"\xff\xfe")),
+    ):
+        message = refused("doccano", written(name, changed))
+        assert f"{name}: the archive cannot be read" in message
+
+
+def test_an_archive_with_a_file_without_a_name_is_told(refused, written):
+    path = written("nameless.zip", b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.jsonl", "")
+        archive.filelist[0].filename = ""
+    assert "the archive cannot be read (IndexError)" in refused("doccano", path)
+
+
+@pytest.mark.parametrize("field", ["from_name", "id", "label"])
+def test_names_that_cannot_be_written_are_refused(refused, written, field):
+    given = {"from_name": "sure", "id": 1, "label": "Other", field: "\ud800"}
+    value = {"start": 4, "end": 18, "text": "I cannot sleep"}
+    region = {"id": "r", "from_name": "l", "type": "labels", "value": {**value, "labels": ["A.4"]}}
+    rating = {"type": "rating", "from_name": given["from_name"], "id": "r", "value": {"rating": 2}}
+    other = {"type": "choices", "from_name": "o", "value": {"choices": [given["label"]]}}
+    task = {
+        "id": given["id"],
+        "data": {"text": TEXT},
+        "annotations": [{"completed_by": 1, "result": [region, rating, other]}],
+    }
+    settings = {"spans_imply_label": True, "map": {"o:*": None}, "offset_unit": "code_points"}
+    assert "must not have NUL or unpaired surrogates" in refused(
+        "labelstudio", written("e.json", [task]), **settings
+    )
 
 
 # ------------------------------------------------------------------------------------- command line

@@ -9,6 +9,7 @@ import pytest
 from annotated import OTHER, TEXT, at, units
 
 from psy_agents_noaug.importers import sources
+from psy_agents_noaug.importers.xmi import read_xmi
 
 HEADER = (
     "#FORMAT=WebAnno TSV 3.{minor}\n"
@@ -146,6 +147,24 @@ def test_the_sources_of_a_project_are_no_documents_of_it(imported, written):
     assert "q" in alone.posts
 
 
+@pytest.mark.parametrize("name", ["p.tsv", "p " * 100 + ".tsv"])
+@pytest.mark.parametrize(("old", "new"), [("TSV 3.3", "TSV 2.0"), ("\tcannot\t", "\tcan\t")])
+def test_a_document_of_which_one_annotator_cannot_be_read_is_left_out(
+    imported, written, name, old, new
+):
+    content, _ = tsv(SENTENCES, CELLS)
+    other, _ = tsv(["I cry all night", "Nothing else"], {"1-2": "*\tA.1\t_\t_\t_"})
+    files = {
+        f"annotation/{name}/anna.tsv": content.replace(old, new, 1),
+        f"annotation/{name}/ben.tsv": content,
+        "annotation/q.tsv/anna.tsv": other,
+        "annotation/q.tsv/ben.tsv": other,
+    }
+    settings = {"map": MAP, "spans_imply_label": True, "faulty": "leave_out"}
+    result = imported("inception", written("project.zip", archive(files)), **settings)
+    assert (result.posts.keys(), result.left("documents with faults")) == ({"q.tsv"}, 1)
+
+
 def test_two_files_of_one_document_without_annotators_are_refused(refused, written):
     content, _ = tsv(SENTENCES, CELLS)
     written("export/anna/one.tsv", content)
@@ -188,10 +207,17 @@ def types():
     annotation = "uima.tcas.Annotation"
     own = "webanno.custom.Symptom"
     link = feature("Governor", own) + feature("Dependent", own)
+    shared = feature("shared", "uima.cas.StringArray").replace(
+        "</featureD", "<multipleReferencesAllowed>true</multipleReferencesAllowed></featureD"
+    )
     described = [
         (own, annotation, feature("symptom") + feature("sure", "uima.cas.Boolean")),
         ("webanno.custom.Cause", annotation, link),
-        ("webanno.custom.Document", "uima.cas.AnnotationBase", feature("label")),
+        (
+            "webanno.custom.Document",
+            "uima.cas.AnnotationBase",
+            feature("label") + feature("many", "uima.cas.StringArray") + shared,
+        ),
         ("de.tudarmstadt.ukp.dkpro.core.api.segmentation.type.Token", annotation, ""),
         (
             METADATA,
@@ -295,6 +321,23 @@ def test_the_metadata_of_xmi_name_document_and_annotator(imported, written):
 
 
 @pytest.mark.usefixtures("cassis")
+def test_xmi_that_may_be_of_any_document_is_refused_where_annotators_are_named(
+    imported, refused, written
+):
+    written("exports/TypeSystem.xml", types())
+    for name, text in (("one", TEXT), ("two", OTHER)):
+        content = xmi(text, [], ["A.4"], title=f"{name}.txt", user="ben")
+        path = written(f"exports/{name}/ben.xmi", content)
+    written("exports/one/anna.xmi", XMI[:-30])
+    message = refused("inception", path.parents[1], faulty="leave_out")
+    assert "one/anna.xmi: cannot be read; faulty=leave_out needs to know" in message
+    for name, text in (("one", TEXT), ("two", OTHER)):
+        written(f"exports/{name}/ben.xmi", xmi(text, [], ["A.4"], title=f"{name}.txt", user="x"))
+    kept = imported("inception", path.parents[1], faulty="leave_out")
+    assert kept.posts.keys() == {"one.txt", "two.txt"}
+
+
+@pytest.mark.usefixtures("cassis")
 def test_xmi_of_a_project_has_an_archive_for_each_annotator(imported, written):
     empty = xmi(TEXT, [], [])
     other = xmi(OTHER, [], ["A.2"])
@@ -324,6 +367,7 @@ def test_xmi_of_a_project_has_an_archive_for_each_annotator(imported, written):
         (XMI.replace('end="', 'end="9', 1), "malformed XMI"),
         (XMI[:-30], "must be XML"),
         (XMI.replace("custom:Symptom", "custom:Unknown"), "malformed XMI"),
+        (XMI.replace(' label="A.4"', ' shared="14"'), "Document.shared must be a list of text"),
     ],
 )
 def test_xmi_that_is_malformed_or_declares_entities_is_refused(refused, written, content, told):
@@ -335,6 +379,25 @@ def test_xmi_that_is_malformed_or_declares_entities_is_refused(refused, written,
 
 
 @pytest.mark.usefixtures("cassis")
+def test_labels_in_a_list_of_xmi_are_read_and_empty_elements_are_none(imported, written):
+    listed = '<custom:Document xmi:id="12" sofa="1"><many>A.4</many><many/></custom:Document>'
+    plain = '<custom:Document xmi:id="12" sofa="1" label="A.4"/>'
+    content = xmi(TEXT, [("I cannot sleep", "A.4")], ["A.4"])
+    assert plain in content
+    written("corpus/TypeSystem.xml", types())
+    path = written("corpus/post1.xmi", content.replace(plain, listed)).parent
+    assert imported("inception", path).rows == [("post1", None, "A.4", 1, "I cannot sleep")]
+
+
+@pytest.mark.usefixtures("cassis")
+def test_a_bug_in_reading_marks_is_not_told_as_malformed_xmi(imported, written, monkeypatch):
+    monkeypatch.setattr(f"{read_xmi.__module__}.marks_of_features", lambda *_: 1 / 0)
+    written("corpus/TypeSystem.xml", types())
+    with pytest.raises(ZeroDivisionError):
+        imported("inception", written("corpus/post1.xmi", XMI).parent)
+
+
+@pytest.mark.usefixtures("cassis")
 def test_xmi_without_its_types_is_refused(refused, written):
     assert "must come with its TypeSystem.xml" in refused("inception", written("post1.xmi", XMI))
 
@@ -343,4 +406,12 @@ def test_entities_are_found_in_any_encoding():
     content = '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a []><a/>'.encode("utf-16")
     file = sources.SourceFile(sources.PurePosixPath("a.xmi"), content)
     with pytest.raises(sources.DataError, match="document type"):
+        sources.refuse_entities(file)
+
+
+@pytest.mark.parametrize("encoding", ["foo", "gb2312", "utf-32"])
+def test_xml_in_an_encoding_that_is_not_read_is_told(encoding):
+    content = f'<?xml version="1.0" encoding="{encoding}"?><a/>'.encode()
+    file = sources.SourceFile(sources.PurePosixPath("a.xmi"), content)
+    with pytest.raises(sources.DataError, match="encoding that it declares is not read"):
         sources.refuse_entities(file)

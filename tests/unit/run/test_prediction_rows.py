@@ -108,6 +108,19 @@ def test_lines_that_are_no_objects_and_an_empty_file_are_faults(tmp_path):
     assert read(path) == ([], ["the file: must have a row"])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"post_id": "p1", "criterion_id": "A.4", "decision": 1, "decision": 0}\n',
+        '{"post_id": "p1", "criterion_id": "A.4", "x": {"decision": 1, "decision": 0}}\n',
+    ],
+)
+def test_a_row_with_a_key_twice_is_no_prediction(tmp_path, line):
+    path = tmp_path / "p.jsonl"
+    path.write_text(line)
+    assert read(path) == ([], ["line 1: must have each key once ('decision')"])
+
+
 def test_a_ranking_needs_probabilities(lines_file):
     with pytest.raises(DataError, match="line 1: must have a number as probability"):
         read_predictions_as_run(lines_file({**ROW, "probability": None}))
