@@ -41,16 +41,16 @@ def marks_of_features(
     labels: Sequence[tuple[str, str]],
     properties: Sequence[tuple[str, str]],
 ) -> Iterator[Mark]:
-    """Yield a mark for each label of a span, or one that is named by its layer, which has none.
+    """Yield a mark for each label of an annotation, or one that is named by its layer if it has none.
 
     Args:
         layer: its short name.
-        ranges: of the span.
+        ranges: of the span; none: the annotation is of the whole document.
         labels: features with their values, of which each may be a label, or an attribute of the others.
         properties: features with values that are no labels, such as true and false.
     """
     said = (*labels, *properties)
-    if not labels and ranges:
+    if not labels:
         yield Mark(layer, ranges, field=layer, attributes=_attributes(said))
     for feature, value in labels:
         others = [(name, own) for name, own in said if name != feature]
