@@ -71,12 +71,14 @@ class Review:
         is_finished: True: the annotator submitted it, so that what has no label was not labelled; None:
             the tool does not say whether a document without labels was annotated.
         says_all: False: the annotator was asked for these labels alone, and said nothing of others.
+        is_of_model: whether a program made the offsets, which may not count as the tool does.
     """
 
     annotator_id: str | None
     marks: tuple[Mark, ...]
     is_finished: bool | None = None
     says_all: bool = True
+    is_of_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
