@@ -41,16 +41,16 @@ def marks_of_features(
     labels: Sequence[tuple[str, str]],
     properties: Sequence[tuple[str, str]],
 ) -> Iterator[Mark]:
-    """Yield a mark for each label of a span, or one that is named by its layer, which has none.
+    """Yield a mark for each label of an annotation, or one that is named by its layer if it has none.
 
     Args:
         layer: its short name.
-        ranges: of the span.
+        ranges: of the span; none: the annotation is of the whole document.
         labels: features with their values, of which each may be a label, or an attribute of the others.
         properties: features with values that are no labels, such as true and false.
     """
     said = (*labels, *properties)
-    if not labels and ranges:
+    if not labels:
         yield Mark(layer, ranges, field=layer, attributes=_attributes(said))
     for feature, value in labels:
         others = [(name, own) for name, own in said if name != feature]
@@ -71,12 +71,14 @@ class Review:
         is_finished: True: the annotator submitted it, so that what has no label was not labelled; None:
             the tool does not say whether a document without labels was annotated.
         says_all: False: the annotator was asked for these labels alone, and said nothing of others.
+        is_of_model: whether a program made the offsets, which may not count as the tool does.
     """
 
     annotator_id: str | None
     marks: tuple[Mark, ...]
     is_finished: bool | None = None
     says_all: bool = True
+    is_of_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,7 +96,7 @@ def _read_task(
         for prediction in predictions:
             marks = _marks(place, items(prediction.get("result")), reading)
             model = name(prediction.get("model_version")) or "model"
-            reviews.append(Review(model, marks, is_finished=True))
+            reviews.append(Review(model, marks, is_finished=True, is_of_model=True))
     else:
         reading.left.add(
             "predictions of a model (with_predictions=true reads them)", place, len(predictions)

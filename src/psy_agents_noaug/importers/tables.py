@@ -19,7 +19,7 @@ from psy_agents_noaug.data.validation import (
 )
 from psy_agents_noaug.importers.documents import WHOLE_FILE, Document, Reading, Review
 from psy_agents_noaug.importers.labels import LabelMap, shown_label
-from psy_agents_noaug.importers.placing import Placed, UnitSetting, place_marks
+from psy_agents_noaug.importers.placing import OFFSETS_ALONE, Placed, UnitSetting, place_marks
 
 MAX_CHARACTERS = 5_000_000  # of one document
 ASKED_ALONE = (
@@ -75,7 +75,7 @@ class Tables:
         posts: post_id, text, group_id.
         rows: of the annotations.
         counts: how many documents, marks and so on there were.
-        units: how many documents with spans have their offsets in which unit.
+        units: how many documents with spans have offsets in which unit, which may be several.
         annotators: how many documents each has annotated.
         labels: how many marks each label has for each criterion.
         labels_left_out: how many marks each label has that the map leaves out.
@@ -427,11 +427,12 @@ def _finished(reviews: Sequence[Review], place: str, work: _Work) -> tuple[Revie
 def _count(kept: Sequence[tuple[Document, Placed]], heard: Sequence[_Heard], work: _Work) -> None:
     """Count the spans, labels and what is left of the documents that are kept."""
     tables = work.tables
-    for document, placed in kept:
-        tables.units[placed.unit] += any(m.ranges for r in document.reviews for m in r.marks)
+    for _, placed in kept:
+        tables.units.update(placed.units)
         tables.counts["spans compared with their words"] += placed.n_checked
         tables.counts["spans found by their words, as their offsets are wrong"] += placed.n_by_words
         tables.counts["spans that cut a word"] += placed.n_cutting
+        tables.counts[OFFSETS_ALONE] += placed.n_offsets_alone
     for own in heard:
         for (label, criterion_id), number in own.labels.items():
             tables.labels.setdefault(label, Counter())[criterion_id] += number

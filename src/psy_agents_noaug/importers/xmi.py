@@ -109,4 +109,8 @@ def _marks(structure: Any, place: str, reading: Reading) -> Iterator[Mark]:
     if ranges and begin == end:
         reading.left.add("spans without a character", place)
         return
+    has_features = any(f.name not in _OWN_FEATURES for f in structure.type.all_features)
+    if has_features and not (ranges or labels or properties):
+        reading.left.add(f"annotations of a document without a value ({short})", place)
+        return
     yield from marks_of_features(short, ranges, labels, properties)

@@ -84,6 +84,36 @@ def test_offsets_in_utf_16_are_found_by_the_words_that_they_would_cut(imported, 
     assert forced.report["counts"]["spans that cut a word"] == 1
 
 
+def two_annotators(**labels):
+    """An archive in which each annotator has one span; all have the same text."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name, offsets in labels.items():
+            record = {"id": 1, "text": MOODS, "label": [[*offsets, "A.1"]]}
+            archive.writestr(f"{name}.jsonl", jsonl(record))
+    return content.getvalue()
+
+
+MOODS = "😀 I feel sad, sad, sad."
+
+
+def test_the_annotators_of_a_document_without_words_count_in_one_unit(imported, written):
+    offsets = {"anna": at("feel", MOODS, utf16=True), "ben": at("sad,", MOODS, utf16=True)}
+    path = written("export.zip", two_annotators(**offsets))
+    result = imported("doccano", path, spans_imply_label=True)
+    assert [row[-1] for row in result.rows] == ["feel", "sad,"]
+    assert result.report["offset_units"] == {"utf16": 1}
+
+
+def test_annotators_whose_offsets_speak_for_two_units_are_refused(refused, imported, written):
+    offsets = {"anna": at("feel", MOODS, utf16=True), "ben": at("feel", MOODS)}
+    path = written("export.zip", two_annotators(**offsets))
+    message = refused("doccano", path, spans_imply_label=True)
+    assert "must have offsets whose unit can be told" in message
+    result = imported("doccano", path, spans_imply_label=True, offset_unit="code_points")
+    assert result.report["counts"]["spans that cut a word"] == 1
+
+
 def test_the_same_id_with_another_text_is_refused(refused, written):
     records = [{"id": 1, "text": text, "label": ["A.4"]} for text in (TEXT, OTHER)]
     message = refused("doccano", written("all.jsonl", jsonl(*records)))

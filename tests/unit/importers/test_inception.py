@@ -218,6 +218,12 @@ def types():
             "uima.cas.AnnotationBase",
             feature("label") + feature("many", "uima.cas.StringArray") + shared,
         ),
+        ("webanno.custom.Flag", "uima.cas.AnnotationBase", ""),
+        (
+            "webanno.custom.Answers",
+            "uima.cas.AnnotationBase",
+            feature("insomnia", "uima.cas.Boolean") + feature("severity", "uima.cas.Integer"),
+        ),
         ("de.tudarmstadt.ukp.dkpro.core.api.segmentation.type.Token", annotation, ""),
         (
             METADATA,
@@ -233,7 +239,7 @@ def types():
 METADATA = "de.tudarmstadt.ukp.dkpro.core.api.metadata.type.DocumentMetaData"
 
 
-def xmi(text, spans, labels=(), head="", *, title=None, user=None, sure="true"):
+def xmi(text, spans, labels=(), head="", *, more="", title=None, user=None, sure="true"):
     """A CAS; offsets are UTF-16 units, as Java writes them."""
     elements, ids = [], []
 
@@ -250,6 +256,8 @@ def xmi(text, spans, labels=(), head="", *, title=None, user=None, sure="true"):
     add('<type:Token xmi:id="{id}" sofa="1" begin="0" end="2"/>')
     for label in labels:
         add(f'<custom:Document xmi:id="{{id}}" sofa="1" label={quoteattr(label)}/>')
+    if more:
+        add(f'<custom:{more} xmi:id="{{id}}" sofa="1"/>')
     if title is not None:
         add(
             f'<meta:DocumentMetaData xmi:id="{{id}}" sofa="1" begin="0" end="{units(text)}" '
@@ -305,6 +313,46 @@ def test_true_and_false_of_xmi_are_attributes(imported, written, sure, status):
     turned = {"A.4[sure=false]": {"criterion_id": "A.4", "status": 0}}
     result = imported("inception", path, map=turned, spans_imply_label=True)
     assert result.rows == [("post1", None, "A.4", status, "I cannot sleep")]
+
+
+@pytest.fixture
+def answered(written):
+    """A folder with three documents: the answer yes, the answer no, and none."""
+    path = written("corpus/TypeSystem.xml", types())
+    answers = {"yes": 'insomnia="true" severity="3"', "no": 'insomnia="false"', "none": ""}
+    for name, own in answers.items():
+        written(f"corpus/{name}.xmi", xmi(f"{TEXT} {name}", [], more=f"Answers {own}"))
+    return path.parent
+
+
+@pytest.mark.usefixtures("cassis")
+def test_true_and_false_of_a_document_are_attributes_of_a_label_named_by_the_layer(
+    imported, answered
+):
+    turned = {"Answers[insomnia]": "A.4", "Answers": None}
+    result = imported("inception", answered, map=turned, empty="leave_out", negatives="explicit")
+    assert result.rows == [("no", None, "A.4", 0, None), ("yes", None, "A.4", 1, None)]
+    assert result.left("attribute severity") == 1
+    assert result.left("of a document without a value (Answers)") == 1
+    no = {"criterion_id": "A.4", "status": 0}
+    turned = {"Answers": "A.4", "Answers[insomnia=false]": no}
+    result = imported("inception", answered, map=turned, empty="leave_out")
+    assert result.rows == [("no", None, "A.4", 0, None), ("yes", None, "A.4", 1, None)]
+
+
+@pytest.mark.usefixtures("cassis")
+def test_true_and_false_of_a_document_do_not_vanish_without_a_map(refused, answered):
+    message = refused("inception", answered, empty="negative")
+    assert "'Answers' in Answers: must be mapped to a criterion, or to null (2 times" in message
+
+
+@pytest.mark.usefixtures("cassis")
+def test_a_layer_of_documents_without_features_is_a_label(imported, written):
+    content = xmi(TEXT, [], more="Flag")
+    path = written("post1.zip", archive({"post1.xmi": content, "TypeSystem.xml": types()}))
+    assert imported("inception", path, map={"Flag": "A.4"}).rows == [
+        ("post1", None, "A.4", 1, None)
+    ]
 
 
 @pytest.mark.usefixtures("cassis")

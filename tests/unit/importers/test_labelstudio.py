@@ -252,6 +252,129 @@ def test_predictions_and_ground_truth_are_read_on_request(imported, written):
     assert rows == [("1", "v3", "A.2", 1, None)]
 
 
+MOODS = "😀😀 I feel sad. I am so sad, sad, sad."
+UNIT_IS_NOT_TOLD = "must have offsets whose unit can be told"
+
+
+def region_of(words, label="A.1", *, utf16, quoted=False, text=MOODS):
+    """A region, of which the file has no words unless it is quoted."""
+    result = span(words, label, utf16=utf16, text=text)
+    if not quoted:
+        del result["value"]["text"]
+    return result
+
+
+def predicted(*results, model="m"):
+    return {"model_version": model, "result": [choices("A.1"), *results]}
+
+
+def moods(*predictions, by_human=()):
+    human = annotation(choices("A.1"), *by_human)
+    return [task(1, human, text=MOODS, predictions=list(predictions))]
+
+
+@pytest.mark.parametrize(("words", "utf16"), [("feel", True), ("so sad", False)])
+def test_a_models_offsets_without_words_have_their_own_unit(imported, written, words, utf16):
+    human = region_of("so sad", utf16=True, quoted=True)
+    model = predicted(region_of(words, utf16=utf16))
+    path = written("export.json", moods(model, by_human=[human]))
+    result = imported("labelstudio", path, with_predictions=True)
+    assert result.rows == [("1", "1", "A.1", 1, "so sad"), ("1", "m", "A.1", 1, words)]
+    units = {"utf16": 1} if utf16 else {"utf16": 1, "code_points": 1}
+    assert result.report["offset_units"] == units
+    assert "annotations without words at their offsets" in result.summary
+
+
+def test_a_models_words_do_not_give_the_unit_of_a_human(imported, written):
+    human = region_of("so sad", utf16=True)
+    model = predicted(region_of("I feel", utf16=False, quoted=True))
+    path = written("export.json", moods(model, by_human=[human]))
+    rows = imported("labelstudio", path, with_predictions=True).rows
+    assert [row[-1] for row in rows] == ["so sad", "I feel"]
+
+
+def test_two_models_may_count_in_two_units(imported, written):
+    first = predicted(region_of("feel", utf16=True), model="a")
+    second = predicted(region_of("so sad", utf16=False), model="b")
+    path = written("export.json", moods(first, second))
+    rows = imported("labelstudio", path, with_predictions=True).rows
+    assert [row[-1] for row in rows] == [None, "feel", "so sad"]
+
+
+# In UTF-16 units "sad," is " sad", which cuts no word either; "ee" cuts a word in both.
+@pytest.mark.parametrize("words", ["sad,", "ee"])
+def test_a_models_offsets_whose_unit_cannot_be_told_are_refused_until_it_is_given(
+    refused, imported, written, words
+):
+    text = "😀 I feel sad, sad, sad."
+    human = region_of("sad", utf16=True, quoted=True, text=text)
+    model = predicted(region_of(words, utf16=False, text=text))
+    content = [task(1, annotation(choices("A.1"), human), text=text, predictions=[model])]
+    path = written("export.json", content)
+    message = refused("labelstudio", path, with_predictions=True)
+    assert f"record 1 (task 1): {UNIT_IS_NOT_TOLD}" in message
+    assert "offset_unit=code_points or offset_unit=utf16" in message
+    assert "'m'" in message
+    settings = {"with_predictions": True, "offset_unit": "code_points"}
+    rows = imported("labelstudio", path, **settings).rows
+    assert [row[-1] for row in rows] == ["sad", words]
+
+
+def test_a_models_offsets_that_mean_the_same_in_all_units_are_not_refused(imported, written):
+    text = "I feel sad. 😀"
+    model = predicted(region_of("sad", utf16=False, text=text))
+    content = [task(1, annotation(choices("A.1")), text=text, predictions=[model])]
+    result = imported("labelstudio", written("export.json", content), with_predictions=True)
+    assert [row[-1] for row in result.rows] == [None, "sad"]
+    assert "annotations without words" not in result.summary
+
+
+def test_a_models_words_that_fit_in_all_units_leave_the_unit_to_its_other_offsets(
+    refused, imported, written
+):
+    text = "I feel low. 😀 I feel sad, sad, sad."
+    before = region_of("feel low", utf16=False, quoted=True, text=text)
+    for words, is_told in (("sad", True), ("sad,", False)):
+        model = predicted(before, region_of(words, utf16=False, text=text))
+        content = [task(1, annotation(choices("A.1")), text=text, predictions=[model])]
+        path = written("export.json", content)
+        if is_told:
+            rows = imported("labelstudio", path, with_predictions=True).rows
+            assert [row[-1] for row in rows] == [None, "feel low", words]
+        else:
+            assert UNIT_IS_NOT_TOLD in refused("labelstudio", path, with_predictions=True)
+
+
+def test_a_models_offsets_do_not_follow_the_line_ends_of_a_human(imported, written):
+    text = "One\r\ntwo\r\nI cry\r\n"
+    human = span("I cry", "A.1", text=text.replace("\r\n", "\n"))
+    model = predicted(region_of("cry", utf16=False, text=text))
+    content = [task(1, annotation(choices("A.1"), human), text=text, predictions=[model])]
+    result = imported("labelstudio", written("export.json", content), with_predictions=True)
+    assert [row[-1] for row in result.rows] == ["I cry", "cry"]
+
+
+def test_a_models_offsets_that_fit_at_one_place_alone_are_taken_whatever_the_unit(
+    imported, written
+):
+    text = "One\r\ntwo\r\nI cry 😀"
+    model = predicted(region_of("cry", utf16=False, text=text))
+    content = [task(1, annotation(choices("A.1")), text=text, predictions=[model])]
+    result = imported("labelstudio", written("export.json", content), with_predictions=True)
+    assert [row[-1] for row in result.rows] == [None, "cry"]
+
+
+def test_words_in_the_file_go_before_a_unit_that_is_given(imported, written):
+    text = "😀😀 ha ha ha ha, I cry"
+    human = [
+        region_of("I cry", utf16=True, quoted=True, text=text),
+        region_of("ha ha ha", utf16=True, quoted=True, text=text),
+    ]
+    path = written("export.json", [task(1, annotation(choices("A.1"), *human), text=text)])
+    rows = imported("labelstudio", path, offset_unit="code_points").rows
+    assert [row[-1] for row in rows] == ["I cry", "ha ha ha"]
+
+
 def test_the_completions_of_versions_before_1_are_read(imported, written):
     old = {"id": 4, "data": {"text": TEXT}, "completions": [annotation(choices("A.4"))]}
     path = written("completions.json", [old])
