@@ -39,11 +39,13 @@ class DuplicateReport:
         exact: (post_id, split, post_id, split).
         near: (post_id, split, post_id, split, Jaccard similarity).
         quoted: (post_id, split, post_id, split, share of the shorter post that is in the longer one).
+        n_copies: number of posts whose text another post of any split has too.
     """
 
     exact: list[tuple[str, str, str, str]]
     near: list[Pair]
     quoted: list[Pair]
+    n_copies: int = 0
 
     def by_kind(self) -> dict[str, list[tuple[Any, ...]]]:
         """Return the pairs of each kind."""
@@ -101,7 +103,8 @@ def find_duplicates_across_splits(
     for number, post in enumerate(posts):
         copies[fold(post.text)].append(number)
     table = _Posts([post.post_id for post in posts], splits.split_of(), list(copies.values()))
-    several = np.flatnonzero(np.diff(table.begins) > 1)
+    n_posts = np.diff(table.begins)
+    several = np.flatnonzero(n_posts > 1)
     i, j, jaccard, share = _similar(_Index(list(copies), table.masks), threshold)
     is_near = jaccard >= threshold
     is_quoted = ~is_near & (share >= QUOTED_SHARE)
@@ -112,6 +115,7 @@ def find_duplicates_across_splits(
         exact=list(zip(*exact[:4], strict=True)),
         near=list(zip(*near, strict=True)),
         quoted=list(zip(*quoted, strict=True)),
+        n_copies=int(n_posts[several].sum()),
     )
 
 
@@ -198,18 +202,25 @@ class _Index:
         )
         rows = [shingle_hashes(w, SHINGLE_WORDS if len(w) >= SHINGLE_WORDS else 1) for w in words]
         owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-        _, number, counts = np.unique(np.concatenate(rows), return_inverse=True, return_counts=True)
-        # Most shingles occur once: they only come first in the order, and count.
-        is_repeated = counts[number] > 1
+        shingles = np.concatenate(rows)
+        # Most occur once: they only come first in the order, and count. To look the others up is faster
+        # than np.unique, which sorts positions too.
+        ordered = np.sort(shingles)
+        equal = ordered[1:][ordered[1:] == ordered[:-1]]
+        repeated = equal[np.diff(equal, prepend=equal[:1] - np.uint64(1)) != 0]
+        begins, ends = (np.searchsorted(ordered, repeated, side) for side in ("left", "right"))
+        del ordered, equal
+        number = np.minimum(np.searchsorted(repeated, shingles), max(len(repeated) - 1, 0))
+        is_repeated = (
+            repeated[number] == shingles if len(repeated) else np.zeros(len(shingles), dtype=bool)
+        )
         n_unique = np.bincount(owner[~is_repeated], minlength=len(rows))
+        counts = ends - begins
         rank = np.empty(len(counts), dtype=np.int64)
-        # Numbers of 16 bits are sorted fastest; what is more frequent than they can say has one place.
-        few = np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
-        rank[np.argsort(few, kind="stable")] = np.arange(len(counts))
-        # np.unique hashes integers, which takes ten times as long as to sort them.
+        rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
         entries = np.sort(owner[is_repeated] * len(counts) + rank[number[is_repeated]])
         entries = entries[np.diff(entries, prepend=-1) != 0]
-        owner, column = np.divmod(entries, len(counts))
+        owner, column = np.divmod(entries, max(len(counts), 1))
         n_repeated = np.bincount(owner, minlength=len(rows))
         self.masks = masks
         self.sizes = n_unique + n_repeated
@@ -235,12 +246,12 @@ class _Index:
         lengths = self.sizes - np.ceil(threshold * self.sizes - 1e-9) + 1
         return self._matrix(self._position < lengths[self._owner])
 
-    def sharers(self) -> sparse.csr_matrix:
-        """Return the texts of each shingle, at most the first thousand of each set of splits."""
+    def sharers(self, is_wanted: np.ndarray) -> sparse.csr_matrix:
+        """Return the wanted texts of each shingle, at most the first thousand of each set of splits."""
         texts = self.sets.T.tocsr()  # in the order of their numbers
         shingle = np.repeat(np.arange(self._n_columns), np.diff(texts.indptr))
         few = np.zeros(texts.nnz, dtype=bool)
-        for mask in np.unique(self.masks):
+        for mask in np.unique(self.masks[is_wanted]):
             own = self.masks[texts.indices] == mask
             before = np.concatenate([[0], np.cumsum(own)])
             few |= own & (before[1:] - before[texts.indptr[shingle]] <= _MAX_SHARERS)
@@ -283,29 +294,36 @@ def _similar(
 
 def _candidates(index: _Index, threshold: float) -> np.ndarray:
     """Return pairs i < j of texts of two splits that share one of their rarest shingles, as i T + j."""
-    prefixes, sharers = index.prefixes(min(threshold, QUOTED_SHARE)), index.sharers()
-    n_texts = len(index.sizes)
-    cost = prefixes @ np.diff(sharers.indptr)
-    chunk_of = np.cumsum(cost) // _MAX_PRODUCT
-    edges = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+    prefixes = index.prefixes(min(threshold, QUOTED_SHARE))
     found = [np.empty(0, dtype=np.int64)]
-    for start, end in pairwise([*edges.tolist(), n_texts]):
-        shared = (prefixes[start:end] @ sharers).tocoo()
-        i, j = shared.row.astype(np.int64) + start, shared.col.astype(np.int64)
-        smaller = np.minimum(index.sizes[i], index.sizes[j])
-        larger = np.maximum(index.sizes[i], index.sizes[j])
-        same_split = (index.masks[i] == index.masks[j]) & np.isin(index.masks[i], (1, 2, 4))
-        is_alike = (smaller >= threshold * larger - 1e-9) | (smaller >= MIN_QUOTED_SHINGLES)
-        kept = np.flatnonzero((i != j) & ~same_split & is_alike)
-        i, j, n_shared = i[kept], j[kept], shared.data[kept]
-        # Sorted by text and splits of the partner, then the likeliest, then the first partner.
-        group = i * 8 + index.masks[j]
-        rarity = np.max(n_shared, initial=0) - n_shared
-        width = int(rarity.max(initial=0)) + 1
-        key = np.sort((group * width + rarity) * n_texts + j)
-        group, j = key // (width * n_texts), key % n_texts
-        begins = np.searchsorted(group, group)
-        few = np.arange(len(key)) - begins < _MAX_PARTNERS
-        i, j = group[few] // 8, j[few]
-        found.append(np.minimum(i, j) * n_texts + np.maximum(i, j))
+    for mask in np.unique(index.masks):
+        # The others of one split alone are no partners, those of several splits are.
+        is_partner = (index.masks != mask) | (mask not in (1, 2, 4))
+        sharers = index.sharers(is_partner)
+        texts = np.flatnonzero(index.masks == mask)
+        own = prefixes[texts]
+        chunk_of = np.cumsum(own @ np.diff(sharers.indptr)) // _MAX_PRODUCT
+        edges = np.flatnonzero(np.diff(chunk_of, prepend=-1))
+        for start, end in pairwise([*edges.tolist(), len(texts)]):
+            shared = (own[start:end] @ sharers).tocoo()
+            i, j = texts[start + shared.row], shared.col.astype(np.int64)
+            smaller = np.minimum(index.sizes[i], index.sizes[j])
+            larger = np.maximum(index.sizes[i], index.sizes[j])
+            is_alike = (smaller >= threshold * larger - 1e-9) | (smaller >= MIN_QUOTED_SHINGLES)
+            kept = np.flatnonzero((i != j) & is_alike)
+            found.append(_likeliest(i[kept], j[kept], shared.data[kept], index.masks))
     return np.concatenate(found)
+
+
+def _likeliest(i: np.ndarray, j: np.ndarray, n_shared: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Return the pairs with the most shared shingles of each text i and set of splits, as i T + j."""
+    n_texts = len(masks)
+    # Sorted by text and splits of the partner, then the likeliest, then the first partner.
+    rarity = np.max(n_shared, initial=0) - n_shared
+    width = int(np.max(rarity, initial=0)) + 1
+    key = np.sort(((i * 8 + masks[j]) * width + rarity) * n_texts + j)
+    group, j = key // (width * n_texts), key % n_texts
+    few = np.arange(len(key)) - np.searchsorted(group, group) < _MAX_PARTNERS
+    i, j = group[few] // 8, j[few]
+    pairs: np.ndarray = np.minimum(i, j) * n_texts + np.maximum(i, j)
+    return pairs

@@ -454,8 +454,8 @@ def _duplicates(valid: ValidFacts) -> Iterator[Part]:
         for kind, pairs in found.items()
         for first, one, second, other, *more in pairs[:_MAX_ROWS]
     ]
-    if valid.copies:
-        yield Text([f"{valid.copies:,} posts have a text that another post has too, in any split."])
+    if n_copies := valid.data.duplicates.n_copies:
+        yield Text([f"{n_copies:,} posts have a text that another post has too, in any split."])
     if rows:
         head = ["text", "split", "text", "split", "are", "similarity"]
         hidden = sum(max(len(pairs) - _MAX_ROWS, 0) for pairs in found.values())

@@ -12,7 +12,6 @@ from psy_agents_noaug.config.schema import DataCheckConfig, TrainConfig
 from psy_agents_noaug.data.corpus import Post
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE, Criterion
 from psy_agents_noaug.data.examples import HELD_OUT, Example
-from psy_agents_noaug.data.folding import fold
 from psy_agents_noaug.data.span import Span
 from psy_agents_noaug.errors import ConfigError, DataError, PsyAgentsError
 from psy_agents_noaug.metrics.expected import ExpectedInterval, expected_intervals
@@ -47,7 +46,6 @@ class ValidFacts:
         met_together: of these, that meet both criteria; met by it, on the diagonal;
             `[criteria, criteria]`.
         n_met: number of these by how many criteria they meet.
-        copies: number of posts whose text another post has too, apart from case and spaces.
         expected: figures of val and test by split and key; empty: the task has no F1 of labels.
     """
 
@@ -59,7 +57,6 @@ class ValidFacts:
     n_paired: int
     met_together: np.ndarray
     n_met: Mapping[int, int]
-    copies: int
     expected: Mapping[str, Mapping[str, ExpectedInterval]]
 
 
@@ -251,7 +248,6 @@ def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -
     met = np.zeros((len(met_in), len(ids)), dtype=np.int64)
     for row, own in enumerate(met_in.values()):
         met[row, [position[one] for one in own]] = 1
-    texts = Counter(fold(post.text) for post in data.corpus.posts)
     annotators = {annotation.annotator_id for annotation in data.corpus.annotations} - {None}
     return ValidFacts(
         data,
@@ -262,7 +258,6 @@ def _valid(config: TrainConfig, settings: DataCheckConfig, data: PreparedData) -
         n_paired=len(met_in),
         met_together=met.T @ met,
         n_met=dict(sorted(Counter(met.sum(axis=1).tolist()).items())),
-        copies=sum(count for count in texts.values() if count > 1),
         expected=_expected(config, settings, data),
     )
 

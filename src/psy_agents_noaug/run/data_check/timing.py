@@ -86,10 +86,10 @@ def training_time(config: TrainConfig, task: Task, hardware: Hardware) -> Traini
         hardware: as the training's.
     """
     batch_size = config.training.train_batch_size
-    pool = task.epoch_pool(0)
+    pool, n_val = task.epoch_pool(0), len(task.pairs_of_examples("val"))
     measured = {
         "train": _drawn(task, "train", pool, N_UPDATES * batch_size),
-        "val": _drawn(task, "val", np.arange(len(task.pairs_of_examples("val"))), _N_EVALUATED),
+        "val": _drawn(task, "val", np.arange(n_val), _N_EVALUATED),
     }
     # Encoders of its own, since the other task may have wrapped them in adapters.
     inputs = TaskInputs(
@@ -113,7 +113,7 @@ def training_time(config: TrainConfig, task: Task, hardware: Hardware) -> Traini
         n_train=len(pool),
         seconds_per_update=float(np.mean(clock.seconds)),
         n_measured=len(clock.seconds),
-        seconds_per_evaluation=per_example * len(task.pairs_of_examples("val")),
+        seconds_per_evaluation=per_example * n_val,
         device=hardware.distributed.device.type,
     )
 
