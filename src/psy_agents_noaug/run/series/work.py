@@ -160,6 +160,8 @@ def _work(series: Series, *, workers: int, waits: bool) -> None:
                 timedelta(seconds=round(seconds * n_left / workers)),
             )
         if not n_busy or not waits:
+            if not n_done_here and not waits:
+                logger.info("No run is left to do here.")
             return
         if not is_waiting:
             logger.info("Waiting for %d runs of other processes.", n_busy)
