@@ -53,11 +53,11 @@ class DuplicateReport:
 
     def post_ids(self, split: str, *kinds: str) -> list[str]:
         """Return the posts of a split with a duplicate (of these kinds, or of any) in another split."""
-        found = (self._posts[kind][split] for kind in kinds or self._posts)
+        found = (self._in_pairs[kind][split] for kind in kinds or self._in_pairs)
         return sorted(set().union(*found))
 
     @cached_property
-    def _posts(self) -> dict[str, dict[str, set[str]]]:
+    def _in_pairs(self) -> dict[str, dict[str, set[str]]]:
         """The posts in pairs of each kind and split."""
         posts = {kind: {name: set[str]() for name in SPLIT_NAMES} for kind in self.by_kind()}
         for kind, pairs in self.by_kind().items():
@@ -102,7 +102,7 @@ def find_duplicates_across_splits(
     copies: dict[str, list[int]] = defaultdict(list)
     for number, post in enumerate(posts):
         copies[fold(post.text)].append(number)
-    table = _Posts([post.post_id for post in posts], splits.split_of(), list(copies.values()))
+    table = _PostTable([post.post_id for post in posts], splits.split_of(), list(copies.values()))
     n_posts = np.diff(table.begins)
     several = np.flatnonzero(n_posts > 1)
     i, j, jaccard, share = _similar(_Index(list(copies), table.masks), threshold)
@@ -119,7 +119,7 @@ def find_duplicates_across_splits(
     )
 
 
-class _Posts:
+class _PostTable:
     """The posts of each text, with their splits.
 
     Args:
@@ -248,14 +248,22 @@ class _Index:
 
     def sharers(self, is_wanted: np.ndarray) -> sparse.csr_matrix:
         """Return the wanted texts of each shingle, at most the first thousand of each set of splits."""
-        texts = self.sets.T.tocsr()  # in the order of their numbers
-        shingle = np.repeat(np.arange(self._n_columns), np.diff(texts.indptr))
-        few = np.zeros(texts.nnz, dtype=bool)
-        for mask in np.unique(self.masks[is_wanted]):
-            own = self.masks[texts.indices] == mask
+        shingles, texts = self._few_sharers
+        kept = is_wanted[texts]
+        return _ones(shingles[kept], texts[kept], (self._n_columns, len(self.sizes)))
+
+    @cached_property
+    def _few_sharers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Shingles and texts, by shingle, with the first thousand texts of each set of splits."""
+        order = np.argsort(self._column, kind="stable")  # a shingle's texts keep their order
+        shingles, texts = self._column[order], self._owner[order]
+        begins = np.searchsorted(shingles, np.arange(self._n_columns))
+        is_few = np.zeros(len(texts), dtype=bool)
+        for mask in np.unique(self.masks):
+            own = self.masks[texts] == mask
             before = np.concatenate([[0], np.cumsum(own)])
-            few |= own & (before[1:] - before[texts.indptr[shingle]] <= _MAX_SHARERS)
-        return _ones(shingle[few], texts.indices[few], texts.shape)
+            is_few |= own & (before[1:] - before[begins[shingles]] <= _MAX_SHARERS)
+        return shingles[is_few], texts[is_few]
 
     def _matrix(self, kept: np.ndarray) -> sparse.csr_matrix:
         return _ones(self._owner[kept], self._column[kept], (len(self.sizes), self._n_columns))

@@ -198,6 +198,20 @@ def _record(pairs: list[tuple[str, Any]]) -> Record:
     return record
 
 
+def repeated_keys(value: Any) -> list[str]:
+    """Return the keys that an object in a value of `parse_json` has twice: only the last would count."""
+    found: set[str] = set()
+    open_values = [value]  # no recursion: it may be as deep as the parser allows
+    while open_values:
+        inner = open_values.pop()
+        if isinstance(inner, Record):
+            found |= inner.repeated
+            open_values += inner.values()
+        elif isinstance(inner, list):
+            open_values += inner
+    return sorted(found)
+
+
 def strings(
     source: str,
     names: Sequence[str],

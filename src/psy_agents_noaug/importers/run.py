@@ -23,7 +23,8 @@ from psy_agents_noaug.importers.documents import Reading
 from psy_agents_noaug.importers.labels import LabelMap, read_map, shown_label
 from psy_agents_noaug.importers.settings import ReadSettings
 from psy_agents_noaug.importers.sources import SourceFile, read_sources
-from psy_agents_noaug.importers.tables import ASKED_ALONE, Row, Rules, Tables, make_tables
+from psy_agents_noaug.importers.tables import ASKED_ALONE, Row, Tables, make_tables
+from psy_agents_noaug.importers.whole import Rules
 from psy_agents_noaug.metrics.tables import render_table
 from psy_agents_noaug.utils.files import (
     check_unused,

@@ -11,13 +11,13 @@ from typing import IO, Any
 from xml.parsers import expat
 
 from psy_agents_noaug.data.table_formats import (
-    Record,
     encoding_of,
     is_json_array,
     json_array,
     json_lines,
     not_in_encoding,
     parse_json,
+    repeated_keys,
 )
 from psy_agents_noaug.data.validation import Fault, quote_columns
 from psy_agents_noaug.errors import DataError
@@ -226,25 +226,11 @@ def json_values(
             faults.append(Fault(str(file.name), "cannot be read", str(error)))
             continue
         for place, value in values:
-            if repeated := _repeated_keys(value):
+            if repeated := repeated_keys(value):
                 own.append(Fault(place, "must have each key once", quote_columns(repeated)))
         found += [(f"{prefix}{place}", value) for place, value in values]
         faults += [Fault(f"{prefix}{f.place}", f.rule, f.detail) for f in own]
     return found
-
-
-def _repeated_keys(value: Any) -> list[str]:
-    """Return the keys that an object in a JSON value has twice, of which only the last would count."""
-    found: set[str] = set()
-    open_values = [value]  # no recursion: it may be as deep as the parser allows
-    while open_values:
-        inner = open_values.pop()
-        if isinstance(inner, Record):
-            found |= inner.repeated
-            open_values += inner.values()
-        elif isinstance(inner, list):
-            open_values += inner
-    return sorted(found)
 
 
 def _values(file: SourceFile, faults: list[Fault]) -> list[tuple[str, Any]]:

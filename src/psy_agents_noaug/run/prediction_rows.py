@@ -1,8 +1,6 @@
 """Files of predictions, as `psy-agents predict` writes them, are read back row by row."""
 
-import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,7 +12,7 @@ import pyarrow.parquet as pq
 
 from psy_agents_noaug.data.posts_stream import SeenIdentifiers
 from psy_agents_noaug.data.span import Span
-from psy_agents_noaug.data.table_formats import encoding_of
+from psy_agents_noaug.data.table_formats import encoding_of, parse_json, repeated_keys
 from psy_agents_noaug.data.tables import read_table
 from psy_agents_noaug.data.validation import Fault, quote_columns, quote_identifier
 from psy_agents_noaug.errors import DataError
@@ -22,14 +20,6 @@ from psy_agents_noaug.errors import DataError
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 _CHUNK = 10_000  # rows that are in memory at once
 _DECISIONS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
-
-
-class _RepeatedKeyError(ValueError):
-    """A JSON object has keys twice."""
-
-    def __init__(self, keys: list[str]) -> None:
-        super().__init__()
-        self.keys = keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,31 +146,17 @@ def _json_rows(path: Path, faults: list[Fault]) -> Iterator[tuple[str, Mapping[s
             if not line.strip():
                 continue
             try:
-                value = json.loads(line, object_pairs_hook=_with_keys_once)
-            except _RepeatedKeyError as error:
-                rule = "must have each key once"
-                faults.append(Fault(f"line {number}", rule, quote_columns(error.keys)))
-                continue
+                value = parse_json(line)
             except (ValueError, RecursionError):
                 faults.append(Fault(f"line {number}", "must be JSON"))
                 continue
-            if isinstance(value, dict):
-                yield f"line {number}", value
-            else:
+            if not isinstance(value, dict):
                 faults.append(Fault(f"line {number}", "must be a JSON object"))
-
-
-def _with_keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object.
-
-    Raises:
-        _RepeatedKeyError: a key is there twice, of which only the last would count.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise _RepeatedKeyError(sorted(key for key, count in counts.items() if count > 1))
-    return found
+            elif repeated := repeated_keys(value):
+                rule = "must have each key once"
+                faults.append(Fault(f"line {number}", rule, quote_columns(repeated)))
+            else:
+                yield f"line {number}", value
 
 
 def _identifier(value: Any) -> str | None:
@@ -227,7 +203,9 @@ def _evidence(values: Mapping[str, Any]) -> tuple[tuple[Span, float | None], ...
         return None
     found = []
     if isinstance(value, str):
-        value = json.loads(value, object_pairs_hook=_with_keys_once)
+        value = parse_json(value)
+        if repeated_keys(value):
+            raise ValueError
     for piece in value:
         if (span := _span(piece)) is None:
             raise ValueError
