@@ -24,12 +24,13 @@ demo: setup ## train MiniLM on the bundled corpus and evaluate it on test (minut
 	$(RUN) scripts/eval_criteria.py checkpoint=outputs/checkpoints/best_checkpoint.pt
 
 # As many tests at once as there are cores, at most 8, with one thread each.
-test: setup ## run the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m "not slow" -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-# The slow ones one by one, with all threads, as users run them.
+test: setup ## run the tests, without the slow ones
+	$(PYTEST) -m "not slow"
+
 test-all: test ## run all tests
-	$(RUN) -m pytest -m slow
+	$(PYTEST) -m slow
 
 faults: setup ## inject every fault into the real commands and print what happens
 	$(RUN) -m pytest -m faults
