@@ -27,10 +27,10 @@ def label_attention(
 ) -> LabelAttentionModel:
     """Build the model of a task that reads texts."""
     encoder = task.inputs.encoders[ENCODER]
-    learns = settings.criterion_vectors == "learned"
     return LabelAttentionModel(
         task.network(ENCODER),
-        learned_from=criterion_inputs(task.inputs.criteria, encoder) if learns else None,
+        first_texts=criterion_inputs(task.inputs.criteria, encoder),
+        learned=settings.criterion_vectors == "learned",
         hidden_size=encoder.hidden_size,
         head_layers=settings.head_layers,
         head_width=settings.head_width,

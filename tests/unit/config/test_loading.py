@@ -96,7 +96,7 @@ def epochs_and_rate(*overrides: str, task: str = "joint") -> tuple[int, float]:
 
 
 def test_an_architecture_chooses_the_recipe_of_its_task(best):
-    own, without = (40, 3e-4), (10, 2e-4)
+    own, without = (16, 3e-4), (10, 2e-4)
     chosen = "model.architecture=label_attention"
     assert epochs_and_rate() == without
     assert epochs_and_rate(chosen) == own

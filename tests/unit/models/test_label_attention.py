@@ -7,7 +7,7 @@ from transformers import AutoModel, AutoTokenizer
 from psy_agents_noaug.data.dsm5 import MAJOR_DEPRESSIVE_EPISODE
 from psy_agents_noaug.data.windows import encode_windows
 from psy_agents_noaug.models.execution import enable_packing
-from psy_agents_noaug.models.label_attention import LabelAttentionModel
+from psy_agents_noaug.models.label_attention import LabelAttentionModel, criterion_vectors
 
 CRITERIA = MAJOR_DEPRESSIVE_EPISODE[:3]
 POSTS = [
@@ -44,7 +44,8 @@ def make_model(tiny_encoder, tokenizer):
         torch.manual_seed(1)
         return LabelAttentionModel(
             encoder,
-            learned_from=texts_of(tokenizer, CRITERIA) if learned else None,
+            first_texts=texts_of(tokenizer, CRITERIA),
+            learned=learned,
             hidden_size=WIDTH,
             head_layers=1,
             head_width=None,
@@ -124,6 +125,19 @@ def test_it_equals_a_plain_implementation(make_model, tiny_encoder, tokenizer, p
                 pair = outputs.label_odds[post * len(CRITERIA) + index]
                 torch.testing.assert_close(pair, max(odds), rtol=0, atol=1e-5)
     assert position == len(outputs.attention) > len(POSTS) * len(CRITERIA)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_before_training_each_criterion_attends_to_the_token_that_is_most_like_it(
+    make_model, tokenizer, learned
+):
+    model = make_model(learned=learned)
+    likeness = criterion_vectors(model.encoder, texts_of(tokenizer, CRITERIA))
+    mask = torch.ones(1, len(CRITERIA), dtype=torch.long)
+    with torch.no_grad():
+        _, attention, borders = model.score(likeness.unsqueeze(0), mask, likeness)
+    for scores in (attention[0], *borders):
+        assert scores.argmax(dim=1).tolist() == [0, 1, 2]
 
 
 def test_a_criterion_is_read_alike_whatever_others_there_are(make_model, tokenizer):
