@@ -90,7 +90,7 @@ def test_two_workers_give_what_one_gives(
 ) -> None:
     process = start([*command(tmp_path), "workers=2", "training.num_threads=1"])
     first, folder = psutil.Process(process.pid), tmp_path / "criteria/cv-x"
-    wait_until(lambda: process.is_alive() and first.children())
+    wait_until(lambda: (folder / "worker-1.log").exists() and first.children())
     # The first worker may have done every run before the other one has imported its modules.
     first.suspend()
     try:
