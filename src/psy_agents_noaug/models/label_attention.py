@@ -185,10 +185,10 @@ class LabelAttentionModel(nn.Module):
 def _add_likeness(key: nn.Linear, query: nn.Linear, vectors: Tensor) -> None:
     """Add to random weights what scores a token by its likeness to a criterion.
 
-    A pretrained encoder gives like vectors to tokens and criteria of like meaning. With MiniLM, before any
-    training, this likeness ranks the tokens of the evidence in the bundled corpus with an AUROC of 0.67;
-    random weights have 0.5. What all criteria share tells none from another, and is subtracted; of a
-    single criterion nothing would be left.
+    A pretrained encoder gives like vectors to tokens and criteria of like meaning. With MiniLM, before
+    any training, this likeness ranks the tokens of the evidence in the bundled corpus with an AUROC of
+    0.67; random weights have 0.5. What all criteria share tells none from another, and is subtracted; of
+    a single criterion nothing would be left.
 
     Args:
         key: `[H, H]`.
